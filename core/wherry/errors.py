@@ -1,0 +1,108 @@
+"""The error classes of Wherry: one for each thing that a caller acts on.
+
+The text of an error is ``what: cause; hint``: the thing it is about (quoted by whoever raises it), why it failed, and what
+to do. Each class has one process exit code, one HTTP status and one gRPC status code, so that every front end answers alike.
+Exit codes 125, 126 and 127 are those of ``docker run`` (Docker CLI reference, "Exit status").
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Error(Exception):
+    """Base of the errors that carry a meaning for the caller.
+
+    what: the thing, e.g. ``image "busybox"``; cause: why; hint: what to do ("" for nothing to say); plugin: the
+    ``<family>.<id>`` of the plugin that raised it, "" for the kernel.
+    """
+
+    exit_code: ClassVar[int] = 125
+    http: ClassVar[int] = 500
+    grpc: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, what: str, cause: str, hint: str = "", *, plugin: str = "") -> None:
+        super().__init__(what, cause, hint)
+        self.what = what
+        self.cause = cause
+        self.hint = hint
+        self.plugin = plugin
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.cause}" + (f"; {self.hint}" if self.hint else "")
+
+
+class NotFound(Error):
+    """The named thing does not exist."""
+
+    http, grpc = 404, "NOT_FOUND"
+
+
+class AlreadyExists(Error):
+    """The name, digest or key is taken."""
+
+    http, grpc = 409, "ALREADY_EXISTS"
+
+
+class InUse(Error):
+    """Something else still holds the thing: a running container, a child snapshot, another writer."""
+
+    http, grpc = 409, "FAILED_PRECONDITION"
+
+
+class Invalid(Error):
+    """The input can never be accepted as it is."""
+
+    http, grpc = 400, "INVALID_ARGUMENT"
+
+
+class Denied(Error):
+    """The caller or the host does not permit it."""
+
+    http, grpc = 403, "PERMISSION_DENIED"
+
+
+class FailedPrecondition(Error):
+    """The state of the thing does not allow the operation now, e.g. exec in a stopped container."""
+
+    http, grpc = 412, "FAILED_PRECONDITION"
+
+
+class Unavailable(Error):
+    """A part is down for now: a driver with an open breaker, a registry that does not answer, a lost shim."""
+
+    http, grpc = 503, "UNAVAILABLE"
+
+
+class DeadlineExceeded(Error):
+    """A driver call did not return within its deadline; the plugin is named."""
+
+    http, grpc = 504, "DEADLINE_EXCEEDED"
+
+
+class PluginFault(Error):
+    """A plugin raised what its contract does not allow, returned a wrong type, or failed to load."""
+
+
+class CommandNotFound(NotFound):
+    """execve(2) answered ENOENT, or no directory of PATH has the command."""
+
+    exit_code = 127
+
+
+class CommandNotExecutable(Denied):
+    """execve(2) answered EACCES or ENOEXEC."""
+
+    exit_code = 126
+
+
+#: Every class by its name, for the wire: an error travels as its class name and its four strings.
+CLASSES: dict[str, type[Error]] = {
+    cls.__name__: cls
+    for cls in (
+        Error, NotFound, AlreadyExists, InUse, Invalid, Denied, FailedPrecondition, Unavailable, DeadlineExceeded,
+        PluginFault, CommandNotFound, CommandNotExecutable,
+    )
+}  # fmt: skip
+
+__all__ = [*CLASSES, "CLASSES"]

@@ -1,0 +1,287 @@
+"""The Engine Protocol: all that a front end sees. ``wherry.Engine`` (in process) and ``wherry.connect()`` implement it.
+
+Every argument and answer is wire-safe. A container is named by its id, a unique prefix of it, or its name. Errors are those
+of ``wherry.errors``: NotFound for an unknown container or image, FailedPrecondition for a wrong state, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal, Protocol
+
+from attrs import field, frozen
+
+from wherry.interfaces.common import Descriptor, Event, Kind, Labels
+from wherry.interfaces.config import Info, Origin, PluginInfo
+from wherry.interfaces.contributions import LogLine
+from wherry.interfaces.network import Port
+from wherry.interfaces.process import Exit, Stdio
+
+
+@frozen
+class Bind:
+    """A mount the user asks for. type: "bind" (source is an absolute host path), "tmpfs" or "volume" (source is a name).
+
+    options as in mount(8): "ro", "rbind", "size=64m", "mode=1777"; create: make a missing bind source as a directory, as
+    docker -v does.
+    """
+
+    type: Literal["bind", "tmpfs", "volume"]
+    source: str
+    target: str
+    options: tuple[str, ...] = ()
+    create: bool = False
+
+
+@frozen
+class RunRequest:
+    """What a user asks of one container; the same for create and run. None in entrypoint, command: the image's.
+
+    image: a reference, with or without a transport's prefix. env: "KEY=value". user: "name[:group]" or "uid[:gid]". memory in
+    bytes, cpus in cores, pids_limit a count; 0: no limit (pids_limit -1 too). shm_size in bytes. stop_timeout in seconds.
+    network: "" is the variant's default, "none", "host", "container:ID" or the name of a network. variant, snapshotter,
+    isolation, store: "" is the default. pull: when to ask the transport. options: for adjusters of plugins, free form.
+    """
+
+    image: str
+    command: tuple[str, ...] | None = None
+    entrypoint: tuple[str, ...] | None = None
+    name: str = ""
+    env: tuple[str, ...] = ()
+    user: str = ""
+    workdir: str = ""
+    hostname: str = ""
+    labels: Labels = field(factory=dict)
+    annotations: Labels = field(factory=dict)
+    tty: bool = False
+    interactive: bool = False
+    detach: bool = False
+    remove: bool = False
+    init: bool = False
+    privileged: bool = False
+    read_only: bool = False
+    no_new_privileges: bool = False
+    seccomp: str = ""
+    """"" is the default profile, "unconfined" none, else the JSON text of a profile in Docker's format."""
+    mounts: tuple[Bind, ...] = ()
+    memory: int = 0
+    memory_swap: int = 0
+    cpus: float = 0.0
+    cpu_shares: int = 0
+    cpuset: str = ""
+    pids_limit: int = 0
+    shm_size: int = 64 << 20
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    sysctls: Labels = field(factory=dict)
+    devices: tuple[str, ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    network: str = ""
+    ports: tuple[Port, ...] = ()
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    mac: str = ""
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    stop_signal: str = ""
+    stop_timeout: float = 10.0
+    log: str = ""
+    log_options: Labels = field(factory=dict)
+    variant: str = ""
+    store: str = ""
+    snapshotter: str = ""
+    isolation: str = ""
+    sandbox_id: str = ""
+    platform: str = ""
+    pull: Literal["missing", "always", "never"] = "missing"
+    hooks: Mapping[str, Any] = field(factory=dict)
+    """OCI hooks (runtime-spec, config.md, "POSIX-platform Hooks"): {"createRuntime": [{"path": ...}], ...}."""
+    trace: bool = False
+    options: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen
+class ExecRequest:
+    """One more process in a running container."""
+
+    command: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: str = ""
+    workdir: str = ""
+    tty: bool = False
+    interactive: bool = False
+    detach: bool = False
+    privileged: bool = False
+
+
+@frozen
+class Container:
+    """A container as ``ps`` shows it. Times are ns since the epoch, 0 for not yet. drivers: which driver of each kind made
+    it; exit_code None: not exited, or unknown (status tells)."""
+
+    id: str
+    name: str
+    image: str
+    image_digest: str
+    command: tuple[str, ...]
+    created: int
+    status: Literal["creating", "created", "running", "paused", "stopped"]
+    pid: int
+    started: int
+    finished: int
+    exit_code: int | None
+    oom_killed: bool
+    labels: Labels
+    ports: tuple[Port, ...]
+    networks: tuple[str, ...]
+    addresses: tuple[str, ...]
+    variant: str
+    drivers: Mapping[Kind, str]
+    sandbox_id: str
+    remove: bool = False
+    tty: bool = False
+    error: str = ""
+
+
+@frozen
+class ImageInfo:
+    """An image in the store. id is the digest of its config; size is in bytes, of the blobs; names are its references."""
+
+    id: str
+    names: tuple[str, ...]
+    target: Descriptor
+    created: int
+    size: int
+    labels: Labels
+    platform: str
+    layers: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen
+class Progress:
+    """One step of a pull: id is a digest or a name; status "resolving", "waiting", "fetching", "unpacking", "done", "exists"."""
+
+    id: str
+    status: str
+    current: int = 0
+    total: int = 0
+
+
+@frozen
+class Span:
+    """One timed driver call: start in ns since the epoch, duration in ns; plugin is "<family>.<id>", "" for the kernel."""
+
+    name: str
+    plugin: str
+    start: int
+    duration: int
+    thread: int
+    id: int = 0
+    parent: int = 0
+    attributes: Mapping[str, Any] = field(factory=dict)
+    error: str = ""
+
+
+@frozen
+class GcReport:
+    """What gc removed: digests, snapshots as "driver/key", and the bytes freed."""
+
+    blobs: tuple[str, ...] = ()
+    snapshots: tuple[str, ...] = ()
+    bytes: int = 0
+
+
+@frozen
+class Finding:
+    """Something doctor found: what is wrong, and what was done about it ("" when repair was not asked for)."""
+
+    what: str
+    problem: str
+    repair: str = ""
+
+
+class Engine(Protocol):
+    """See the module. Streams of output are iterators; closing one ends the work behind it."""
+
+    # images
+    def pull(self, reference: str, *, platform: str = "") -> Iterator[Progress]:
+        """Fetches and unpacks for the default variant; the last Progress has the id "<name>" and the status "done"."""
+        ...
+
+    def load(self, reference: str, *, platform: str = "") -> tuple[ImageInfo, ...]:
+        """All images that a reference stands for, e.g. "archive:/path/x.tar", into the store."""
+        ...
+
+    def images(self, prefix: str = "") -> tuple[ImageInfo, ...]: ...
+    def image(self, name: str) -> ImageInfo: ...
+    def tag(self, source: str, target: str) -> ImageInfo: ...
+    def remove_image(self, name: str, *, force: bool = False) -> tuple[str, ...]:
+        """What went, docker-like: "Untagged: NAME", "Deleted: DIGEST". InUse while a container uses it, unless force."""
+        ...
+
+    # containers
+    def create(self, request: RunRequest) -> Container: ...
+    def start(self, container: str, stdio: Stdio = Stdio()) -> Container:
+        """Streams go to the log in any case; fds in stdio get them too."""
+        ...
+
+    def run(self, request: RunRequest, stdio: Stdio = Stdio()) -> Container:
+        """create and start in one. Nothing is left behind when it fails and request.remove is set."""
+        ...
+
+    def wait(self, container: str, exec_id: str = "", timeout: float | None = None) -> Exit | None:
+        """None when timeout (seconds) ran out. After a container with ``remove`` exited, it is gone when this returns."""
+        ...
+
+    def attach(self, container: str, stdio: Stdio) -> str: ...
+    def detach(self, container: str, token: str = "", exec_id: str = "") -> None: ...
+    def resize(self, container: str, rows: int, columns: int, exec_id: str = "") -> None: ...
+    def stop(self, container: str, timeout: float | None = None, signal: str = "") -> Container:
+        """The stop signal, then SIGKILL after timeout seconds (None: the container's own)."""
+        ...
+
+    def kill(self, container: str, signal: str = "KILL", exec_id: str = "") -> None: ...
+    def pause(self, container: str) -> None: ...
+    def resume(self, container: str) -> None: ...
+    def remove(self, container: str, *, force: bool = False) -> None: ...
+    def exec(self, container: str, request: ExecRequest, stdio: Stdio = Stdio()) -> str:
+        """Starts it; the exec id. ``wait`` with that id answers its exit."""
+        ...
+
+    def containers(self, *, all: bool = False, filters: Mapping[str, Collection[str]] = {}) -> tuple[Container, ...]: ...
+    def container(self, container: str) -> Container: ...
+    def inspect(self, container: str) -> Mapping[str, Any]:
+        """The container, its spec ("spec"), who set each field ("owners": JSON pointer -> owner) and its request."""
+        ...
+
+    def logs(
+        self, container: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1
+    ) -> Iterator[LogLine]: ...
+    def stats(self, container: str) -> Mapping[str, int]: ...
+
+    # the system
+    def events(self, after: int = -1, *, follow: bool = True) -> Iterator[Event]:
+        """Those with a sequence above after; -1: only what comes from now on. With follow, a quiet stream yields an Event
+        with an empty topic at least every half second, so that the reader can stop."""
+        ...
+
+    def spans(self, container: str) -> tuple[Span, ...]:
+        """The spans of a run that asked for ``trace``, kept until the container is removed and 60 s longer."""
+        ...
+
+    def info(self) -> Info: ...
+    def plugins(self) -> tuple[PluginInfo, ...]: ...
+    def config(self) -> tuple[Origin, ...]:
+        """The effective config, each value with its origin."""
+        ...
+
+    def gc(self) -> GcReport: ...
+    def doctor(self, *, repair: bool = False) -> tuple[Finding, ...]: ...
+    def reset(self) -> None:
+        """Removes every container, image and snapshot of this root."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,85 @@
+"""What the kernel gives to a driver, and the record by which a driver announces itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO, Generic, Protocol, TypeVar
+
+from attrs import frozen
+
+from wherry.interfaces.common import Capabilities, Descriptor, Digest, Event, IdMap, Mount
+from wherry.interfaces.process import Shim
+
+API = 1
+"""The version of this contract. A published signature never changes: a new name is added and this number goes up."""
+
+
+class Workers(Protocol):
+    """Short-lived processes, at most one per CPU, each in a mount namespace whose root is the mounts given.
+
+    Streams need fileno(). A worker is nice 5 and cannot see the host's tree.
+    """
+
+    def unpack(self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, idmap: IdMap = IdMap()) -> Digest:
+        """Applies one layer and answers its diff-id; Invalid when the bytes do not match layer.digest or break a layer rule."""
+        ...
+
+    def diff(self, lower: tuple[Mount, ...], upper: tuple[Mount, ...], sink: BinaryIO, media_type: str) -> Descriptor:
+        """Writes the layer that turns lower into upper; the annotation "diff-id" of the answer is the digest of the tar."""
+        ...
+
+    def usage(self, mounts: tuple[Mount, ...]) -> tuple[int, int]:
+        """(bytes, inodes), a hard-linked file counted once."""
+        ...
+
+
+class Context(Protocol):
+    """Kernel services, one object a driver.
+
+    id is "<family>.<id>" of the plugin. root is ``<root>/<family>/<id>`` (0700, durable), run is ``<run>/<family>/<id>``
+    (0700, gone after a reboot); both exist before init and nobody else writes there. features are what the kernel probed:
+    "overlay", "overlay.userxattr", "mount.idmapped", "cgroup2", "cgroup1", "userns", "seccomp", "time-ns", "pidfd.exit".
+    """
+
+    id: str
+    variant: str
+    uid: int
+    root: Path
+    run: Path
+    features: frozenset[str]
+    shim: Shim
+    workers: Workers
+
+    def publish(self, event: Event) -> None: ...
+    def span(self, name: str, **attributes: str | int) -> AbstractContextManager[None]: ...
+    def checkpoint(self) -> None:
+        """Raises DeadlineExceeded once the current call's deadline has passed: long loops call it."""
+        ...
+
+    def hold(self, resource: str) -> None:
+        """Adds "blob/<digest>" or "snapshot/<driver>/<key>" to the current lease."""
+        ...
+
+
+C = TypeVar("C")
+D_co = TypeVar("D_co", covariant=True)
+
+
+@frozen(kw_only=True)
+class Registration(Generic[C, D_co]):
+    """What the hook of a kind returns.
+
+    id equals the second half of the entry point's name; api is the API version the plugin was written for. config is an
+    attrs class whose defaults are the driver's defaults. Importing the module, probe and capabilities are cheap and without
+    side effects. probe answers the reason why the driver can't run here, or None. init may import heavy modules; what it
+    raises makes the driver "failed", which is not "skipped".
+    """
+
+    id: str
+    config: type[C]
+    init: Callable[[C, Context], D_co]
+    probe: Callable[[C, Context], str | None] = lambda config, context: None
+    capabilities: Callable[[C, Context], Capabilities] = lambda config, context: Capabilities()
+    api: int = API

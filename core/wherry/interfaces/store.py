@@ -1,0 +1,94 @@
+"""The store kind: image storage, that is blobs by digest and references by name.
+
+Modelled on containerd's core/content and core/images. A worked example, the write of one blob:
+
+    ingest = store.ingest("layer-" + digest, expected=descriptor)   # AlreadyExists: nothing to do
+    stream.seek(ingest.offset)                                      # what an earlier, broken-off write left
+    while chunk := stream.read(1 << 20):
+        ingest.write(chunk)
+    ingest.commit(descriptor.size, descriptor.digest, {})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO, Protocol
+
+from attrs import frozen
+
+from wherry.interfaces.common import Descriptor, Digest, Labels
+
+
+@frozen
+class BlobInfo:
+    """One blob: size in bytes, created in ns since the epoch."""
+
+    digest: Digest
+    size: int
+    created: int
+    labels: Labels
+
+
+@frozen
+class Image:
+    """A reference. name is a full one, "docker.io/library/busybox:latest"; updated is in ns since the epoch."""
+
+    name: str
+    target: Descriptor
+    labels: Labels
+    updated: int
+
+
+class Ingest(Protocol):
+    """One resumable write, kept across restarts until commit or abort. One writer a ref: a second raises InUse.
+
+    offset: bytes already written; an ingest opened again starts there.
+    """
+
+    ref: str
+    offset: int
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+    def truncate(self) -> None:
+        """Throws away what was written; offset is 0 again."""
+        ...
+
+    def commit(self, size: int | None, digest: Digest, labels: Labels) -> BlobInfo:
+        """Makes the blob visible and durable. Invalid when size or digest do not match; then the blob is not visible."""
+        ...
+
+    def close(self) -> None:
+        """Ends this writer; the partial data is kept."""
+        ...
+
+
+class Store(Protocol):
+    """Blobs and references. abort, delete and untag succeed when the thing is gone; the others raise NotFound."""
+
+    def info(self, digest: Digest) -> BlobInfo: ...
+    def open(self, digest: Digest) -> BinaryIO:
+        """A seekable stream with fileno()."""
+        ...
+
+    def ingest(self, ref: str, expected: Descriptor | None = None) -> Ingest:
+        """Opens or resumes a write. AlreadyExists if the expected blob is there; InUse while another writer has the ref."""
+        ...
+
+    def abort(self, ref: str) -> None: ...
+    def ingests(self) -> Iterator[tuple[str, int]]:
+        """(ref, offset) of each write that is neither committed nor aborted."""
+        ...
+
+    def label(self, digest: Digest, labels: Mapping[str, str | None]) -> BlobInfo:
+        """Sets the labels given; None removes one."""
+        ...
+
+    def delete(self, digest: Digest) -> None: ...
+    def walk(self) -> Iterator[BlobInfo]: ...
+    def resolve(self, name: str) -> Image: ...
+    def tag(self, name: str, target: Descriptor, labels: Labels, *, expected: Digest | None = None) -> Image:
+        """Points name at target. With expected (compare-and-swap), FailedPrecondition when it points elsewhere now."""
+        ...
+
+    def untag(self, name: str, *, expected: Digest | None = None) -> None: ...
+    def list(self, prefix: str = "") -> Iterator[Image]: ...
