@@ -69,6 +69,7 @@ class Plan:
     names, by pid and start_time, a process that is there already (left by a delegated runtime, a descendant of the shim).
     flags: CLONE_NEW* for clone3. sandbox_id and join (nsfs paths) are entered first. cgroups: directories; on v2 by
     CLONE_INTO_CGROUP, on v1 by the child writing "0" to ``tasks``. idmap: of a new user namespace. fds become 3, 4, ...
+    target: the id of a running container whose namespaces the process enters by pidfd, all of them: exec.
     """
 
     argv: tuple[str, ...] = ()
@@ -83,6 +84,7 @@ class Plan:
     fds: tuple[int, ...] = ()
     pid: int = 0
     start_time: int = 0
+    target: str = ""
 
 
 @frozen
