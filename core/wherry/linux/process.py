@@ -1,0 +1,91 @@
+"""What a process says about itself: prctl(2), close_range(2), keyctl(2), execve(2), execveat(2), rlimits, the loopback."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable, Sequence
+
+from wherry.linux.syscall import Int, Pointer, Text, Uint, Ulong, bind, call, check
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 4, 8, 15, 23, 24
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
+PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
+CLOSE_RANGE_CLOEXEC = 4
+_KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_SETPERM, _KEYCTL_DESCRIBE = 1, 5, 6
+_LAST = 0xFFFFFFFF
+
+_prctl = bind("prctl", Int, Ulong, Ulong, Ulong, Ulong)
+_close_range = call("close_range", Uint, Uint, Int)
+_keyctl = call("keyctl", Int, Text, Ulong, Ulong, Ulong)
+_execveat = call("execveat", Int, Text, Pointer, Pointer, Int)
+_execve = bind("execve", Text, Pointer, Pointer)
+_sethostname = bind("sethostname", Text, ctypes.c_size_t)
+_setdomainname = bind("setdomainname", Text, ctypes.c_size_t)
+
+
+def prctl(option: int, second: int = 0, third: int = 0, fourth: int = 0, fifth: int = 0) -> int:
+    """prctl(2) with integer arguments."""
+    return check(_prctl(option, second, third, fourth, fifth), f"prctl {option}")
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """PR_SET_DUMPABLE: whether ptrace and /proc/PID (its root, its exe, its descriptors) are open to the same user."""
+    prctl(PR_SET_DUMPABLE, int(dumpable))
+
+
+def set_no_new_privileges() -> None:
+    """PR_SET_NO_NEW_PRIVS, for good."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_child_subreaper() -> None:
+    """PR_SET_CHILD_SUBREAPER: orphaned descendants become this process's children."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def close_others(keep: Iterable[int], flags: int = 0) -> None:
+    """close_range(2) over every descriptor that is not in keep."""
+    start = 0
+    for fd in sorted(set(keep)):
+        if fd > start:
+            check(_close_range(start, fd - 1, flags), "close_range")
+        start = fd + 1
+    check(_close_range(start, _LAST, flags), "close_range")
+
+
+def close_from(first: int, flags: int = 0) -> None:
+    """close_range(2) from first on; CLOSE_RANGE_CLOEXEC only marks them."""
+    check(_close_range(first, _LAST, flags), "close_range")
+
+
+def join_session_keyring(name: bytes) -> int:
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING): a new session keyring of that name; its serial number."""
+    return check(_keyctl(_KEYCTL_JOIN_SESSION_KEYRING, name, 0, 0, 0), "keyctl")
+
+
+def set_hostname(name: bytes) -> None:
+    """sethostname(2)."""
+    check(_sethostname(name, len(name)), "sethostname")
+
+
+def set_domainname(name: bytes) -> None:
+    """setdomainname(2)."""
+    check(_setdomainname(name, len(name)), "setdomainname")
+
+
+def strings(items: Sequence[bytes], spare: int = 0) -> ctypes.Array[ctypes.c_char_p]:
+    """A NULL-terminated array for execve(2), with room for spare more strings."""
+    return (ctypes.c_char_p * (len(items) + 1 + spare))(*items)
+
+
+def execve(path: bytes, argv: ctypes.Array[ctypes.c_char_p], env: ctypes.Array[ctypes.c_char_p]) -> None:
+    """execve(2) with arrays made by ``strings``; returns only by OSError."""
+    check(_execve(path, argv, env), path)
+
+
+def execve_fd(fd: int, argv: Sequence[str | bytes], env: Sequence[str | bytes]) -> None:
+    """execveat(2) of an open descriptor (AT_EMPTY_PATH); env is "KEY=value" strings; returns only by OSError."""
+    arguments = strings([os.fsencode(item) for item in argv])
+    environment = strings([os.fsencode(item) for item in env])
+    check(_execveat(fd, b"", arguments, environment, 0x1000), "execveat")
