@@ -1,0 +1,390 @@
+"""What every image store must do: blobs by digest, resumable writes, references by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from wherry.errors import AlreadyExists, Error, FailedPrecondition, InUse, Invalid, NotFound
+from wherry.interfaces.common import Descriptor, Digest
+from wherry.interfaces.store import Store
+from wherry.testing.contract import Contract
+from wherry.testing.harness import Harness
+
+NAME = "registry.example/library/thing:latest"
+ABSENT = Digest("sha256:" + "0" * 64)
+
+
+def digest_of(data: bytes) -> Digest:
+    return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+
+
+def descriptor_of(data: bytes) -> Descriptor:
+    return Descriptor("application/octet-stream", digest_of(data), len(data))
+
+
+def put(driver: Store, data: bytes, ref: str = "put", **labels: str) -> Digest:
+    """Writes one blob in two chunks and answers its digest."""
+    ingest = driver.ingest(ref)
+    middle = len(data) // 2
+    ingest.write(data[:middle])
+    ingest.write(memoryview(data)[middle:])
+    return ingest.commit(len(data), digest_of(data), labels).digest
+
+
+def get(driver: Store, digest: Digest) -> bytes:
+    with driver.open(digest) as stream:
+        return stream.read()
+
+
+def walked(driver: Store) -> list[str]:
+    return sorted(blob.digest for blob in driver.walk())
+
+
+class StoreContract(Contract):
+    """The clauses of the store kind. See ``wherry.interfaces.store``."""
+
+    family = "store"
+
+    # blobs
+
+    def test_committed_blob_is_visible(self, driver: Store) -> None:
+        data = b"some bytes of a layer"
+        digest = put(driver, data, kind="layer")
+        info = driver.info(digest)
+        assert (info.digest, info.size, dict(info.labels)) == (digest, len(data), {"kind": "layer"})
+        assert info.created > 10**18, "created is in nanoseconds since the epoch"
+        assert get(driver, digest) == data
+
+    def test_uncommitted_blob_is_not_visible(self, driver: Store) -> None:
+        data = b"half a thing"
+        ingest = driver.ingest("early")
+        ingest.write(data)
+        for look in (driver.info, driver.open):
+            with pytest.raises(NotFound):
+                look(digest_of(data))
+        assert walked(driver) == []
+        ingest.close()
+        assert walked(driver) == []
+
+    def test_wrong_digest_is_invalid_and_not_visible(self, driver: Store) -> None:
+        ingest = driver.ingest("wrong")
+        ingest.write(b"these bytes")
+        claimed = digest_of(b"other bytes")
+        with pytest.raises(Invalid):
+            ingest.commit(None, claimed, {})
+        assert walked(driver) == []
+        for digest in (claimed, digest_of(b"these bytes")):
+            with pytest.raises(NotFound):
+                driver.info(digest)
+
+    def test_wrong_size_is_invalid_and_not_visible(self, driver: Store) -> None:
+        data = b"twelve bytes"
+        ingest = driver.ingest("wrong")
+        ingest.write(data)
+        with pytest.raises(Invalid):
+            ingest.commit(len(data) + 1, digest_of(data), {})
+        assert walked(driver) == []
+        with pytest.raises(NotFound):
+            driver.info(digest_of(data))
+
+    def test_size_may_be_left_open(self, driver: Store) -> None:
+        data = b"of unknown length"
+        ingest = driver.ingest("open-ended")
+        ingest.write(data)
+        assert ingest.commit(None, digest_of(data), {}).size == len(data)
+
+    def test_empty_blob(self, driver: Store) -> None:
+        ingest = driver.ingest("empty")
+        info = ingest.commit(0, digest_of(b""), {})
+        assert info.size == 0
+        assert get(driver, info.digest) == b""
+
+    def test_stream_is_seekable_and_has_fileno(self, driver: Store) -> None:
+        data = bytes(range(256)) * 64
+        digest = put(driver, data)
+        with driver.open(digest) as stream:
+            assert stream.seek(1000) == 1000
+            assert stream.read(16) == data[1000:1016]
+            assert os.pread(stream.fileno(), len(data) + 1, 0) == data
+            assert os.fstat(stream.fileno()).st_size == len(data)
+
+    def test_streams_have_positions_of_their_own(self, driver: Store) -> None:
+        digest = put(driver, b"0123456789")
+        with driver.open(digest) as first, driver.open(digest) as second:
+            assert first.read(4) == b"0123"
+            assert second.read(2) == b"01"
+            assert first.read(2) == b"45"
+
+    def test_missing_blob_is_not_found(self, driver: Store) -> None:
+        put(driver, b"another blob")
+        with pytest.raises(NotFound):
+            driver.info(ABSENT)
+        with pytest.raises(NotFound):
+            driver.open(ABSENT)
+        with pytest.raises(NotFound):
+            driver.label(ABSENT, {"a": "b"})
+
+    def test_hostile_digest_names_no_file(self, driver: Store, harness: Harness[Store]) -> None:
+        secret = harness.directory / "secret"
+        secret.write_text("not for readers of blobs")
+        up = "../" * 12
+        for text in (f"sha256:{up}{secret}", f"sha256:{secret}", f"../{secret}", "sha256:", "sha256:..", ""):
+            with pytest.raises((Invalid, NotFound)):
+                driver.open(Digest(text))
+            with pytest.raises((Invalid, NotFound)):
+                driver.info(Digest(text))
+
+    def test_walk_lists_each_blob_once(self, driver: Store) -> None:
+        digests = sorted(put(driver, b"blob %d" % index, f"ref-{index}") for index in range(20))
+        assert walked(driver) == digests
+        assert {blob.size for blob in driver.walk()} == {6, 7}
+
+    def test_delete_is_idempotent(self, driver: Store) -> None:
+        kept, gone = put(driver, b"kept"), put(driver, b"gone")
+        driver.delete(gone)
+        driver.delete(gone)
+        driver.delete(ABSENT)
+        assert walked(driver) == [kept]
+        with pytest.raises(NotFound):
+            driver.open(gone)
+        assert put(driver, b"gone") == gone, "a deleted blob can be written again"
+
+    def test_labels_are_set_and_removed(self, driver: Store) -> None:
+        digest = put(driver, b"labelled", first="1", second="2")
+        answer = driver.label(digest, {"second": None, "third": "3", "absent": None})
+        assert dict(answer.labels) == {"first": "1", "third": "3"}
+        assert dict(driver.info(digest).labels) == {"first": "1", "third": "3"}
+        assert [dict(blob.labels) for blob in driver.walk()] == [{"first": "1", "third": "3"}]
+
+    def test_blobs_survive_reopening(self, driver: Store, harness: Harness[Store]) -> None:
+        digest = put(driver, b"durable", a="b")
+        driver.label(digest, {"c": "d"})
+        before = driver.info(digest)
+        driver = harness.reopen()
+        assert driver.info(digest) == before
+        assert dict(driver.info(digest).labels) == {"a": "b", "c": "d"}
+        assert get(driver, digest) == b"durable"
+
+    # writes
+
+    def test_present_blob_is_not_written_again(self, driver: Store) -> None:
+        data = b"already there"
+        put(driver, data)
+        with pytest.raises(AlreadyExists):
+            driver.ingest("again", descriptor_of(data))
+        assert [ref for ref, _ in driver.ingests()] == []
+        driver.ingest("absent", descriptor_of(b"not there")).close()
+
+    def test_two_writers_of_one_blob(self, driver: Store) -> None:
+        data = b"fetched twice at once"
+        first, second = driver.ingest("one"), driver.ingest("two")
+        for ingest in (first, second):
+            ingest.write(data)
+        first.commit(len(data), digest_of(data), {"by": "first"})
+        try:
+            second.commit(len(data), digest_of(data), {})
+        except AlreadyExists:
+            driver.abort("two")
+        assert walked(driver) == [digest_of(data)]
+        assert get(driver, digest_of(data)) == data
+        assert list(driver.ingests()) == []
+
+    def test_write_resumes_where_it_ended(self, driver: Store) -> None:
+        ingest = driver.ingest("resumed")
+        assert ingest.offset == 0
+        assert ingest.write(b"first half, ") == 12
+        assert ingest.offset == 12
+        ingest.close()
+        ingest = driver.ingest("resumed")
+        assert ingest.offset == 12
+        ingest.write(b"second half")
+        whole = b"first half, second half"
+        ingest.commit(len(whole), digest_of(whole), {})
+        assert get(driver, digest_of(whole)) == whole
+
+    def test_write_survives_reopening(self, driver: Store, harness: Harness[Store]) -> None:
+        driver.ingest("kept").write(b"before the crash, ")
+        driver = harness.reopen()
+        assert list(driver.ingests()) == [("kept", 18)]
+        ingest = driver.ingest("kept")
+        assert ingest.offset == 18
+        ingest.write(b"after it")
+        whole = b"before the crash, after it"
+        ingest.commit(len(whole), digest_of(whole), {})
+        assert get(driver, digest_of(whole)) == whole
+
+    def test_truncate_starts_over(self, driver: Store) -> None:
+        ingest = driver.ingest("cut")
+        ingest.write(b"the wrong beginning")
+        ingest.truncate()
+        assert ingest.offset == 0
+        ingest.write(b"right")
+        ingest.commit(5, digest_of(b"right"), {})
+        assert get(driver, digest_of(b"right")) == b"right"
+
+    def test_one_writer_for_each_ref(self, driver: Store) -> None:
+        first = driver.ingest("single")
+        with pytest.raises(InUse):
+            driver.ingest("single")
+        driver.ingest("other").close()
+        first.write(b"undisturbed")
+        first.close()
+        driver.ingest("single").close()
+
+    def test_refs_are_any_text(self, driver: Store, harness: Harness[Store]) -> None:
+        """A ref that looks like a path writes nowhere else: it is data or it is Invalid."""
+        before = set(harness.directory.parent.iterdir()) | set(harness.directory.iterdir()) | {harness.root}
+        for ref in (
+            "../../outside",
+            "/outside",
+            "a/b/../../../../outside",
+            "with space",
+            "x" * 300,
+            "manifest-sha256:ab",
+        ):
+            try:
+                ingest = driver.ingest(ref)
+            except Invalid:
+                continue
+            ingest.write(b"ref")
+            ingest.close()
+            assert ref in dict(driver.ingests())
+            assert driver.ingest(ref).offset == 3
+            driver.abort(ref)
+        after = set(harness.directory.parent.iterdir()) | set(harness.directory.iterdir()) | {harness.root}
+        assert not [path for path in after - before if "outside" in path.name]
+        assert not [path for path in harness.root.rglob("outside*") if harness.context.root not in path.parents]
+
+    def test_abort_is_idempotent(self, driver: Store) -> None:
+        driver.abort("never was")
+        ingest = driver.ingest("dropped")
+        ingest.write(b"partial")
+        ingest.close()
+        driver.abort("dropped")
+        driver.abort("dropped")
+        assert list(driver.ingests()) == []
+        assert driver.ingest("dropped").offset == 0
+
+    def test_open_writes_are_listed(self, driver: Store) -> None:
+        first = driver.ingest("one")
+        first.write(b"abc")
+        driver.ingest("two").close()
+        assert sorted(driver.ingests()) == [("one", 3), ("two", 0)]
+        first.commit(3, digest_of(b"abc"), {})
+        driver.abort("two")
+        assert list(driver.ingests()) == []
+
+    # references
+
+    def test_tag_and_resolve(self, driver: Store) -> None:
+        target = descriptor_of(b"manifest")
+        image = driver.tag(NAME, target, {"from": "test"})
+        assert (image.name, image.target, dict(image.labels)) == (NAME, target, {"from": "test"})
+        assert driver.resolve(NAME) == image
+        assert image.updated > 10**18, "updated is in nanoseconds since the epoch"
+        with pytest.raises(NotFound):
+            driver.resolve(NAME + "r")
+
+    def test_descriptor_is_kept_whole(self, driver: Store) -> None:
+        target = Descriptor("application/vnd.oci.image.index.v1+json", ABSENT, 77, {"note": "é"}, "linux/arm64/v8")
+        driver.tag(NAME, target, {})
+        assert driver.resolve(NAME).target == target
+
+    def test_tag_moves(self, driver: Store) -> None:
+        driver.tag(NAME, descriptor_of(b"old"), {"old": "1"})
+        driver.tag(NAME, descriptor_of(b"new"), {})
+        assert driver.resolve(NAME).target == descriptor_of(b"new")
+        assert len(list(driver.list())) == 1
+
+    def test_tag_compares_and_swaps(self, driver: Store) -> None:
+        old, new = descriptor_of(b"old"), descriptor_of(b"new")
+        driver.tag(NAME, old, {})
+        with pytest.raises(FailedPrecondition):
+            driver.tag(NAME, new, {}, expected=new.digest)
+        assert driver.resolve(NAME).target == old
+        driver.tag(NAME, new, {}, expected=old.digest)
+        assert driver.resolve(NAME).target == new
+
+    def test_one_swap_wins(self, driver: Store) -> None:
+        old = descriptor_of(b"old")
+        driver.tag(NAME, old, {})
+
+        def swap(index: int) -> bool:
+            try:
+                driver.tag(NAME, descriptor_of(b"new %d" % index), {}, expected=old.digest)
+            except FailedPrecondition:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(swap, range(24))) == 1
+
+    def test_untag_is_idempotent(self, driver: Store) -> None:
+        driver.tag(NAME, descriptor_of(b"x"), {})
+        driver.untag(NAME)
+        driver.untag(NAME)
+        with pytest.raises(NotFound):
+            driver.resolve(NAME)
+        assert list(driver.list()) == []
+
+    def test_untag_compares(self, driver: Store) -> None:
+        target = descriptor_of(b"x")
+        driver.tag(NAME, target, {})
+        with pytest.raises(FailedPrecondition):
+            driver.untag(NAME, expected=ABSENT)
+        assert driver.resolve(NAME).target == target
+        driver.untag(NAME, expected=target.digest)
+        with pytest.raises(NotFound):
+            driver.resolve(NAME)
+
+    def test_list_takes_a_prefix(self, driver: Store) -> None:
+        names = ["a.example/x:1", "a.example/x:2", "a%example/x:1", "b.example/x:1"]
+        for name in names:
+            driver.tag(name, descriptor_of(name.encode()), {})
+        assert sorted(image.name for image in driver.list("a.example/")) == names[:2]
+        assert sorted(image.name for image in driver.list("a%")) == names[2:3], "% is a plain character"
+        assert sorted(image.name for image in driver.list()) == sorted(names)
+
+    def test_references_survive_reopening(self, driver: Store, harness: Harness[Store]) -> None:
+        image = driver.tag(NAME, descriptor_of(b"x"), {"a": "b"})
+        assert harness.reopen().resolve(NAME) == image
+
+    # many at once
+
+    def test_threads_write_side_by_side(self, driver: Store) -> None:
+        blobs = [os.urandom(5000 + index) for index in range(32)]
+
+        def write(index: int) -> str:
+            return put(driver, blobs[index], f"ref-{index}")
+
+        with ThreadPoolExecutor(8) as pool:
+            digests = list(pool.map(write, range(len(blobs))))
+        assert walked(driver) == sorted(digests)
+        assert all(get(driver, Digest(digest)) == data for digest, data in zip(digests, blobs, strict=True))
+
+    def test_one_thread_gets_the_ref(self, driver: Store) -> None:
+        def take(_: int) -> Any:
+            try:
+                return driver.ingest("contended")
+            except InUse:
+                return None
+
+        with ThreadPoolExecutor(8) as pool:
+            taken = [ingest for ingest in pool.map(take, range(24)) if ingest is not None]
+        assert len(taken) == 1
+        taken[0].close()
+
+    def test_failed_commit_can_be_repaired(self, driver: Store) -> None:
+        """After Invalid the ref is free again, by abort, and the right bytes can be written."""
+        ingest = driver.ingest("repair")
+        ingest.write(b"wrong")
+        with pytest.raises(Error):
+            ingest.commit(5, digest_of(b"right"), {})
+        ingest.close()
+        driver.abort("repair")
+        assert put(driver, b"right", "repair") == digest_of(b"right")
