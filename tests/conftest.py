@@ -1,0 +1,303 @@
+"""Every test runs isolated, is checked for leaks, and finds here an engine of its own and images to run.
+
+Fixtures: ``engine_dirs`` (root and run, short paths), ``engine`` (``wherry.Engine`` in this process), ``wherry`` (the command
+line), ``busybox_archive``, ``debian_archive`` (made once), ``images_cache``. A module whose engine lives longer than one test
+says ``pytestmark = pytest.mark.shared``: it is then checked for leaks as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from support import images, isolation, leaks
+
+if TYPE_CHECKING:
+    from wherry.api import Engine
+
+TOP = Path(__file__).resolve().parent.parent
+_refused = pytest.StashKey[str]()
+_before = pytest.StashKey[leaks.Snapshot]()
+
+
+# -- isolation -------------------------------------------------------------------------------------------------------------
+
+
+def _distributed(config: pytest.Config) -> bool:
+    return bool(getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A run in one process goes on inside namespaces of its own: the same command line again, by exec."""
+    option = config.option
+    if isolation.isolated() or _distributed(config) or option.collectonly or option.help or option.version:
+        return
+    if (reason := isolation.refused()) or Path(sys.argv[0]).name not in ("pytest", "py.test", "__main__.py"):
+        config.stash[_refused] = reason or f"started by {sys.argv[0]}"
+        return
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend_global_capture(in_=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    again = [*isolation.wrapper(), sys.executable, "-m", "pytest", *config.invocation_params.args]
+    os.execvp(again[0], again)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Each worker is started in namespaces of its own."""
+    if reason := isolation.refused():
+        config.stash[_refused] = reason
+        return
+    for spec in specs:
+        spec.python = " ".join([*isolation.wrapper(), sys.executable])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "shared: an engine outlives single tests here; leaks are looked for at the module's end"
+    )
+    if isolation.isolated():
+        isolation.raise_loopback()
+    if not hasattr(config, "workerinput"):
+        config.stash[_before] = leaks.look(leaks.SHARED)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    lines = [f"kernel: {os.uname().release}, uid {os.geteuid()}"]
+    if reason := config.stash.get(_refused, ""):
+        lines.append(f"not isolated: {reason}")
+    return lines
+
+
+# -- leaks -----------------------------------------------------------------------------------------------------------------
+
+
+def _check(before: leaks.Snapshot) -> None:
+    found = leaks.settled(before)
+    if found:
+        leaks.sweep(before)
+        pytest.fail("left behind, or taken away:\n  " + "\n  ".join(found), pytrace=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _module_leaks_nothing() -> Iterator[None]:
+    before = leaks.look(leaks.OWN)
+    yield
+    if isolation.isolated():
+        _check(before)
+
+
+@pytest.fixture(autouse=True)
+def _leaks_nothing(request: pytest.FixtureRequest, _module_leaks_nothing: None) -> Iterator[None]:
+    if not isolation.isolated() or request.node.get_closest_marker("shared"):
+        yield
+        return
+    before = leaks.look(leaks.OWN)
+    yield
+    _check(before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Cgroups and loop devices belong to the machine, so they are looked at when all test processes are done."""
+    before = session.config.stash.get(_before, None)
+    if before is None or isolation.refused():
+        return
+    found = leaks.settled(before, leaks.SHARED)
+    if found and os.environ.get("CI"):
+        session.exitstatus = max(int(exitstatus), int(pytest.ExitCode.TESTS_FAILED))
+    session.config.stash[_shared_leaks] = found
+
+
+_shared_leaks = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """What did not run, by name and with its reason; and what the whole session left on the machine."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if not hasattr(report, "wasxfail")]
+    if skipped:
+        terminalreporter.section("not run")
+        for report in sorted(skipped, key=lambda report: str(report.nodeid)):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            terminalreporter.line(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}")
+    if found := config.stash.get(_shared_leaks, []):
+        terminalreporter.section("left on the machine")
+        for line in found:
+            terminalreporter.line(line)
+
+
+# -- engines ---------------------------------------------------------------------------------------------------------------
+
+
+class EngineDirs(NamedTuple):
+    """An engine's two directories, on paths short enough for a socket's name (unix(7): 108 bytes)."""
+
+    root: Path
+    run: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """An environment in which ``wherry`` uses these, and no config of the user's."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHERRY_", "XDG_"))}
+        return {**kept, "WHERRY_ROOT": str(self.root), "WHERRY_RUN": str(self.run), "HOME": str(self.root.parent)}
+
+
+def stop_all(run: Path) -> None:
+    """Ends by SIGKILL what is left of an engine, its shim and its containers, and removes their cgroups."""
+    deadline = time.monotonic() + 5
+    while (alive := [entry for entry in leaks.processes([run]) if str(run) in entry]) and time.monotonic() < deadline:
+        for entry in alive:
+            leaks.kill(int(entry.split(" ", 1)[0]))
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def engine_dirs() -> Iterator[EngineDirs]:
+    """Root and run below a directory that is removed afterwards. Processes that use it are ended, also after a failure."""
+    top = Path(tempfile.mkdtemp(prefix="wh", dir="/tmp"))
+    dirs = EngineDirs(top / "root", top / "run")
+    try:
+        yield dirs
+    finally:
+        stop_all(dirs.run)
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
+            point = line.split()[4]
+            if point.startswith(f"{top}/"):
+                subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+        shutil.rmtree(top, ignore_errors=True)
+
+
+@pytest.fixture
+def engine(engine_dirs: EngineDirs) -> Iterator[Engine]:
+    """An engine in this process, with the default config and a shim of its own."""
+    import wherry
+
+    with_engine = wherry.Engine(root=engine_dirs.root, run=engine_dirs.run)
+    try:
+        yield with_engine
+        for container in with_engine.containers(all=True):
+            with_engine.remove(container.id, force=True)
+    finally:
+        with_engine.close()
+
+
+class Wherry:
+    """Calls the command line: ``wherry("run", "--rm", image, "true")`` answers the finished process, texts decoded."""
+
+    def __init__(self, dirs: EngineDirs) -> None:
+        self.dirs = dirs
+        self.program = Path(sys.executable).parent / "wherry"
+
+    def __call__(
+        self,
+        *argv: str | os.PathLike[str],
+        code: int | None = 0,
+        input: str | None = None,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """code: the exit code that is asserted, None for any."""
+        command = [os.fspath(arg) for arg in (self.program, *argv)]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL if input is None else None,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**self.dirs.environ, **(env or {})},
+            cwd=cwd,
+            check=False,
+        )
+        if code is not None:
+            assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def popen(self, *argv: str | os.PathLike[str], **options: Any) -> subprocess.Popen[str]:
+        """The same, not waited for; the caller ends it."""
+        options.setdefault("env", self.dirs.environ)
+        return subprocess.Popen([os.fspath(arg) for arg in (self.program, *argv)], text=True, **options)
+
+    def stop(self) -> None:
+        """Removes the containers and ends engine and shim, as a user would."""
+        ids = self("ps", "-aq", code=None).stdout.split()
+        if ids:
+            self("rm", "-f", *ids, code=None)
+        self("engine", "stop", code=None)
+
+
+@pytest.fixture
+def wherry(engine_dirs: EngineDirs) -> Iterator[Wherry]:
+    """The command line on directories of its own; its engine is started by the first command that needs it."""
+    program = Wherry(engine_dirs)
+    yield program
+    if engine_dirs.run.exists():
+        program.stop()
+
+
+# -- images ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def images_cache() -> Path:
+    """Where images are kept between runs: $WHERRY_TEST_IMAGES or a directory of the user's in /var/tmp."""
+    return Path(os.environ.get("WHERRY_TEST_IMAGES") or f"/var/tmp/wherry-test-images-{os.getuid()}")
+
+
+def _made(make: Callable[[Path], Path], cache: Path) -> Path:
+    try:
+        return make(cache)
+    except images.CannotMake as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def busybox_image(images_cache: Path) -> Path:
+    """A directory with docker-archive.tar, oci-archive.tar and the OCI layout oci/ of one busybox image."""
+    return _made(images.busybox, images_cache)
+
+
+@pytest.fixture(scope="session")
+def busybox_archive(busybox_image: Path) -> Path:
+    """busybox as ``docker save`` would write it."""
+    return busybox_image / "docker-archive.tar"
+
+
+@pytest.fixture(scope="session")
+def debian_image(images_cache: Path) -> Path:
+    """The same three of Debian's essential packages."""
+    return _made(images.debian, images_cache)
+
+
+@pytest.fixture(scope="session")
+def debian_archive(debian_image: Path) -> Path:
+    return debian_image / "docker-archive.tar"
+
+
+# -- odds and ends ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """No test leaves a signal handler, a working directory or a umask of its own behind."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)}
+    directory, umask = os.getcwd(), os.umask(0o022)
+    os.umask(umask)
+    yield
+    os.chdir(directory)
+    os.umask(umask)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers, "a signal handler was left behind"
