@@ -1,0 +1,189 @@
+"""What the engine keeps in memory of each container, and how it and its request are written to the database."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any, cast
+
+import attrs
+
+from wherry.api import Bind, Container, Exit, Kind, Port, RunRequest
+
+_REQUEST_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
+    (a.name, a.default.factory() if isinstance(a.default, attrs.Factory) else a.default)  # type: ignore[arg-type, misc]
+    for a in attrs.fields(RunRequest)
+)
+_BIND = tuple(a.name for a in attrs.fields(Bind))
+_PORT = tuple(a.name for a in attrs.fields(Port))
+
+
+class Gate(threading.Event):
+    """Opens once a process has ended and all that follows from it is done; then ``exit`` is set, or ``error``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exit: Exit | None = None
+
+    def open(self, exit: Exit) -> None:
+        self.exit = exit
+        self.set()
+
+
+@attrs.define(eq=False)
+class Exec:
+    """One exec: kept in memory until its container stops. detached fds need no keeping: the shim has them."""
+
+    id: str
+    gate: Gate
+    pid: int = 0
+    process: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.define(eq=False)
+class Record:
+    """A container as the engine holds it. Fields before ``lock`` are stored; they change under the lock, after the commit.
+
+    status is that of ``api.Container``. chain_id and image_id are of the image it was made from, snapshot is its key in the
+    snapshotter, attached names the (network, driver) pairs of its sandbox, generation counts its starts.
+    """
+
+    id: str
+    name: str
+    image: str
+    image_digest: str = ""
+    image_id: str = ""
+    chain_id: str = ""
+    command: tuple[str, ...] = ()
+    created: int = 0
+    status: str = "creating"
+    pid: int = 0
+    start_time: int = 0
+    started: int = 0
+    finished: int = 0
+    exit_code: int | None = None
+    oom_killed: bool = False
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+    ports: tuple[Port, ...] = ()
+    attached: tuple[tuple[str, str], ...] = ()
+    networks: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    variant: str = ""
+    drivers: Mapping[str, str] = attrs.field(factory=dict)
+    sandbox_id: str = ""
+    remove: bool = False
+    tty: bool = False
+    error: str = ""
+    stop_signal: str = ""
+    stop_timeout: float = 10.0
+    log: str = ""
+    generation: int = 0
+    platform: str = ""
+    user: str = ""
+    # not stored
+    lock: threading.RLock = attrs.field(factory=threading.RLock, repr=False)
+    gate: Gate = attrs.field(factory=Gate, repr=False)
+    execs: dict[str, Exec] = attrs.field(factory=dict, repr=False)
+    removing: bool = False
+    request: RunRequest | None = attrs.field(default=None, repr=False)
+    process: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+    """The OCI process object of the running container: execs start from it."""
+
+    @property
+    def live(self) -> bool:
+        return self.status in ("running", "paused")
+
+    def view(self) -> Container:
+        """The record as front ends see it."""
+        return Container(
+            id=self.id,
+            name=self.name,
+            image=self.image,
+            image_digest=self.image_digest,
+            command=self.command,
+            created=self.created,
+            status=cast("Any", self.status),
+            pid=self.pid,
+            started=self.started,
+            finished=self.finished,
+            exit_code=self.exit_code,
+            oom_killed=self.oom_killed,
+            labels=self.labels,
+            ports=self.ports,
+            networks=self.networks,
+            addresses=self.addresses,
+            variant=self.variant,
+            drivers=cast("Mapping[Kind, str]", self.drivers),
+            sandbox_id=self.sandbox_id,
+            remove=self.remove,
+            tty=self.tty,
+            error=self.error,
+        )
+
+    def pack(self, **changes: Any) -> str:
+        """JSON of what is stored, with changes that memory does not have yet."""
+        data = {name: getattr(self, name) for name in _STORED}
+        data.update(changes)
+        return json.dumps(data, default=_plain, separators=(",", ":"))
+
+    def apply(self, changes: Mapping[str, Any]) -> None:
+        for name, value in changes.items():
+            setattr(self, name, value)
+
+
+_STORED = tuple(a.name for a in attrs.fields(Record))
+_STORED = _STORED[: _STORED.index("lock")]
+_TUPLES = frozenset({"command", "networks", "addresses"})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Port):
+        return [getattr(value, name) for name in _PORT]
+    if isinstance(value, Bind):
+        return [getattr(value, name) for name in _BIND]
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"not plain data: {type(value).__name__}")
+
+
+def unpack_record(text: str) -> Record:
+    """A record as ``Record.pack`` wrote it. Fields that a newer minor version added and this one does not know are dropped."""
+    data = json.loads(text)
+    data = {name: value for name, value in data.items() if name in _STORED_SET}
+    for name in _TUPLES:
+        data[name] = tuple(data.get(name, ()))
+    data["ports"] = tuple(Port(*port) for port in data.get("ports", ()))
+    data["attached"] = tuple((pair[0], pair[1]) for pair in data.get("attached", ()))
+    return Record(**data)
+
+
+_STORED_SET = frozenset(_STORED)
+
+
+def pack_request(request: RunRequest) -> str:
+    """A request as JSON: only what differs from the defaults."""
+    data = {name: value for name, default in _REQUEST_DEFAULTS if (value := getattr(request, name)) != default}
+    return json.dumps(data, default=_plain, separators=(",", ":"))
+
+
+def unpack_request(text: str) -> RunRequest:
+    """The request that ``pack_request`` wrote."""
+    data = json.loads(text)
+    for name, value in data.items():
+        if name == "mounts":
+            data[name] = tuple(Bind(*bind[:3], tuple(bind[3]), *bind[4:]) for bind in value)
+        elif name == "ports":
+            data[name] = tuple(Port(*port) for port in value)
+        elif name == "ulimits":
+            data[name] = tuple((limit[0], limit[1], limit[2]) for limit in value)
+        elif isinstance(value, list):
+            data[name] = tuple(value)
+    return RunRequest(**data)
+
+
+def plain_request(request: RunRequest) -> dict[str, Any]:
+    """All fields of a request as plain data, for ``inspect``."""
+    return cast("dict[str, Any]", json.loads(json.dumps(attrs.asdict(request), default=_plain)))

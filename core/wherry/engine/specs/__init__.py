@@ -1,0 +1,8 @@
+"""From image config and request to an OCI runtime spec, with an owner for every part of it."""
+
+from __future__ import annotations
+
+from wherry.engine.specs.builder import Built, Inputs, build
+from wherry.engine.specs.process import command_of, exec_process
+
+__all__ = ["Built", "Inputs", "build", "command_of", "exec_process"]
