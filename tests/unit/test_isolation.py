@@ -66,7 +66,7 @@ def test_a_test_that_leaks_fails(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "WHERRY_TESTS_SETTLE": "0.2"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout
@@ -81,7 +81,7 @@ def test_what_is_skipped_is_listed_as_not_run(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "WHERRY_TESTS_SETTLE": "0.2"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "= not run =" in done.stdout
