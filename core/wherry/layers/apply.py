@@ -1,0 +1,320 @@
+"""Unpacks one layer into a tree (OCI image-spec, layer.md, "Applying Changesets").
+
+The tree is what the lower layers made: with overlayfs the mounted overlay, so that a removal becomes the kernel's own whiteout,
+with vfs a plain copy. Whiteouts act on what lower layers brought and never on what this layer brings, wherever they stand in the
+archive; a name given twice means its last entry.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from wherry.errors import Invalid
+from wherry.layers import archive
+from wherry.layers.archive import Archive, Entry
+from wherry.layers.compression import Layer, Readable
+from wherry.layers.paths import Directory, Tree, clean, remove, show
+
+WHITEOUT = b".wh."
+META = b".wh..wh."
+OPAQUE = b".wh..wh..opq"
+ENTRIES_MAX = 4_000_000
+#: The overlay file system's own marks would let an image hide or redirect what is below it.
+_FOREIGN_XATTRS = (b"trusted.overlay.", b"user.overlay.")
+_SUID = 0o7000
+Ids = Callable[[int], int]
+
+
+class Applied:
+    """What one layer did: its digests, and how many bytes and entries it had."""
+
+    __slots__ = ("diff_id", "digest", "entries", "size")
+
+    def __init__(self, digest: str, diff_id: str, size: int, entries: int) -> None:
+        self.digest = digest
+        self.diff_id = diff_id
+        self.size = size
+        self.entries = entries
+
+
+def apply(root: int, raw: Readable, *, uids: Ids = int, gids: Ids = int, devices: bool = True) -> Applied:
+    """Unpacks the layer that raw yields below the directory root (a descriptor).
+
+    uids and gids turn the archive's ids into those to write; devices False leaves device nodes out, as a user namespace has
+    to. Raises Invalid for what breaks a layer rule, OSError for what the file system refuses. The umask has to be 0.
+    """
+    layer = Layer(raw)
+    work = _Unpacker(root, uids, gids, devices=devices)
+    members = Archive(layer)
+    try:
+        for entry in members:
+            work.entry(entry, members)
+        members.drain()
+        work.finish()
+    finally:
+        work.tree.forget()
+    return Applied(layer.digest, layer.diff_id, layer.size, work.entries)
+
+
+class _Unpacker:
+    def __init__(self, root: int, uids: Ids, gids: Ids, *, devices: bool) -> None:
+        self.tree = Tree(root, (uids(0), gids(0)))
+        self.uids = uids
+        self.gids = gids
+        self.devices = devices
+        self.entries = 0
+        self._brought: set[tuple[bytes, ...]] = set()  # this layer's own paths
+        self._above: set[tuple[bytes, ...]] = set()  # and the directories that they lie in
+        self._times: dict[tuple[bytes, ...], int] = {}  # directories' mtimes, set at the end: work inside changes them
+
+    def entry(self, entry: Entry, members: Archive) -> None:
+        self.entries += 1
+        if self.entries > ENTRIES_MAX:
+            raise Invalid("layer", f"the archive has more than {ENTRIES_MAX} entries")
+        parts = clean(entry.name)
+        if not parts:
+            self._root(entry)
+            return
+        name = parts[-1]
+        if name.startswith(WHITEOUT):
+            self._whiteout(parts[:-1], name)
+            return
+        if any(part.startswith(WHITEOUT) for part in parts):
+            return  # below AUFS' own directories: nothing of the image
+        parent = self.tree.directory(parts[:-1])
+        self._keep_times(parent)
+        real = (*parent.real, name)
+        self._bring(real)
+        if entry.type == archive.DIRECTORY:
+            self._directory(entry, parent, name, real)
+        elif entry.type == archive.REGULAR:
+            self._file(entry, parent, name, members)
+        elif entry.type == archive.LINK:
+            self._link(entry, parent, name)
+        elif entry.type == archive.SYMLINK:
+            if not entry.link:
+                raise Invalid("layer", f'"{show(parts)}" is a link without a target')
+            self._create(parent, name, lambda: os.symlink(entry.link, name, dir_fd=parent.fd))
+            self._attributes(entry, parent, name)
+        else:
+            self._node(entry, parent, name)
+
+    def finish(self) -> None:
+        """Directories' times, deepest first, where they still are directories."""
+        for parts in self.tree.made:
+            self._times.setdefault(parts, 0)
+        for parts in sorted(self._times, key=len, reverse=True):
+            try:
+                directory = self.tree.directory(parts, make=False)
+            except (FileNotFoundError, Invalid):
+                continue
+            if directory.real == parts:
+                os.utime(directory.fd, ns=_times(self._times[parts]))
+
+    # what an entry does
+
+    def _root(self, entry: Entry) -> None:
+        if entry.type != archive.DIRECTORY:
+            raise Invalid("layer", "an entry names the root and is no directory")
+        self._finish_fd(self.tree.root.fd, entry)
+        self._times[()] = entry.mtime
+
+    def _directory(self, entry: Entry, parent: Directory, name: bytes, real: tuple[bytes, ...]) -> None:
+        try:
+            os.mkdir(name, entry.mode & 0o777, dir_fd=parent.fd)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
+                self._clear(parent, name)
+                os.mkdir(name, entry.mode & 0o777, dir_fd=parent.fd)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent.fd)
+        try:
+            self._finish_fd(fd, entry)
+        finally:
+            os.close(fd)
+        self._times[real] = entry.mtime
+
+    def _file(self, entry: Entry, parent: Directory, name: bytes, members: Archive) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = self._create(parent, name, lambda: os.open(name, flags, 0o600, dir_fd=parent.fd))
+        try:
+            if entry.sparse is None:
+                for piece in members.data():
+                    _write(fd, piece)
+            else:
+                os.ftruncate(fd, entry.real_size)
+                _write_sparse(fd, entry, members)
+            self._finish_fd(fd, entry)
+            os.utime(fd, ns=_times(entry.mtime))
+        finally:
+            os.close(fd)
+
+    def _link(self, entry: Entry, parent: Directory, name: bytes) -> None:
+        target = clean(entry.link)
+        shown = f'"{show((*parent.real, name))}" is a hard link to "{show(target)}"'
+        if not target:
+            raise Invalid("layer", f"{shown}, which is the root")
+        try:
+            source = self.tree.directory(target[:-1], make=False)
+            found = os.stat(target[-1], dir_fd=source.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            raise Invalid("layer", f"{shown}, which does not exist") from None
+        if stat.S_ISDIR(found.st_mode):
+            raise Invalid("layer", f"{shown}, which is a directory")
+        if (*source.real, target[-1]) == (*parent.real, name):
+            return  # to itself: it stays as it is
+
+        def link() -> None:
+            # Looked up again: replacing a name closes the directories of before.
+            where = self.tree.directory(target[:-1], make=False)
+            os.link(target[-1], name, src_dir_fd=where.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
+
+        self._create(parent, name, link)
+
+    def _node(self, entry: Entry, parent: Directory, name: bytes) -> None:
+        kinds = {archive.CHAR: stat.S_IFCHR, archive.BLOCKDEV: stat.S_IFBLK, archive.FIFO: stat.S_IFIFO}
+        mode = kinds[entry.type] | (entry.mode & 0o777)
+        device = 0
+        if entry.type != archive.FIFO:
+            if not self.devices:
+                return
+            if entry.devmajor >= 1 << 12 or entry.devminor >= 1 << 20:
+                raise Invalid("layer", f'"{show((*parent.real, name))}" has a device number out of range')
+            if entry.type == archive.CHAR and not entry.devmajor and not entry.devminor:
+                raise Invalid("layer", f'"{show((*parent.real, name))}" is a device 0:0, overlayfs\' mark of a removal')
+            device = os.makedev(entry.devmajor, entry.devminor)
+        self._create(parent, name, lambda: os.mknod(name, mode, device, dir_fd=parent.fd))
+        self._attributes(entry, parent, name)
+
+    def _whiteout(self, directory: tuple[bytes, ...], name: bytes) -> None:
+        hidden = name[len(WHITEOUT) :]
+        if name != OPAQUE and name.startswith(META):
+            return  # AUFS' own: nothing of the image
+        if hidden in (b"", b".", b".."):
+            raise Invalid("layer", f'"{show((*directory, name))}" is a whiteout of nothing')
+        try:
+            parent = self.tree.directory(directory, make=False)
+        except FileNotFoundError:
+            return  # nothing there to hide
+        self._keep_times(parent)
+        real = parent.real
+        if name == OPAQUE:
+            self._prune(real)
+        elif (*real, hidden) in self._above or (*real, hidden) in self._brought:
+            self._prune((*real, hidden))
+        else:
+            self._clear(parent, hidden)
+
+    def _prune(self, real: tuple[bytes, ...]) -> None:
+        """Removes what lower layers brought below a directory; this layer's own entries stay."""
+        todo = [real]
+        while todo:
+            parts = todo.pop()
+            try:
+                directory = self.tree.directory(parts, make=False)
+            except (FileNotFoundError, Invalid):
+                continue  # this layer's own file, or nothing
+            if directory.real != parts:
+                continue  # a link of this layer: what it leads to is another directory's matter
+            self._keep_times(directory)
+            fd = directory.fd
+            for child in map(os.fsencode, os.listdir(fd)):
+                path = (*parts, child)
+                if path in self._above or path in self._brought:
+                    todo.append(path)
+                else:
+                    remove(fd, child)
+        self.tree.forget()
+
+    # parts of it
+
+    def _bring(self, real: tuple[bytes, ...]) -> None:
+        self._brought.add(real)
+        for length in range(len(real) - 1, 0, -1):
+            above = real[:length]
+            if above in self._above:
+                break
+            self._above.add(above)
+
+    def _keep_times(self, directory: Directory) -> None:
+        """A directory that this layer has no entry for keeps the mtime it had."""
+        if directory.real not in self._times:
+            self._times[directory.real] = os.fstat(directory.fd).st_mtime_ns
+
+    def _create(self, parent: Directory, name: bytes, make: Callable[[], int | None]) -> int:
+        try:
+            return make() or 0
+        except FileExistsError:
+            self._clear(parent, name)
+            return make() or 0
+
+    def _clear(self, parent: Directory, name: bytes) -> None:
+        try:
+            mode = os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        remove(parent.fd, name)
+        if not stat.S_ISREG(mode):
+            # Cached directories may lie behind what is gone now; this one stays open for the caller.
+            self.tree.forget(kept=parent)
+
+    def _finish_fd(self, fd: int, entry: Entry) -> None:
+        """Owner, xattrs, mode: in this order, since chown(2) clears set-id bits and file capabilities."""
+        os.fchown(fd, self.uids(entry.uid), self.gids(entry.gid))
+        if entry.xattrs:
+            self._xattrs(fd, entry)
+        os.fchmod(fd, entry.mode)
+
+    def _attributes(self, entry: Entry, parent: Directory, name: bytes) -> None:
+        """The same by name, for what can't be opened: made just now, and nobody else is here."""
+        os.chown(name, self.uids(entry.uid), self.gids(entry.gid), dir_fd=parent.fd, follow_symlinks=False)
+        if entry.xattrs:
+            here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fchdir(parent.fd)  # setxattrat(2) is too new
+                self._xattrs(name, entry)
+            finally:
+                os.fchdir(here)
+                os.close(here)
+        if entry.type != archive.SYMLINK:
+            os.chmod(name, entry.mode, dir_fd=parent.fd)
+        os.utime(name, ns=_times(entry.mtime), dir_fd=parent.fd, follow_symlinks=False)
+
+    def _xattrs(self, target: int | bytes, entry: Entry) -> None:
+        for key, value in entry.xattrs.items():
+            if key.startswith(_FOREIGN_XATTRS):
+                continue
+            try:
+                os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
+            except OSError as error:
+                # Not on this file system, or not from inside a user namespace: other runtimes go on as well.
+                if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                    raise
+
+
+def _write(fd: int, piece: memoryview) -> None:
+    while piece:
+        piece = piece[os.write(fd, piece) :]
+
+
+def _write_sparse(fd: int, entry: Entry, members: Archive) -> None:
+    pieces = iter(entry.sparse or ())
+    offset = left = 0
+    for data in members.data():
+        piece = data
+        while piece:
+            while not left:
+                offset, left = next(pieces)
+            count = os.pwrite(fd, piece[:left], offset)
+            piece = piece[count:]
+            offset += count
+            left -= count
+
+
+def _times(mtime: int) -> tuple[int, int]:
+    return mtime, mtime
+
+
+__all__ = ["Applied", "apply"]

@@ -1,0 +1,142 @@
+"""gzip and zstd, undone in one pass with both digests, in bounded memory and with a bounded yield.
+
+What a layer is compressed with is read from its first bytes, as every runtime does: archives of ``docker save`` carry plain and
+compressed layers under one media type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Protocol
+
+from wherry.errors import Invalid
+
+CHUNK = 1 << 20
+WINDOW_LOG = 26  # zstd: 64 MiB of memory; ``zstd --ultra -22`` of a large file needs 27 and is refused
+FREE = 1 << 30  # uncompressed bytes that need no justification
+RATIO = 256  # beyond those: so many for each compressed one (deflate alone can give 1032)
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = tuple(bytes((0x50 + n, 0x2A, 0x4D, 0x18)) for n in range(16))
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Layer:
+    """Reads a layer's tar out of its blob; ``digest`` and ``diff_id`` are right once read() has answered b"".
+
+    Raises Invalid when the data is damaged, ends early, or yields more than the bounds allow.
+    """
+
+    def __init__(self, raw: Readable) -> None:
+        self._raw = raw
+        self._outer = hashlib.sha256()
+        self._inner = hashlib.sha256()
+        self._input = self._take()
+        self.compression = compression_of(self._input)
+        self._decoder = _decoder(self.compression)
+        self._fresh = True  # at the start of a member or frame
+        self.compressed = 0
+        self.size = 0
+        self._count_input()
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._outer.hexdigest()}"
+
+    @property
+    def diff_id(self) -> str:
+        return f"sha256:{(self._inner if self.compression else self._outer).hexdigest()}"
+
+    def read(self, size: int = CHUNK, /) -> bytes:
+        """Up to about size bytes; b"" at the end."""
+        if not self.compression:
+            data, self._input = self._input, self._take()
+            self._count_input()
+            self.size += len(data)
+            return data
+        while True:
+            if not self._input and self._needs_input():
+                self._input = self._take()
+                self._count_input()
+                if not self._input:
+                    if not self._fresh:
+                        raise Invalid("layer", f"the {self.compression} data is cut short")
+                    return b""
+            data = self._decode(size)
+            if data:
+                self._inner.update(data)
+                self.size += len(data)
+                if self.size > FREE and self.size > FREE + RATIO * self.compressed:
+                    raise Invalid("layer", f"{self.compressed} bytes yield more than {self.size - 1}: a decompression bomb")
+                return data
+
+    def _decode(self, size: int) -> bytes:
+        if self._fresh:
+            stripped = self._input.lstrip(b"\0") if self.compression == "gzip" else self._input
+            if not stripped:  # zero padding after the last member, as gzip(1) allows
+                self._input = b""
+                return b""
+            self._input = stripped
+            self._decoder = _decoder(self.compression)
+            self._fresh = False
+        try:
+            data: bytes = self._decoder.decompress(self._input, size)
+        except Exception as error:
+            raise Invalid("layer", f"the {self.compression} data is damaged: {error}") from error
+        self._input = b""
+        if self._decoder.eof:
+            self._input = self._decoder.unused_data
+            self._fresh = True
+        return data
+
+    def _needs_input(self) -> bool:
+        return self._fresh or bool(self._decoder.needs_input)
+
+    def _take(self) -> bytes:
+        data = self._raw.read(CHUNK)
+        self._outer.update(data)
+        return data
+
+    def _count_input(self) -> None:
+        self.compressed += len(self._input)
+
+
+def compression_of(head: bytes) -> str:
+    """ "gzip", "zstd" or "" by the first bytes."""
+    if head.startswith(_GZIP):
+        return "gzip"
+    if head.startswith((_ZSTD, *_SKIPPABLE)):
+        return "zstd"
+    return ""
+
+
+def _decoder(compression: str) -> Any:
+    if compression == "gzip":
+        from isal import igzip_lib
+
+        return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    if compression == "zstd":
+        zstd = zstd_module()
+        return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
+    return None
+
+
+def preload() -> None:
+    """Imports both decompressors, for a process that is about to lose sight of them."""
+    for compression in ("gzip", "zstd"):
+        _decoder(compression)
+
+
+def zstd_module() -> Any:
+    """compression.zstd of Python 3.14, before that its backport."""
+    try:
+        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        from backports import zstd  # type: ignore[no-redef,unused-ignore]
+    return zstd
+
+
+__all__ = ["Layer", "compression_of", "preload", "zstd_module"]

@@ -1,0 +1,113 @@
+"""Makes the mounts that a snapshotter described, in the mount namespace of a worker."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from wherry.errors import Invalid
+from wherry.linux import mount as api
+from wherry.linux.namespaces import NEWNS, unshare
+from wherry.linux.path import make_directories
+from wherry.linux.syscall import Int, bind, check
+
+#: (type, source, target, options): ``wherry.api.Mount`` as JSON carries it.
+Plain = tuple[str, str, str, Sequence[str]]
+
+_FLAGS = {
+    "ro": api.MS_RDONLY, "nosuid": api.MS_NOSUID, "nodev": api.MS_NODEV, "noexec": api.MS_NOEXEC,
+    "noatime": api.MS_NOATIME, "relatime": api.MS_RELATIME, "bind": api.MS_BIND, "rbind": api.MS_BIND | api.MS_REC,
+}  # fmt: skip
+_IGNORED = frozenset(("rw", "defaults"))
+_syncfs = bind("syncfs", Int)
+_PAGE = 4095  # mount(2) takes one page of data, its end mark included
+
+
+def enter(point: str) -> None:
+    """A mount namespace of one's own that nothing leaks out of; point is where its root will be mounted."""
+    unshare(NEWNS)
+    api.mount(None, "/", None, api.MS_REC | api.MS_PRIVATE)
+    os.chdir(point)
+
+
+def become_root(path: str) -> None:
+    """Makes the mount at path the root and lets everything else go."""
+    os.chdir(path)
+    try:
+        api.pivot_root(".", ".")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        os.chroot(".")  # on an initramfs nothing can be pivoted; the namespace is still ours alone
+    else:
+        api.umount(".", api.MNT_DETACH)
+    os.chdir("/")
+
+
+def make(mounts: Sequence[Plain], path: str) -> None:
+    """Makes mounts at path: the first, with the target "", is the root of the others. Invalid when there is none."""
+    if not mounts or mounts[0][2]:
+        raise Invalid("mounts", "the first one has to be the root")
+    for type_, source, target, options in mounts:
+        if not target:
+            _one(type_, source, path, options)
+            continue
+        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = make_directories(root, target)
+        finally:
+            os.close(root)
+        try:
+            _one(type_, source, f"/proc/self/fd/{fd}", options)
+        finally:
+            os.close(fd)
+
+
+def _one(type_: str, source: str, target: str, options: Sequence[str]) -> None:
+    flags = 0
+    data = []
+    for option in options:
+        if option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif option not in _IGNORED:
+            data.append(option)
+    if flags & api.MS_BIND or type_ == "bind":
+        api.mount(source, target, None, api.MS_BIND | (flags & api.MS_REC))
+        rest = flags & ~(api.MS_BIND | api.MS_REC)
+        if rest:
+            api.mount(None, target, None, api.MS_BIND | api.MS_REMOUNT | rest)
+        return
+    text = ",".join(data)
+    if len(os.fsencode(text)) <= _PAGE:
+        api.mount(source or type_, target, type_, flags, text)
+        return
+    fd = api.new_mount(type_, _split(data), api.ATTR_RDONLY if flags & api.MS_RDONLY else 0)
+    try:
+        where = os.open(target, os.O_PATH | os.O_CLOEXEC)
+        try:
+            api.move_mount(fd, where)
+        finally:
+            os.close(where)
+    finally:
+        os.close(fd)
+
+
+def _split(data: Sequence[str]) -> list[tuple[str | bytes, str | bytes | None]]:
+    """Options for fsconfig(2), which takes 255 bytes a value: each lower directory by itself (lowerdir+, Linux 6.8)."""
+    result: list[tuple[str | bytes, str | bytes | None]] = []
+    for option in data:
+        key, equals, value = option.partition("=")
+        if key == "lowerdir":
+            result += [("lowerdir+", directory) for directory in value.split(":")]
+        else:
+            result.append((key, value if equals else None))
+    return result
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): all that was written to fd's file system is on disk when it returns; for overlayfs its upper's."""
+    check(_syncfs(fd), "syncfs")
+
+
+__all__ = ["Plain", "become_root", "enter", "make", "syncfs"]

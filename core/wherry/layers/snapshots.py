@@ -1,0 +1,188 @@
+"""The rows of a snapshotter: names, kinds, parents and labels, in a database that the driver keeps under its root.
+
+overlayfs and vfs stand on it, and a snapshotter of one's own may. A row has a number that is never used again; the driver
+names directories by it. Modelled on containerd's core/snapshots/storage.
+
+    with rows.prepare(key, parent, labels, "active") as row:      # one transaction
+        (root / str(row.number)).mkdir()                          # raising here leaves no row behind
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from wherry.errors import AlreadyExists, FailedPrecondition, InUse, NotFound
+from wherry.interfaces.common import Labels
+from wherry.interfaces.snapshotter import SnapshotInfo
+from wherry.layers.database import Database
+
+SCHEMA = """
+CREATE TABLE snapshots (
+    number  INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again: a directory left behind is nobody's
+    name    TEXT NOT NULL UNIQUE,
+    kind    TEXT NOT NULL CHECK (kind IN ('active', 'view', 'committed')),
+    parent  INTEGER REFERENCES snapshots (number),
+    labels  TEXT NOT NULL DEFAULT '{}',
+    extra   TEXT NOT NULL DEFAULT '',           -- the driver's own
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    bytes   INTEGER NOT NULL DEFAULT -1,
+    inodes  INTEGER NOT NULL DEFAULT -1
+);
+CREATE INDEX snapshots_parent ON snapshots (parent);
+"""
+VERSION = 1
+Kind = Literal["active", "view", "committed"]
+_COLUMNS = "s.number, s.name, s.kind, s.parent, s.labels, s.extra, s.created, s.updated, s.bytes, s.inodes, p.name"
+_SELECT = f"SELECT {_COLUMNS} FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent"  # noqa: S608 - constants
+
+
+class Row(NamedTuple):
+    """One snapshot. number names its directory; lowers are the numbers of its parents, nearest first."""
+
+    number: int
+    name: str
+    kind: Kind
+    parent: str
+    labels: Labels
+    extra: str
+    created: int
+    updated: int
+    bytes: int
+    inodes: int
+    lowers: tuple[int, ...] = ()
+
+    def info(self) -> SnapshotInfo:
+        return SnapshotInfo(self.kind, self.name, self.parent, self.labels, self.created, self.updated)
+
+
+class Snapshots:
+    """The rows. Every method is one transaction and safe from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = Database(path, SCHEMA, VERSION)
+        self._chains: dict[int, tuple[int, ...]] = {}  # committed snapshots never change: number -> itself and parents
+        self._chains_lock = threading.Lock()
+
+    def get(self, name: str) -> Row:
+        """NotFound when there is none."""
+        row = self.database.row(f"{_SELECT} WHERE s.name = ?", (name,))
+        if row is None:
+            raise NotFound(f'snapshot "{name}"', "does not exist")
+        return self._row(row)
+
+    def walk(self) -> list[Row]:
+        return [self._row(row) for row in self.database.all(f"{_SELECT} ORDER BY s.number")]
+
+    def numbers(self) -> set[int]:
+        """Every number in use."""
+        return {number for (number,) in self.database.all("SELECT number FROM snapshots")}
+
+    def update(self, name: str, labels: Mapping[str, str | None]) -> Row:
+        """Sets the labels given; None removes one."""
+        with self.database.write() as execute:
+            merged = _dump(_merged(self.get(name).labels, labels))
+            execute("UPDATE snapshots SET labels = ?, updated = ? WHERE name = ?", (merged, time.time_ns(), name))
+            return self.get(name)
+
+    @contextmanager
+    def prepare(self, key: str, parent: str, labels: Labels, kind: Kind, extra: str = "") -> Iterator[Row]:
+        """Inserts a row and commits it after the block; what the block raises takes it back."""
+        now = time.time_ns()
+        with self.database.write() as execute:
+            above: tuple[int, ...] = ()
+            if parent:
+                found = execute("SELECT number, kind FROM snapshots WHERE name = ?", (parent,)).fetchall()
+                if not found:
+                    raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it does not exist')
+                if found[0][1] != "committed":
+                    raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it is not committed')
+                above = self._chain(found[0][0])
+            if execute("SELECT 1 FROM snapshots WHERE name = ?", (key,)).fetchall():
+                raise AlreadyExists(f'snapshot "{key}"', "the key is taken")
+            execute(
+                "INSERT INTO snapshots (name, kind, parent, labels, extra, created, updated) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (key, kind, above[0] if above else None, _dump(labels), extra, now, now),
+            )
+            (number,) = execute("SELECT last_insert_rowid()").fetchall()[0]
+            yield Row(number, key, kind, parent, labels, extra, now, now, -1, -1, above)
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str | None]) -> None:
+        """active key -> committed name; a label that is None is taken away."""
+        with self.database.write() as execute:
+            row = self.get(key)
+            if row.kind != "active":
+                raise FailedPrecondition(f'snapshot "{key}"', f"is {row.kind}, only an active one can be committed")
+            if execute("SELECT 1 FROM snapshots WHERE name = ?", (name,)).fetchall():
+                raise AlreadyExists(f'snapshot "{name}"', "the name is taken")
+            execute(
+                "UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated = ? WHERE number = ?",
+                (name, _dump(_merged(row.labels, labels)), time.time_ns(), row.number),
+            )
+
+    def measured(self, number: int, usage: tuple[int, int]) -> None:
+        """Keeps what a committed snapshot takes: (bytes, inodes)."""
+        with self.database.write() as execute:
+            execute("UPDATE snapshots SET bytes = ?, inodes = ? WHERE number = ?", (*usage, number))
+
+    def remove(self, name: str) -> Row | None:
+        """Deletes the row and answers it, None when it was gone. InUse while it has children."""
+        with self.database.write() as execute:
+            found = execute(f"{_SELECT} WHERE s.name = ?", (name,)).fetchall()
+            if not found:
+                return None
+            number = found[0][0]
+            child = execute("SELECT name FROM snapshots WHERE parent = ? LIMIT 1", (number,)).fetchall()
+            if child:
+                raise InUse(f'snapshot "{name}"', f'is the parent of "{child[0][0]}"')
+            execute("DELETE FROM snapshots WHERE number = ?", (number,))
+            with self._chains_lock:
+                self._chains.pop(number, None)
+            return self._row(found[0], lowers=False)
+
+    def close(self) -> None:
+        self.database.close()
+
+    def _row(self, row: Any, *, lowers: bool = True) -> Row:
+        number, name, kind, parent, labels, extra, created, updated, size, inodes, above = row
+        chain = self._chain(parent) if lowers and parent is not None else ()
+        return Row(
+            number, name, cast(Kind, kind), above or "", json.loads(labels), extra, created, updated, size, inodes, chain
+        )
+
+    def _chain(self, number: int) -> tuple[int, ...]:
+        """number and its parents, nearest first. A parent can't go while a child is there, so the answer stays true."""
+        with self._chains_lock:
+            known = self._chains.get(number)
+        if known is not None:
+            return known
+        chain = tuple(
+            found
+            for (found,) in self.database.all(
+                "WITH RECURSIVE up (number, depth) AS (SELECT ?, 0 UNION ALL SELECT s.parent, up.depth + 1"
+                " FROM snapshots s JOIN up ON s.number = up.number WHERE s.parent IS NOT NULL)"
+                " SELECT number FROM up ORDER BY depth",
+                (number,),
+            )
+        )
+        with self._chains_lock:
+            self._chains[number] = chain
+        return chain
+
+
+def _merged(labels: Labels, changes: Mapping[str, str | None]) -> Labels:
+    merged: dict[str, str | None] = {**labels, **changes}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def _dump(labels: Labels) -> str:
+    return json.dumps(dict(labels), separators=(",", ":"), sort_keys=True) if labels else "{}"
+
+
+__all__ = ["Row", "Snapshots"]

@@ -1,0 +1,118 @@
+"""The worker: one process for one job on one tree, started by ``wherry.engine.workers``.
+
+fd 0 carries the request (JSON), fd 1 takes the answer (JSON), fd 3 is the stream of the job. It goes into a mount namespace of its
+own whose root becomes the tree, and forgets how to import before it reads a byte of the image: from then on any file found by
+name is the image's. It dies with the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from wherry.errors import Error, Invalid, Unavailable
+from wherry.layers import mounts
+from wherry.linux.process import prctl
+
+REQUEST, ANSWER, STREAM = 0, 1, 3
+_PR_SET_PDEATHSIG = 1
+_NICE = 5
+_MEMORY = 1 << 30  # of address space; a job that needs more is an attack or a bug
+Range = tuple[int, int, int]
+
+
+def main() -> None:
+    """Does what fd 0 asks for and leaves."""
+    try:
+        with open(REQUEST, "rb") as file:  # noqa: PTH123 - a descriptor
+            request = json.load(file)
+        answer: dict[str, Any] = {"ok": _run(request)}
+    except Error as error:
+        answer = {"error": [type(error).__name__, error.what, error.cause, error.hint]}
+    except OSError as error:
+        name = error.filename
+        text = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+        answer = {"errno": error.errno or 5, "text": error.strerror or str(error), "path": text}
+    except MemoryError:
+        answer = {"error": ["Invalid", "layer", f"needs more than {_MEMORY >> 20} MiB of memory", ""]}
+    with open(ANSWER, "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write(json.dumps(answer).encode())
+    os._exit(0)
+
+
+def _run(request: Mapping[str, Any]) -> object:
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != request["parent"]:
+        raise Unavailable("worker", "its engine is gone")
+    os.nice(_NICE)
+    os.umask(0)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    job = _JOBS[request["job"]](request)  # imports what it needs
+    mounts.enter(request["point"])
+    roots = request["roots"]
+    if len(roots) == 1:
+        mounts.make(roots[0], request["point"])
+        mounts.become_root(request["point"])
+        names = ["/"]
+    else:
+        mounts.make([("tmpfs", "tmpfs", "", ("mode=700",))], request["point"])
+        names = [f"/{number}" for number in range(len(roots))]
+        for name, root in zip(names, roots, strict=True):
+            os.mkdir(request["point"] + name)
+            mounts.make(root, request["point"] + name)
+        mounts.become_root(request["point"])
+    sys.path.clear()
+    sys.meta_path.clear()
+    return job([os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for name in names])
+
+
+Job = Callable[[Sequence[int]], object]
+
+
+def _unpack(request: Mapping[str, Any]) -> Job:
+    from wherry.layers.apply import apply
+    from wherry.layers.compression import preload
+    from wherry.layers.mounts import syncfs
+
+    stream = open(STREAM, "rb", buffering=1 << 20)  # noqa: PTH123, SIM115 - a descriptor, for the life of the process
+    preload()
+
+    def job(roots: Sequence[int]) -> object:
+        done = apply(
+            roots[0], stream, uids=_mapper(request["uids"]), gids=_mapper(request["gids"]), devices=request["devices"]
+        )
+        if request["digest"] and done.digest != request["digest"]:
+            raise Invalid(f'layer "{request["digest"]}"', f"the bytes have the digest {done.digest}")
+        if request["sync"]:
+            syncfs(roots[0])
+        return {"digest": done.digest, "diff_id": done.diff_id, "size": done.size, "entries": done.entries}
+
+    return job
+
+
+def _usage(request: Mapping[str, Any]) -> Job:
+    from wherry.layers.usage import usage
+
+    return lambda roots: usage(roots[0])
+
+
+def _mapper(ranges: Sequence[Range]) -> Callable[[int], int]:
+    """Container id to host id; no ranges: as they are. Invalid for an id that no range holds."""
+    if not ranges:
+        return int
+
+    def translate(id: int) -> int:
+        for inside, outside, size in ranges:
+            if inside <= id < inside + size:
+                return outside + id - inside
+        raise Invalid("layer", f"has the owner {id}, which the id map does not hold")
+
+    return translate
+
+
+_JOBS: dict[str, Callable[[Mapping[str, Any]], Job]] = {"unpack": _unpack, "usage": _usage}

@@ -1,0 +1,225 @@
+"""The snapshotter: rows by ``wherry.layers.snapshots``, one directory a row."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wherry.api import Context, Invalid, Labels, Mount, SnapshotInfo, SnapshotOptions
+from wherry.layers.paths import remove as remove_tree
+from wherry.layers.snapshots import Row, Snapshots
+from wherry.layers.usage import usage
+
+if TYPE_CHECKING:
+    from wherry_plugins.snapshotter.overlayfs import OverlayConfig
+
+_SMALL = 64  # entries of an upper directory that remove deletes itself; a larger one is deleted after it has returned
+UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
+
+
+class OverlaySnapshotter:
+    """Implements ``wherry.api.Snapshotter``. prepare and remove are one commit and three or four directories each."""
+
+    def __init__(self, config: OverlayConfig, context: Context) -> None:
+        self._directory = context.root / "snapshots"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._prefix = f"{self._directory}/"
+        self._context = context
+        self._rows = Snapshots(context.root / "snapshots.db")
+        self._options = _options(config)
+        self._volatile = config.volatile
+        self._roots: dict[int, tuple[int, int, int]] = {}  # committed: mode, uid and gid of its root never change
+        self._sweeping = threading.Lock()
+
+    def stat(self, name: str) -> SnapshotInfo:
+        return self._rows.get(name).info()
+
+    def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
+        return self._rows.update(name, labels).info()
+
+    def usage(self, name: str) -> tuple[int, int]:
+        row = self._rows.get(name)
+        if row.bytes >= 0:
+            return row.bytes, row.inodes
+        try:
+            fd = os.open(self._fs(row.number), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # a view of one layer has no directory of its own
+            return 0, 0
+        try:
+            found = usage(fd)
+        finally:
+            os.close(fd)
+        if row.kind == "committed":
+            self._rows.measured(row.number, found)
+        return found
+
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        return self._mounts(self._rows.get(key))
+
+    def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
+        _plain(key, options)
+        with self._rows.prepare(key, parent, options.labels, "active") as row:
+            self._make(row, work=True)
+        return self._mounts(row)
+
+    def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
+        _plain(key, options)
+        with self._rows.prepare(key, parent, options.labels, "view") as row:
+            if not row.lowers:
+                self._make(row, work=False)
+        return self._mounts(row)
+
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        self._rows.commit(name, key, {UNPACK: None, **labels})
+
+    def remove(self, name: str) -> None:
+        row = self._rows.remove(name)
+        if row is None:
+            return
+        self._roots.pop(row.number, None)
+        self._delete(row.number)
+
+    def walk(self) -> Iterator[SnapshotInfo]:
+        return (row.info() for row in self._rows.walk())
+
+    def cleanup(self) -> int:
+        with self._sweeping:
+            found = [name for name in os.listdir(self._directory) if name.isdecimal()]
+            used = self._rows.numbers()  # after the listing: what is being prepared has its row by now
+            freed = 0
+            for name in found:
+                if int(name) not in used:
+                    freed += self._erase(int(name))
+            return freed
+
+    def close(self) -> None:
+        self._rows.close()
+
+    # directories
+
+    def _fs(self, number: int) -> str:
+        return f"{self._prefix}{number}/fs"
+
+    def _make(self, row: Row, *, work: bool) -> None:
+        """The directories, before their row is committed: the commit's fsync takes them to the disk's journal as well."""
+        directory = f"{self._prefix}{row.number}"
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:  # a crash before the commit left one, and the number with it
+            self._erase(row.number)
+            os.mkdir(directory, 0o700)
+        try:
+            os.mkdir(f"{directory}/fs", 0o755)
+            if row.lowers:
+                mode, uid, gid = self._root_of(row.lowers[0])
+                if uid or gid:
+                    os.chown(f"{directory}/fs", uid, gid)
+                if mode != 0o755:
+                    os.chmod(f"{directory}/fs", mode)
+            if work:
+                os.mkdir(f"{directory}/work", 0o711)
+        except BaseException:
+            self._erase(row.number)
+            raise
+
+    def _root_of(self, number: int) -> tuple[int, int, int]:
+        """What the root directory of a merged tree looks like is the upper directory's matter: it is the parent's."""
+        known = self._roots.get(number)
+        if known is None:
+            found = os.stat(self._fs(number))
+            known = self._roots[number] = (found.st_mode & 0o7777, found.st_uid, found.st_gid)
+        return known
+
+    def _mounts(self, row: Row) -> tuple[Mount, ...]:
+        fs = self._fs(row.number)
+        if not row.lowers or (row.kind == "committed" and len(row.lowers) == 0):
+            return (Mount("bind", fs, "", ("rbind", "rw" if row.kind == "active" else "ro")),)
+        lowers = [self._fs(number) for number in row.lowers]
+        if row.kind == "committed":
+            lowers = [fs, *lowers]
+        if row.kind == "active":
+            options = (f"lowerdir={':'.join(lowers)}", f"upperdir={fs}", f"workdir={self._prefix}{row.number}/work")
+            extra = ("volatile",) if self._volatile and UNPACK not in row.labels else ()
+            return (Mount("overlay", "overlay", "", (*options, *self._options, *extra)),)
+        if len(lowers) == 1:
+            return (Mount("bind", lowers[0], "", ("rbind", "ro")),)
+        return (Mount("overlay", "overlay", "", ("ro", f"lowerdir={':'.join(lowers)}", *self._options)),)
+
+    def _delete(self, number: int) -> None:
+        """The directories of a row that is gone. Empty or small ones now, others on a thread of their own."""
+        directory = f"{self._prefix}{number}"
+        try:
+            with suppress(FileNotFoundError):
+                os.rmdir(f"{directory}/fs")
+            for name in ("work/work", "work/index", "work", ""):
+                with suppress(FileNotFoundError):
+                    os.rmdir(f"{directory}/{name}")
+            return
+        except OSError:
+            pass
+        if _is_small(f"{directory}/fs"):
+            self._erase(number)
+        else:
+            threading.Thread(target=self._erase, args=(number,), name="overlayfs-remove", daemon=True).start()
+
+    def _erase(self, number: int) -> int:
+        """Deletes a directory; the bytes freed. What can't be deleted now, cleanup finds again."""
+        try:
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0
+        freed = 0
+        try:
+            with suppress(OSError):
+                inner = os.open(str(number), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    freed = usage(inner)[0]
+                finally:
+                    os.close(inner)
+            with suppress(OSError):
+                remove_tree(fd, str(number).encode())
+        finally:
+            os.close(fd)
+        return freed
+
+
+def _is_small(path: str) -> bool:
+    count = 0
+    for _path, directories, files in os.walk(path):
+        count += len(directories) + len(files)
+        if count > _SMALL:
+            return False
+    return True
+
+
+def _plain(key: str, options: SnapshotOptions) -> None:
+    if not key or len(key) > 1024 or "\0" in key:
+        raise Invalid(f'snapshot "{key[:100]}"', "a key has 1 to 1024 characters")
+    if options.quota:
+        raise Invalid(f'snapshot "{key}"', "overlayfs keeps no quota", "choose a snapshotter with that capability")
+    if options.idmap.uids or options.idmap.gids:
+        raise Invalid(f'snapshot "{key}"', "overlayfs can't remap ids", "choose a snapshotter with that capability")
+
+
+def _options(config: OverlayConfig) -> tuple[str, ...]:
+    chosen: list[str] = []
+    for name, wanted in (("index", config.index), ("metacopy", config.metacopy), ("redirect_dir", config.redirect_dir)):
+        # Said either way, since a module parameter may set another default, and left out where the kernel is too old to know it.
+        if Path(f"/sys/module/overlay/parameters/{name}").exists():
+            chosen.append(f"{name}={'on' if wanted else 'off'}")
+    if config.xino:
+        chosen.append(f"xino={config.xino}")
+    if _in_user_namespace():
+        chosen.append("userxattr")  # trusted.* is the initial user namespace's alone
+    return tuple(chosen)
+
+
+def _in_user_namespace() -> bool:
+    try:
+        return Path("/proc/self/uid_map").read_text(encoding="ascii").split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False

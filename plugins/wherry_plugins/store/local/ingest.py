@@ -1,0 +1,156 @@
+"""The write of one blob: a file of its own, hashed as it is written, kept until commit or abort."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wherry.api import BlobInfo, Digest, FailedPrecondition, InUse, Invalid, Labels, NotFound
+
+if TYPE_CHECKING:
+    from wherry_plugins.store.local.store import LocalStore
+
+_CHUNK = 1 << 20
+
+
+def ingest_file(directory: Path, ref: str) -> Path:
+    """The partial file of a ref: refs are free text, so their hash is the name."""
+    return directory / hashlib.sha256(ref.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Claim:
+    """A partial file, locked: the one writer of its ref, in this process or another (flock(2))."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    def discard(self) -> None:
+        if self.fd >= 0:
+            self.path.unlink(missing_ok=True)
+            self.release()
+
+    def release(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class LocalIngest:
+    """Implements ``wherry.api.Ingest``; used by one thread at a time."""
+
+    def __init__(self, store: LocalStore, ref: str) -> None:
+        self.ref = ref
+        self.offset = 0
+        self._store = store
+        self._claim = self.claim(ingest_file(store.partial, ref), ref)
+        self._hash = hashlib.sha256()
+        try:
+            while chunk := os.read(self._claim.fd, _CHUNK):  # what an earlier writer left counts for the digest
+                self._hash.update(chunk)
+                self.offset += len(chunk)
+            with store.database.write() as execute:
+                execute("INSERT OR IGNORE INTO ingests (ref, created) VALUES (?, ?)", (ref, time.time_ns()))
+        except BaseException:
+            self._claim.release()
+            raise
+
+    @staticmethod
+    def claim(path: Path, ref: str, *, create: bool = True) -> Claim:
+        """Opens and locks the partial file. InUse while another holds it; without create a missing one is an empty claim."""
+        while True:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+            except FileNotFoundError:
+                return Claim(path, -1)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                here, there = os.fstat(fd), None
+                with suppress(FileNotFoundError):
+                    there = path.stat()
+            except BlockingIOError:
+                os.close(fd)
+                raise InUse(f'ingest "{ref}"', "another writer has it") from None
+            except BaseException:
+                os.close(fd)
+                raise
+            if there is not None and (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                return Claim(path, fd)
+            os.close(fd)  # its last holder committed or aborted between open and lock
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        view = memoryview(data).cast("B")
+        fd = self._fd()
+        written = 0
+        try:
+            while written < len(view):
+                count = os.write(fd, view[written:])
+                self._hash.update(view[written : written + count])
+                written += count
+        finally:
+            self.offset += written
+        return written
+
+    def truncate(self) -> None:
+        fd = self._fd()
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        self._hash = hashlib.sha256()
+        self.offset = 0
+
+    def commit(self, size: int | None, digest: Digest, labels: Labels) -> BlobInfo:
+        fd, store = self._fd(), self._store
+        target = store.path(digest)
+        found = f"sha256:{self._hash.hexdigest()}"
+        if size is not None and size != self.offset:
+            if self.offset > size:
+                self.truncate()  # it can never match; a shorter one may still be completed
+            raise Invalid(f'blob "{digest}"', f"{self.offset} bytes came, {size} were announced")
+        if found != digest:
+            self.truncate()
+            raise Invalid(f'blob "{digest}"', f"the bytes have the digest {found}")
+        if store.fsync:
+            os.fsync(fd)
+        with store.lock:
+            try:
+                info = store.info(digest)
+            except NotFound:
+                info = None
+            if info is None:
+                self._claim.path.rename(target)
+                if store.fsync:
+                    fsync_directory(target.parent)
+            else:
+                self._claim.path.unlink(missing_ok=True)
+            with store.database.write() as execute:
+                if info is None:
+                    from wherry_plugins.store.local.store import dump
+
+                    execute(
+                        "INSERT OR REPLACE INTO blobs (digest, size, created, labels) VALUES (?, ?, ?, ?)",
+                        (digest, self.offset, time.time_ns(), dump(labels)),
+                    )
+                execute("DELETE FROM ingests WHERE ref = ?", (self.ref,))
+        self._claim.release()
+        return store.label(digest, dict(labels)) if info is not None and labels else store.info(digest)
+
+    def close(self) -> None:
+        self._claim.release()
+
+    def _fd(self) -> int:
+        if self._claim.fd < 0:
+            raise FailedPrecondition(f'ingest "{self.ref}"', "is closed")
+        return self._claim.fd

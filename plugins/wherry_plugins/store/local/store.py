@@ -1,0 +1,261 @@
+"""The store itself: rows, blob files and the index.json that follows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from wherry.api import (
+    AlreadyExists,
+    BlobInfo,
+    Descriptor,
+    Digest,
+    Error,
+    FailedPrecondition,
+    Image,
+    Invalid,
+    Labels,
+    NotFound,
+)
+from wherry.layers.database import Database
+from wherry_plugins.store.local.ingest import LocalIngest, fsync_directory, ingest_file
+
+SCHEMA = """
+CREATE TABLE blobs (
+    digest   TEXT PRIMARY KEY,
+    size     INTEGER NOT NULL,
+    created  INTEGER NOT NULL,
+    labels   TEXT NOT NULL DEFAULT '{}',
+    deleting INTEGER NOT NULL DEFAULT 0   -- counts as absent; the file may be gone
+) WITHOUT ROWID;
+CREATE TABLE images (
+    name        TEXT PRIMARY KEY,
+    media_type  TEXT NOT NULL,
+    digest      TEXT NOT NULL,
+    size        INTEGER NOT NULL,
+    annotations TEXT NOT NULL DEFAULT '{}',
+    platform    TEXT NOT NULL DEFAULT '',
+    labels      TEXT NOT NULL DEFAULT '{}',
+    updated     INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE ingests (ref TEXT PRIMARY KEY, created INTEGER NOT NULL) WITHOUT ROWID;
+"""
+VERSION = 1
+REF_NAME = "org.opencontainers.image.ref.name"
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_IMAGE = "name, media_type, digest, size, annotations, platform, labels, updated"
+
+
+def hex_of(digest: str) -> str:
+    """The file name of a digest; Invalid for anything that is none, so that no path is made of unchecked text."""
+    match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
+    if match is None:
+        raise Invalid(f'digest "{digest!s:.100}"', "is not sha256:<64 lower-case hex digits>")
+    return match[1]
+
+
+class LocalStore:
+    """Implements ``wherry.api.Store``."""
+
+    def __init__(self, root: Path, *, fsync: bool = True) -> None:
+        self.root = root
+        self.fsync = fsync
+        self.blobs = root / "blobs" / "sha256"
+        self.partial = root / "ingest"
+        for directory in (self.blobs, self.partial):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.database = Database(root / "store.db", SCHEMA, VERSION)
+        # Guards what a row and its file must agree on: between rename and row, between mark and unlink.
+        self.lock = threading.Lock()
+        layout = root / "oci-layout"
+        if not layout.exists():
+            layout.write_text('{"imageLayoutVersion":"1.0.0"}')
+            if fsync:
+                for directory in (self.blobs.parent, root, root.parent):
+                    fsync_directory(directory)
+        self._sweep()
+        self._write_index()
+
+    # content
+
+    def info(self, digest: Digest) -> BlobInfo:
+        hex_of(digest)
+        row = self.database.row(
+            "SELECT digest, size, created, labels FROM blobs WHERE digest = ? AND NOT deleting", (digest,)
+        )
+        if row is None:
+            raise NotFound(f'blob "{digest}"', "is not in the store")
+        return _blob(row)
+
+    def open(self, digest: Digest) -> BinaryIO:
+        self.info(digest)
+        try:
+            return self.path(digest).open("rb")
+        except FileNotFoundError as error:
+            raise Error(f'blob "{digest}"', "its file is gone", "run wherry doctor") from error
+
+    def ingest(self, ref: str, expected: Descriptor | None = None) -> LocalIngest:
+        if not ref or len(ref) > 1024:
+            raise Invalid(f'ingest "{ref[:100]}"', "a ref has 1 to 1024 characters")
+        if expected is not None:
+            with suppress(NotFound):
+                self.info(expected.digest)
+                raise AlreadyExists(f'blob "{expected.digest}"', "is in the store already")
+        return LocalIngest(self, ref)
+
+    def abort(self, ref: str) -> None:
+        path = ingest_file(self.partial, ref)
+        LocalIngest.claim(path, ref, create=False).discard()
+        with self.database.write() as execute:
+            execute("DELETE FROM ingests WHERE ref = ?", (ref,))
+
+    def ingests(self) -> Iterator[tuple[str, int]]:
+        for (ref,) in self.database.all("SELECT ref FROM ingests ORDER BY ref"):
+            try:
+                yield ref, ingest_file(self.partial, ref).stat().st_size
+            except FileNotFoundError:
+                yield ref, 0
+
+    def label(self, digest: Digest, labels: Mapping[str, str | None]) -> BlobInfo:
+        with self.database.write() as execute:
+            merged = {**self.info(digest).labels}
+            for key, value in labels.items():
+                if value is None:
+                    merged.pop(key, None)
+                else:
+                    merged[key] = value
+            execute("UPDATE blobs SET labels = ? WHERE digest = ?", (dump(merged), digest))
+            return self.info(digest)
+
+    def delete(self, digest: Digest) -> None:
+        path = self.path(digest)
+        with self.lock:
+            with self.database.write() as execute:
+                execute("UPDATE blobs SET deleting = 1 WHERE digest = ?", (digest,))
+            path.unlink(missing_ok=True)
+            with self.database.write() as execute:
+                execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+
+    def walk(self) -> Iterator[BlobInfo]:
+        rows = self.database.all("SELECT digest, size, created, labels FROM blobs WHERE NOT deleting ORDER BY digest")
+        return (_blob(row) for row in rows)
+
+    # references
+
+    def resolve(self, name: str) -> Image:
+        row = self.database.row(f"SELECT {_IMAGE} FROM images WHERE name = ?", (name,))  # noqa: S608 - constants
+        if row is None:
+            raise NotFound(f'image "{name}"', "no such image")
+        return _image(row)
+
+    def tag(self, name: str, target: Descriptor, labels: Labels, *, expected: Digest | None = None) -> Image:
+        hex_of(target.digest)
+        if not name or len(name) > 1024 or "\0" in name:
+            raise Invalid(f'image "{name[:100]}"', "a name has 1 to 1024 characters")
+        now = time.time_ns()
+        with self.database.write() as execute:
+            self._expect(execute, name, expected)
+            execute(
+                f"INSERT OR REPLACE INTO images ({_IMAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+                (
+                    name, target.media_type, target.digest, target.size, dump(target.annotations), target.platform,
+                    dump(labels), now,
+                ),
+            )  # fmt: skip
+        self._write_index()
+        return Image(name, target, dict(labels), now)
+
+    def untag(self, name: str, *, expected: Digest | None = None) -> None:
+        with self.database.write() as execute:
+            if not execute("SELECT 1 FROM images WHERE name = ?", (name,)).fetchall():
+                return
+            self._expect(execute, name, expected)
+            execute("DELETE FROM images WHERE name = ?", (name,))
+        self._write_index()
+
+    def list(self, prefix: str = "") -> Iterator[Image]:
+        rows = self.database.all(
+            f"SELECT {_IMAGE} FROM images WHERE substr(name, 1, ?) = ? ORDER BY name",  # noqa: S608 - constants
+            (len(prefix), prefix),
+        )
+        return (_image(row) for row in rows)
+
+    # for the ingest, and for whoever ends the engine
+
+    def path(self, digest: str) -> Path:
+        """Where a blob's file is or would be."""
+        return self.blobs / hex_of(digest)
+
+    def close(self) -> None:
+        self.database.close()
+
+    @staticmethod
+    def _expect(execute: Any, name: str, expected: Digest | None) -> None:
+        if expected is None:
+            return
+        found = execute("SELECT digest FROM images WHERE name = ?", (name,)).fetchall()
+        if not found or found[0][0] != expected:
+            now = f"it points at {found[0][0]} now" if found else "it does not exist now"
+            raise FailedPrecondition(f'image "{name}"', f"{now}, not at {expected}")
+
+    def _sweep(self) -> None:
+        """Ends what a crash cut short: deletions half done, files whose row was never written."""
+        with self.database.write() as execute:
+            for (digest,) in execute("SELECT digest FROM blobs WHERE deleting").fetchall():
+                self.path(digest).unlink(missing_ok=True)
+            execute("DELETE FROM blobs WHERE deleting")
+            known = {digest.partition(":")[2] for (digest,) in execute("SELECT digest FROM blobs").fetchall()}
+            refs = {ingest_file(self.partial, ref) for (ref,) in execute("SELECT ref FROM ingests").fetchall()}
+        for entry in os.scandir(self.blobs):
+            if entry.name not in known:
+                Path(entry.path).unlink(missing_ok=True)
+        for path in self.partial.iterdir():
+            if path not in refs:
+                path.unlink(missing_ok=True)
+
+    def _write_index(self) -> None:
+        path = self.root / "index.json"
+        with self.lock:
+            text = json.dumps(_index(self.list()), indent=1, sort_keys=True)
+            temporary = path.with_name("index.json.new")
+            temporary.write_text(text)
+            temporary.replace(path)  # not synced: written anew when the store is opened
+
+
+def _index(images: Iterator[Image]) -> dict[str, Any]:
+    """OCI image-spec, image-index.md; each reference becomes a manifest with the ref.name annotation."""
+    manifests = []
+    for image in images:
+        target = image.target
+        entry: dict[str, Any] = {"mediaType": target.media_type, "digest": target.digest, "size": target.size}
+        if target.platform:
+            system, _, rest = target.platform.partition("/")
+            architecture, _, variant = rest.partition("/")
+            entry["platform"] = {"architecture": architecture, "os": system}
+            if variant:
+                entry["platform"]["variant"] = variant
+        entry["annotations"] = {**target.annotations, REF_NAME: image.name}
+        manifests.append(entry)
+    return {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests}
+
+
+def _blob(row: Any) -> BlobInfo:
+    digest, size, created, labels = row
+    return BlobInfo(Digest(digest), size, created, json.loads(labels))
+
+
+def _image(row: Any) -> Image:
+    name, media_type, digest, size, annotations, platform, labels, updated = row
+    target = Descriptor(media_type, Digest(digest), size, json.loads(annotations), platform)
+    return Image(name, target, json.loads(labels), updated)
+
+
+def dump(labels: Labels) -> str:
+    return json.dumps(dict(labels), separators=(",", ":"), sort_keys=True)
