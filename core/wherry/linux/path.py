@@ -127,3 +127,15 @@ def make_target(root: int, path: str | bytes, *, directory: bool) -> int:
         os.close(fd)
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     return fd
+
+
+_getcwd = call("getcwd", Pointer, ctypes.c_size_t)
+_cwd_buffer = ctypes.create_string_buffer(4096)
+
+
+def inside() -> bool:
+    """Whether the working directory can be reached from this process's root: getcwd(2) says "(unreachable)" when it cannot.
+
+    The C library's getcwd is not asked: it would walk up the tree by itself.
+    """
+    return bool(_getcwd(_cwd_buffer, 4096) > 0) and _cwd_buffer.raw[:1] == b"/"

@@ -22,6 +22,7 @@ pylibc = ctypes.PyDLL(None, use_errno=True)
 pylibc.syscall.restype = ctypes.c_long
 
 NUMBERS: dict[str, int] = {
+    "getcwd": 17 if _ARM else 79,
     "pivot_root": 41 if _ARM else 155,
     "keyctl": 219 if _ARM else 250,
     "seccomp": 277 if _ARM else 317,
