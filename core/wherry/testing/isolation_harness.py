@@ -85,9 +85,9 @@ class Task:
         self.driver.start(self.id, self.exec_id)
         return self
 
-    def wait(self, timeout: float = PATIENCE) -> Exit:
-        ended = self.driver.wait(self.id, self.exec_id, timeout)
-        assert ended is not None, f"{self.id}: still running after {timeout} s, wrote {self.peek()!r}"
+    def wait(self) -> Exit:
+        ended = self.driver.wait(self.id, self.exec_id, PATIENCE)
+        assert ended is not None, f"{self.id}: still running after {PATIENCE} s, wrote {self.peek()!r}"
         return ended
 
     def code(self) -> int | None:

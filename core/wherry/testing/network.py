@@ -92,6 +92,17 @@ def in_thread(call: Callable[[], Any]) -> tuple[str, str]:
     return seen[0], seen[1]
 
 
+def host_links() -> set[str]:
+    """Names of the links in the namespace of this thread."""
+    table = Path("/proc/thread-self/net/dev").read_text()
+    return {line.partition(":")[0].strip() for line in table.splitlines() if ":" in line}
+
+
+def host_routes() -> set[str]:
+    """Lines of the IPv4 routing table of this thread's namespace."""
+    return set(Path("/proc/thread-self/net/route").read_text().splitlines())
+
+
 class NetworkContract(Contract):
     """The clauses of the network kind. See ``wherry.interfaces.network``."""
 
@@ -173,15 +184,15 @@ class NetworkContract(Contract):
         assert before == after
 
     def test_host_links_stay(self, harness: NetworkHarness) -> None:
-        """The links that the host had are there afterwards, with the same addresses."""
-        links = set(os.listdir("/sys/class/net"))
-        routes = Path("/proc/net/route").read_text()
+        """The links and routes that the host had are there afterwards."""
         network = harness.network()
+        links, routes = host_links(), host_routes()
         harness.attached(network, "s-1")
-        assert links <= set(os.listdir("/sys/class/net"))
-        assert set(routes.splitlines()) <= set(Path("/proc/net/route").read_text().splitlines())
+        assert links <= host_links()
+        assert routes <= host_routes()
         harness.open().detach("s-1", network)
-        assert links <= set(os.listdir("/sys/class/net"))
+        assert links <= host_links()
+        assert routes <= host_routes()
 
     def test_ports_are_granted_or_refused(self, harness: NetworkHarness) -> None:
         """With the flag "ports" a taken port is InUse; without it a published port is Invalid, never dropped silently."""

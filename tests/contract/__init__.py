@@ -1,0 +1,1 @@
+"""The contract suites: on the bundled drivers, on reference drivers, and on drivers broken on purpose."""

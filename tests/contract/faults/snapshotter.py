@@ -1,0 +1,424 @@
+"""Faulty snapshotters, one for each clause."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from attrs import evolve
+
+from contract.faults import planted
+from contract.reference.snapshotter import CopySnapshotter, measure
+from contract.reference.state import NoConfig
+from wherry.api import (
+    AlreadyExists,
+    Context,
+    Labels,
+    Mount,
+    NotFound,
+    SnapshotInfo,
+    SnapshotOptions,
+)
+from wherry.testing import SnapshotterContract
+
+DEFAULT = SnapshotOptions()
+
+
+def breaks(*clauses: str):
+    return planted(SnapshotterContract, *clauses)
+
+
+@breaks("prepare_makes_an_active_snapshot")
+class ForgetsTheParent(CopySnapshotter):
+    def stat(self, name: str) -> SnapshotInfo:
+        return evolve(super().stat(name), parent="")
+
+
+@breaks("prepare_makes_an_active_snapshot")
+class OtherMountsLater(CopySnapshotter):
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        return tuple(evolve(mount, options=(*mount.options, f"x{time.time_ns()}")) for mount in super().mounts(key))
+
+
+@breaks("view_is_read_only")
+class WritableViews(CopySnapshotter):
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        return tuple(evolve(mount, options=("rbind", "rw")) for mount in super().mounts(key))
+
+
+@breaks("view_of_nothing_is_empty")
+class ViewNeedsAParent(CopySnapshotter):
+    def view(self, key: str, parent: str, options: SnapshotOptions = DEFAULT) -> tuple[Mount, ...]:
+        if not parent:
+            raise NotFound("parent ''", "no such snapshot")
+        return super().view(key, parent, options)
+
+
+@breaks("commit_makes_a_committed_snapshot")
+class CommitKeepsTheKey(CopySnapshotter):
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        row = dict(self.row(key))
+        super().commit(name, key, labels)
+        self.rows[key] = row
+
+
+@breaks("mounts_are_for_active_and_view")
+class MountsAnything(CopySnapshotter):
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        return (Mount("bind", str(self.directory(key)), "", ("rbind", "rw")),)
+
+
+@breaks("only_active_snapshots_are_committed")
+class CommitsViews(CopySnapshotter):
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        self.row(key)["kind"] = "active"
+        super().commit(name, key, labels)
+
+
+@breaks("taken_key_is_refused", "one_thread_gets_the_key")
+class ReplacesSnapshots(CopySnapshotter):
+    def check_new(self, key: str, parent: str) -> None:
+        self.rows.pop(key, None)
+        super().check_new(key, parent)
+
+
+@breaks("one_thread_gets_the_key")
+class ChecksBeforeItLocks(CopySnapshotter):
+    def make(self, kind: str, key: str, parent: str, options: SnapshotOptions) -> tuple[Mount, ...]:
+        self.check_new(key, parent)
+        time.sleep(0.02)
+        with self.state.lock:
+            self.rows.pop(key, None)
+            return super().make(kind, key, parent, options)
+
+
+@breaks("parent_must_exist")
+class EmptyInsteadOfMissing(CopySnapshotter):
+    def make(self, kind: str, key: str, parent: str, options: SnapshotOptions) -> tuple[Mount, ...]:
+        return super().make(kind, key, parent if parent in self.rows else "", options)
+
+
+@breaks("parent_must_exist")
+class KeepsTheOrphan(CopySnapshotter):
+    def make(self, kind: str, key: str, parent: str, options: SnapshotOptions) -> tuple[Mount, ...]:
+        try:
+            return super().make(kind, key, parent, options)
+        except NotFound:
+            super().make(kind, key, "", options)
+            raise
+
+
+@breaks("parent_must_be_committed")
+class AnyParentWillDo(CopySnapshotter):
+    def check_new(self, key: str, parent: str) -> None:
+        if key in self.rows:
+            raise AlreadyExists(f"snapshot {key!r}", "taken")
+        if parent:
+            self.row(parent)
+
+
+@breaks("commit_to_a_taken_name")
+class CommitOverwrites(CopySnapshotter):
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        self.row(key)
+        self.rows.pop(name, None)
+        super().commit(name, key, labels)
+
+
+@breaks("commit_to_a_taken_name")
+class FailedCommitLosesTheKey(CopySnapshotter):
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        try:
+            super().commit(name, key, labels)
+        except AlreadyExists:
+            self.remove(key)
+            raise
+
+
+@breaks("commit_of_an_unknown_key")
+class CommitsNothing(CopySnapshotter):
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        if key not in self.rows:
+            self.prepare(key, "")
+        super().commit(name, key, labels)
+
+
+@breaks("missing_snapshot_is_not_found")
+class MissingUsesNothing(CopySnapshotter):
+    def usage(self, name: str) -> tuple[int, int]:
+        return super().usage(name) if name in self.rows else (0, 0)
+
+
+@breaks("hostile_key_leaves_the_directory_alone")
+class KeysArePaths(CopySnapshotter):
+    def make(self, kind: str, key: str, parent: str, options: SnapshotOptions) -> tuple[Mount, ...]:
+        if key.startswith(".."):
+            (self.context.root / key).mkdir(parents=True)
+        return super().make(kind, key, parent, options)
+
+
+@breaks("remove_is_idempotent")
+class RemovesOnce(CopySnapshotter):
+    def remove(self, name: str) -> None:
+        self.row(name)
+        super().remove(name)
+
+
+@breaks("parent_in_use_is_kept")
+class RemovesParents(CopySnapshotter):
+    def children(self, name: str) -> list[str]:
+        return []
+
+
+@breaks("parent_in_use_is_kept")
+class OverlooksViews(CopySnapshotter):
+    def children(self, name: str) -> list[str]:
+        return [child for child in super().children(name) if self.rows[child]["kind"] != "view"]
+
+
+@breaks("key_is_free_after_remove")
+class KeepsTheDirectory(CopySnapshotter):
+    def make(self, kind: str, key: str, parent: str, options: SnapshotOptions) -> tuple[Mount, ...]:
+        mounts = super().make(kind, key, parent, options)
+        shared = self.context.root / f"kept-{key}"
+        if not shared.exists():
+            self.directory(key).rename(shared)
+        else:
+            shutil.rmtree(self.directory(key))
+        self.directory(key).symlink_to(shared)
+        return mounts
+
+    def remove(self, name: str) -> None:
+        self.rows.pop(name, None)
+
+
+class LeavesTrees(CopySnapshotter):
+    def remove(self, name: str) -> None:
+        if name in self.rows and not self.children(name):
+            with self.state.change():
+                del self.rows[name]
+        else:
+            super().remove(name)
+
+
+breaks("cleanup_frees_what_was_removed")(LeavesTrees)
+
+
+@breaks("walk_lists_all")
+class WalksCommittedOnly(CopySnapshotter):
+    def walk(self) -> Iterator[SnapshotInfo]:
+        return (info for info in super().walk() if info.kind == "committed")
+
+
+@breaks("labels_are_set_and_removed")
+class ReplacesLabels(CopySnapshotter):
+    def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
+        self.row(name)["labels"] = {}
+        return super().update(name, labels)
+
+
+@breaks("commit_takes_labels")
+class CommitDropsLabels(CopySnapshotter):
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        super().commit(name, key, {})
+
+
+@breaks("usage_counts_own_content")
+class UsesNothing(CopySnapshotter):
+    def usage(self, name: str) -> tuple[int, int]:
+        self.row(name)
+        return 0, 0
+
+
+@breaks("usage_leaves_parents_out")
+class CountsParents(CopySnapshotter):
+    def usage(self, name: str) -> tuple[int, int]:
+        return measure(self.directory(name))
+
+
+@breaks("mounts_are_data")
+class MountsByItself(CopySnapshotter):
+    def make(self, kind: str, key: str, parent: str, options: SnapshotOptions) -> tuple[Mount, ...]:
+        mounts = super().make(kind, key, parent, options)
+        directory = self.directory(key)
+        subprocess.run(["mount", "--bind", directory, directory], check=True)
+        return mounts
+
+    def close(self) -> None:
+        for row in self.rows.values():
+            subprocess.run(["umount", self.context.root / str(row["number"])], check=False, stderr=subprocess.DEVNULL)
+
+
+@breaks("snapshots_survive_reopening")
+class RemembersNothing(CopySnapshotter):
+    def __init__(self, config: NoConfig, context: Context) -> None:
+        (context.root / "state.json").unlink(missing_ok=True)
+        super().__init__(config, context)
+
+
+@breaks("threads_work_side_by_side")
+class OneRowForAll(CopySnapshotter):
+    def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
+        rows = dict(self.rows)
+        time.sleep(0.01)
+        self.rows.clear()
+        self.rows.update(rows)
+        return super().update(name, labels)
+
+
+@breaks("remove_races_with_prepare")
+class RemoveChecksTooEarly(CopySnapshotter):
+    def remove(self, name: str) -> None:
+        if not self.children(name):
+            time.sleep(0.1)
+            self.rows.pop(name, None)
+
+
+# what is seen through the mounts
+
+
+class ChangesTrees(CopySnapshotter):
+    """Spoils the tree of a child after it was copied from its parent."""
+
+    def copy(self, parent: str, target: Path) -> None:
+        super().copy(parent, target)
+        self.spoil(parent, target)
+
+    def spoil(self, parent: str, target: Path) -> None:
+        raise AssertionError("a fault says what it spoils")
+
+
+@breaks("new_tree_is_empty")
+class PrivateRoot(ChangesTrees):
+    def spoil(self, parent: str, target: Path) -> None:
+        target.chmod(0o700)
+
+
+@breaks("changes_are_kept_between_mounts")
+class ForgetsChanges(CopySnapshotter):
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        directory = self.directory(key)
+        shutil.rmtree(directory)
+        self.copy(self.row(key)["parent"], directory)
+        return super().mounts(key)
+
+
+@breaks("child_sees_its_parents", "siblings_do_not_see_each_other")
+class ChildrenAreEmpty(CopySnapshotter):
+    def copy(self, parent: str, target: Path) -> None:
+        super().copy("", target)
+
+
+class SharesFiles(CopySnapshotter):
+    def copy(self, parent: str, target: Path) -> None:
+        if parent:
+            subprocess.run(["cp", "-al", self.directory(parent), target], check=True)
+        else:
+            super().copy(parent, target)
+
+
+breaks("parent_is_not_changed")(SharesFiles)
+
+
+@breaks("siblings_do_not_see_each_other")
+class SiblingsShareATree(CopySnapshotter):
+    def copy(self, parent: str, target: Path) -> None:
+        if parent:
+            target.symlink_to(self.directory(parent))
+        else:
+            super().copy(parent, target)
+
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        return tuple(evolve(mount, source=str(Path(mount.source).resolve())) for mount in super().mounts(key))
+
+
+class Unions(CopySnapshotter):
+    """Adds everything from the parents again at commit: whiteouts do not count."""
+
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        directory = self.directory(key)
+        parent = self.row(key)["parent"]
+        while parent:
+            subprocess.run(
+                ["cp", "-an", f"{self.directory(parent)}/.", directory], check=False, stderr=subprocess.DEVNULL
+            )
+            parent = self.row(parent)["parent"]
+        super().commit(name, key, labels)
+
+
+breaks(
+    "removed_file_stays_removed",
+    "removed_directory_stays_removed",
+    "remade_directory_hides_the_old_one",
+    "removed_and_made_again_in_a_third_layer",
+    "renamed_file",
+)(Unions)
+
+
+@breaks("file_and_directory_take_each_others_place")
+class PlacesKeepTheirKind(CopySnapshotter):
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        parent = self.row(key)["parent"]
+        if parent:
+            for path in self.directory(parent).iterdir():
+                other = self.directory(key) / path.name
+                if path.is_dir() and other.is_file():
+                    other.unlink()
+                    subprocess.run(["cp", "-a", path, other], check=True)
+        super().commit(name, key, labels)
+
+
+class CopiesContentOnly(CopySnapshotter):
+    def copy(self, parent: str, target: Path) -> None:
+        if parent:
+            subprocess.run(["cp", "-R", self.directory(parent), target], check=True)
+        else:
+            super().copy(parent, target)
+
+
+breaks("metadata_is_kept", "metadata_of_the_root_is_kept")(CopiesContentOnly)
+
+
+@breaks("metadata_is_kept")
+class DropsSetuid(ChangesTrees):
+    def spoil(self, parent: str, target: Path) -> None:
+        for path in target.iterdir():
+            if path.is_file() and not path.is_symlink():
+                path.chmod(path.stat().st_mode & 0o777)
+
+
+@breaks("metadata_changes_of_a_lower_file")
+class KeepsLowerModes(CopySnapshotter):
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        parent = self.row(key)["parent"]
+        if parent:
+            for path in self.directory(parent).iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    (self.directory(key) / path.name).chmod(path.stat().st_mode & 0o7777)
+        super().commit(name, key, labels)
+
+
+@breaks("names_of_any_bytes")
+class WantsUtf8(ChangesTrees):
+    def spoil(self, parent: str, target: Path) -> None:
+        for entry in os.scandir(os.fsencode(target)):
+            with contextlib.suppress(UnicodeDecodeError):
+                entry.name.decode()
+                continue
+            os.unlink(entry.path)
+
+
+@breaks("many_layers")
+class AtMostFiftyLayers(CopySnapshotter):
+    def check_new(self, key: str, parent: str) -> None:
+        super().check_new(key, parent)
+        depth, below = 0, parent
+        while below:
+            depth, below = depth + 1, self.row(below)["parent"]
+        if depth > 50:
+            raise AlreadyExists(f"snapshot {key!r}", "too many layers")
