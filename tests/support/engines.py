@@ -1,0 +1,81 @@
+"""An engine's directories, its command line, and the end of whatever is left of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support import leaks
+
+
+class EngineDirs(NamedTuple):
+    """An engine's two directories, on paths short enough for a socket's name (unix(7): 108 bytes)."""
+
+    root: Path
+    run: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """An environment in which ``wherry`` uses these, and no config of the user's."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHERRY_", "XDG_"))}
+        return {**kept, "WHERRY_ROOT": str(self.root), "WHERRY_RUN": str(self.run), "HOME": str(self.root.parent)}
+
+
+def stop_all(run: Path) -> None:
+    """Ends by SIGKILL what is left of an engine, its shim and its containers, and removes their cgroups."""
+    deadline = time.monotonic() + 5
+    while (alive := [entry for entry in leaks.processes([run]) if str(run) in entry]) and time.monotonic() < deadline:
+        for entry in alive:
+            leaks.kill(int(entry.split(" ", 1)[0]))
+        time.sleep(0.01)
+
+
+class Wherry:
+    """Calls the command line: ``wherry("run", "--rm", image, "true")`` answers the finished process, texts decoded."""
+
+    def __init__(self, dirs: EngineDirs) -> None:
+        self.dirs = dirs
+        self.program = Path(sys.executable).parent / "wherry"
+
+    def __call__(
+        self,
+        *argv: str | os.PathLike[str],
+        code: int | None = 0,
+        input: str | None = None,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """code: the exit code that is asserted, None for any."""
+        command = [os.fspath(arg) for arg in (self.program, *argv)]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL if input is None else None,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**self.dirs.environ, **(env or {})},
+            cwd=cwd,
+            check=False,
+        )
+        if code is not None:
+            assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def popen(self, *argv: str | os.PathLike[str], **options: Any) -> subprocess.Popen[str]:
+        """The same, not waited for; the caller ends it."""
+        options.setdefault("env", self.dirs.environ)
+        return subprocess.Popen([os.fspath(arg) for arg in (self.program, *argv)], text=True, **options)
+
+    def stop(self) -> None:
+        """Removes the containers and ends engine and shim, as a user would."""
+        ids = self("ps", "-aq", code=None).stdout.split()
+        if ids:
+            self("rm", "-f", *ids, code=None)
+        self("engine", "stop", code=None)
