@@ -34,6 +34,12 @@ def set_dumpable(dumpable: bool) -> None:
     prctl(PR_SET_DUMPABLE, int(dumpable))
 
 
+def set_name(name: str) -> None:
+    """PR_SET_NAME: what ps and /proc/PID/comm show, 15 bytes at most."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
 def set_no_new_privileges() -> None:
     """PR_SET_NO_NEW_PRIVS, for good."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
