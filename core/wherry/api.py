@@ -54,6 +54,7 @@ from wherry.interfaces.network import Attachment, AttachRequest, Network, Networ
 from wherry.interfaces.process import Exit, LogSink, Plan, Sandbox, Shim, ShimControl, Stdio, Step, TaskState
 from wherry.interfaces.snapshotter import LayerSnapshotter, SnapshotInfo, SnapshotOptions, Snapshotter
 from wherry.interfaces.store import BlobInfo, Image, Ingest, Store
+from wherry.interfaces.tracing import span, trace_events
 
 __all__ = [
     "API",
@@ -134,4 +135,6 @@ __all__ = [
     "Workers",
     "hookimpl",
     "hookspec",
+    "span",
+    "trace_events",
 ]

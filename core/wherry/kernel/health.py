@@ -1,0 +1,109 @@
+"""The breaker of one driver: after a call that hung, further calls fail at once until a trial call succeeds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from wherry.errors import Unavailable
+
+FIRST_BACKOFF = 1.0
+LONGEST_BACKOFF = 60.0
+MOST_AT_ONCE = 64
+"""Calls of one driver at the same time; more wait for one of them to end."""
+
+
+class Health:
+    """closed -> (a call hangs) -> open -> (backoff passes) -> half open: one trial -> closed, or open with twice the backoff."""
+
+    def __init__(self, plugin: str, limit: int = MOST_AT_ONCE, clock: Callable[[], float] = time.monotonic) -> None:
+        self.plugin = plugin
+        self.lost_threads = 0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(limit)
+        self._limit = limit
+        self._reason = ""
+        self._backoff = FIRST_BACKOFF
+        self._retry_at = 0.0
+        self._trial = False
+
+    @property
+    def open(self) -> bool:
+        """Whether calls are refused, or only a trial is let through."""
+        return bool(self._reason)
+
+    @property
+    def reason(self) -> str:
+        """Why the breaker is open, "" when it is closed."""
+        return self._reason
+
+    def enter(self, name: str, timeout: float | None) -> None:
+        """Asks for a place. Raises Unavailable while the breaker is open or no place gets free within timeout seconds."""
+        if self._reason:
+            self._half_open(name)
+        if not self._slots.acquire(blocking=False) and not self._slots.acquire(timeout=timeout):
+            self._trial = False
+            cause = f"{self._limit} calls run already and none ended within {timeout:g} s"
+            raise Unavailable(f"{self.plugin}: {name}", cause, plugin=self.plugin)
+
+    def leave(self) -> None:
+        """The call ended, well or with an error: the driver answers."""
+        self._slots.release()
+        if self._reason:
+            self.reset()
+
+    def lost(self, reason: str) -> None:
+        """The call was given up: opens the breaker. Its place is freed, else a few hangs would close the driver for good."""
+        self._slots.release()
+        with self._lock:
+            self.lost_threads += 1
+            self._open(reason)
+
+    def back(self) -> None:
+        """A thread that was given up has returned after all."""
+        with self._lock:
+            self.lost_threads -= 1
+
+    def crashed(self, reason: str) -> None:
+        """The call ended because the driver's process did: opens the breaker."""
+        self._slots.release()
+        self.fail(reason)
+
+    def fail(self, reason: str) -> None:
+        """Opens the breaker without a lost thread: a driver's process died, or its init failed."""
+        with self._lock:
+            self._open(reason)
+
+    def hung(self, reason: str) -> None:
+        """A thread was lost outside of a counted call, e.g. in init."""
+        with self._lock:
+            self.lost_threads += 1
+            self._open(reason)
+
+    def due(self) -> bool:
+        """Whether the backoff has passed."""
+        return self._clock() >= self._retry_at
+
+    def reset(self) -> None:
+        """All is well again."""
+        with self._lock:
+            self._reason, self._backoff, self._trial = "", FIRST_BACKOFF, False
+
+    def _open(self, reason: str) -> None:
+        if self._reason:
+            self._backoff = min(self._backoff * 2, LONGEST_BACKOFF)
+        self._reason, self._trial = reason, False
+        self._retry_at = self._clock() + self._backoff
+
+    def _half_open(self, name: str) -> None:
+        with self._lock:
+            if not self._reason:
+                return
+            wait = self._retry_at - self._clock()
+            if wait <= 0 and not self._trial:
+                self._trial = True
+                return
+            hint = f"tried again in {max(wait, 0.1):.1f} s" if wait > 0 else "a trial call is running"
+        raise Unavailable(f"{self.plugin}: {name}", self._reason, hint, plugin=self.plugin)

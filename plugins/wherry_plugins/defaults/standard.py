@@ -1,0 +1,25 @@
+"""The config that counts where the user's file says nothing."""
+
+from __future__ import annotations
+
+from wherry.api import hookimpl
+
+CONFIG = """\
+version = 1
+default = "standard"
+
+[engine]
+frontends = ["cli"]
+log = "json-file"
+
+[variant.standard]
+store = "local"
+snapshotter = ["overlayfs", "vfs"]
+isolation = "namespaces"
+network = "none"
+"""
+
+
+@hookimpl
+def wherry_default_config() -> str:
+    return CONFIG
