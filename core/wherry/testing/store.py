@@ -208,7 +208,9 @@ class StoreContract(Contract):
         assert get(driver, digest_of(whole)) == whole
 
     def test_write_survives_reopening(self, driver: Store, harness: Harness[Store]) -> None:
-        driver.ingest("kept").write(b"before the crash, ")
+        ingest = driver.ingest("kept")
+        ingest.write(b"before the crash, ")
+        ingest.close()
         driver = harness.reopen()
         assert list(driver.ingests()) == [("kept", 18)]
         ingest = driver.ingest("kept")
@@ -254,7 +256,9 @@ class StoreContract(Contract):
             ingest.write(b"ref")
             ingest.close()
             assert ref in dict(driver.ingests())
-            assert driver.ingest(ref).offset == 3
+            ingest = driver.ingest(ref)
+            assert ingest.offset == 3
+            ingest.close()
             driver.abort(ref)
         after = set(harness.directory.parent.iterdir()) | set(harness.directory.iterdir()) | {harness.root}
         assert not [path for path in after - before if "outside" in path.name]

@@ -116,7 +116,7 @@ class TakesAHostLink(RowNetwork):
 
     def create(self, config: NetworkConfig) -> NetworkConfig:
         if config.name == "test-net":
-            subprocess.run(["ip", "link", "add", "wherry-host0", "type", "dummy"], check=True)
+            subprocess.run(["ip", "link", "add", "wherry-host0", "type", "bridge"], check=True)
         return super().create(config)
 
     def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:

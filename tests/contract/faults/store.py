@@ -125,6 +125,7 @@ class OpensAnyPath(FileStore):
         try:
             return super().open(digest)
         except NotFound:
+            (self.context.root / "blobs").mkdir(exist_ok=True)
             return (self.context.root / "blobs" / digest.partition(":")[2]).open("rb")
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wherry.api import Context, Invalid, Labels, Mount, SnapshotInfo, SnapshotOptions
+from wherry.api import Context, FailedPrecondition, Invalid, Labels, Mount, SnapshotInfo, SnapshotOptions
 from wherry.layers.paths import remove as remove_tree
 from wherry.layers.snapshots import Row, Snapshots
 from wherry.layers.usage import usage
@@ -58,7 +58,10 @@ class OverlaySnapshotter:
         return found
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
-        return self._mounts(self._rows.get(key))
+        row = self._rows.get(key)
+        if row.kind == "committed":
+            raise FailedPrecondition(f'snapshot "{key}"', "is committed", "view it, or prepare a child")
+        return self._mounts(row)
 
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
         _plain(key, options)
