@@ -45,13 +45,15 @@ def cgroup(child: Child) -> None:
 
 
 def join(child: Child, types: tuple[bytes, ...]) -> None:
-    """Enters namespaces of the sandbox, and those of the spec's paths ("path/0", ...)."""
+    """Enters namespaces of the sandbox, and those of the spec's paths ("path/0", ...). A missing one is an error: the process must
+    never run in the host's instead."""
     for name in types:
         key = text(name)
         fd = child.namespaces.pop(key, -1)
-        if fd >= 0:
-            namespaces.setns(fd, _JOIN.get(key, 0))
-            os.close(fd)
+        if fd < 0:
+            raise Failure("FailedPrecondition", f"{key} namespace", "the sandbox has none")
+        namespaces.setns(fd, _JOIN.get(key, 0))
+        os.close(fd)
 
 
 def userns(child: Child) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry.linux import libseccomp, syscall
+from wherry.linux.caps import NUMBER
 from wherry.linux.seccomp import FLAGS
 from wherry.oci.errors import SpecError
 
@@ -49,7 +50,9 @@ class Filters:
             profile = self._default or default_profile()
             self._default = profile
         key = hashlib.sha256(
-            b"\0".join((_FORMAT.encode(), profile.encode(), b"%x" % capabilities, syscall.MACHINE.encode(), self._version()))
+            b"\0".join(
+                (_FORMAT.encode(), profile.encode(), b"%x" % capabilities, syscall.MACHINE.encode(), self._version())
+            )
         ).digest()
         code = self._memory.get(key)
         if code is None:
@@ -177,7 +180,9 @@ def _applies(rule: Mapping[str, Any], capabilities: int) -> bool:
     if not isinstance(includes, Mapping) or not isinstance(excludes, Mapping):
         raise SpecError("seccomp profile", "includes or excludes is not an object")
     machine = _GO_ARCH.get(syscall.MACHINE, syscall.MACHINE)
-    if any(_has(capabilities, name) for name in excludes.get("caps") or ()) or machine in (excludes.get("arches") or ()):
+    if any(_has(capabilities, name) for name in excludes.get("caps") or ()) or machine in (
+        excludes.get("arches") or ()
+    ):
         return False
     if excludes.get("minKernel") and _kernel_at_least(excludes["minKernel"]):
         return False
@@ -190,9 +195,7 @@ def _applies(rule: Mapping[str, Any], capabilities: int) -> bool:
 
 
 def _has(capabilities: int, name: str) -> bool:
-    from wherry.linux.caps import NUMBER  # noqa: PLC0415 (only when a profile asks)
-
-    return bool(capabilities >> NUMBER[name] & 1) if name in NUMBER else False
+    return name in NUMBER and bool(capabilities >> NUMBER[name] & 1)
 
 
 def _kernel_at_least(wanted: object) -> bool:

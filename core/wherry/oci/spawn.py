@@ -187,6 +187,7 @@ def spawn(
         two_stage = any(step[0] == "userns" for step in child.program)
         pid_namespace = child.namespaces.pop("pid", target)
         if pid_namespace >= 0:
+            child.flags &= ~ns.NEWPID  # the members of a sandbox share one
             _enter_pid_namespace(pid_namespace)
         flags = (0 if two_stage else child.flags) | ns.CLONE_CLEAR_SIGHAND
         try:

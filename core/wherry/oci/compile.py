@@ -1,0 +1,497 @@
+"""From an OCI spec to a plan: the order of steps in which a container comes to be, or one more process enters it.
+
+Pure: nothing is opened or changed. The driver resolves what depends on the host (cgroup directories, the filter's BPF) and hands it
+in. Raises SpecError for a spec that can never work.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from wherry.linux import mount as linux_mount
+from wherry.linux import namespaces as ns
+from wherry.oci import spec as reading
+from wherry.oci import steps as s
+from wherry.oci.errors import SpecError
+from wherry.oci.options import Options, propagation
+
+_SHARED_TYPES = {"network": "net", "ipc": "ipc", "uts": "uts"}
+
+
+class IdMapLike(Protocol):
+    """As wherry.api.IdMap."""
+
+    @property
+    def uids(self) -> tuple[tuple[int, int, int], ...]: ...
+    @property
+    def gids(self) -> tuple[tuple[int, int, int], ...]: ...
+
+
+class MountLike(Protocol):
+    """As wherry.api.Mount."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def options(self) -> tuple[str, ...]: ...
+    @property
+    def idmap(self) -> IdMapLike: ...
+
+
+class Host:
+    """What compiling needs to know of the host and the driver's choices.
+
+    sandboxed: the sandbox lends the namespaces of _SHARED_TYPES, and its user namespace where the spec wants one; else the plan
+    makes its own. unified: cgroup v2. cgroup_binds: on v1, (name below /sys/fs/cgroup, host directory) to show inside;
+    cgroup_links: (link, target) beside them. filter: BPF and seccomp(2) flags, None for no filter. apparmor: whether it is on.
+    """
+
+    __slots__ = ("apparmor", "cgroup_binds", "cgroup_links", "filter", "sandboxed", "unified")
+
+    def __init__(
+        self,
+        *,
+        sandboxed: bool = True,
+        unified: bool = False,
+        cgroup_binds: Sequence[tuple[str, str]] = (),
+        cgroup_links: Sequence[tuple[str, str]] = (),
+        filter: tuple[bytes, int] | None = None,
+        apparmor: bool = False,
+    ) -> None:
+        self.sandboxed = sandboxed
+        self.unified = unified
+        self.cgroup_binds = cgroup_binds
+        self.cgroup_links = cgroup_links
+        self.filter = filter
+        self.apparmor = apparmor
+
+
+class Compiled:
+    """A plan's parts, as wherry.api.Plan names them."""
+
+    __slots__ = ("argv", "env", "flags", "hooks", "idmap", "join", "steps")
+
+    def __init__(self, process: Mapping[str, Any]) -> None:
+        argv = process.get("args")
+        if (
+            not isinstance(argv, (list, tuple))
+            or not argv
+            or not all(isinstance(word, str) for word in argv)
+            or not argv[0]
+        ):
+            raise SpecError("process.args", "no command to run")
+        env = process.get("env") or []
+        for text in (*argv, *env):
+            if "\0" in text:
+                raise SpecError("process", "a zero byte in an argument or variable")
+        self.argv: tuple[str, ...] = tuple(argv)
+        # without "=" a variable would be taken from whoever runs the command next (CVE-2026-57231)
+        self.env: tuple[str, ...] = tuple(entry for entry in env if "=" in entry[1:])
+        self.flags = 0
+        self.join: list[str] = []
+        self.idmap: tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]] = ((), ())
+        self.steps: list[s.Step] = []
+        self.hooks: dict[str, Any] = {}
+
+
+def _namespaces(spec: Mapping[str, Any]) -> dict[str, str]:
+    """type -> nsfs path, "" for a new one."""
+    found: dict[str, str] = {}
+    for entry in (spec.get("linux") or {}).get("namespaces") or ():
+        kind = str(entry.get("type", ""))
+        if kind not in ns.TYPES:
+            raise SpecError(f"namespace {kind!r}", "no such type", "one of " + ", ".join(ns.TYPES))
+        if kind in found:
+            raise SpecError(f"namespace {kind!r}", "named twice")
+        path = str(entry.get("path") or "")
+        if path and (not path.startswith("/") or len(path) > 4095):
+            raise SpecError(f"namespace {kind!r}", "its path is not absolute, or too long")
+        found[kind] = path
+    return found
+
+
+def _unsupported(spec: Mapping[str, Any]) -> None:
+    """Fields that would be silently weaker if they were ignored."""
+    linux, process = spec.get("linux") or {}, spec.get("process") or {}
+    for where, name in (
+        (linux, "intelRdt"), (linux, "personality"), (linux, "memoryPolicy"), (process, "selinuxLabel"), (process, "scheduler"),
+        (process, "ioPriority"), (process, "execCPUAffinity"),
+    ):  # fmt: skip
+        if where.get(name):
+            raise SpecError(f"spec field {name!r}", "not supported by this isolation driver")
+
+
+class _Tree:
+    """Collects the sources to open first and the mounts to place after the root."""
+
+    def __init__(self, user_namespace: bool) -> None:
+        self.sources: list[s.Step] = []
+        self.placed: list[s.Step] = []
+        self.user_namespace = user_namespace
+        self.dev_is_ours = False
+        self._slot = 0
+
+    def slot(self) -> int:
+        self._slot += 1
+        return self._slot - 1
+
+    def root(self, entry: MountLike) -> s.Step:
+        """The source of the root; answers the step that places it."""
+        options = Options(entry.options)
+        slot = self.slot()
+        if entry.type == "overlay":
+            if entry.idmap.uids or entry.idmap.gids:
+                raise SpecError(
+                    "root mount", "an overlay cannot be idmapped as a whole", "have the snapshotter remap its layers"
+                )
+            lowers: list[str] = []
+            data: list[s.Option] = [("source", "overlay")]
+            for key, value in options.data:
+                if key == "lowerdir" and value is not None:
+                    lowers.extend(_split_lowers(value))
+                else:
+                    data.append((key, value))
+            self.sources.append(s.Overlay(slot, lowers, data, options.attributes))
+            return s.Root(slot, 0, 0)
+        if entry.type in ("bind", "none", ""):
+            self.sources.append(s.Source(slot, entry.source, options.recursive, entry.idmap.uids, entry.idmap.gids))
+            return s.Root(slot, options.set, options.clear & ~linux_mount.ATTR_RDONLY)
+        self.sources.append(
+            s.Filesystem(slot, entry.type, [("source", entry.source), *options.data], options.attributes)
+        )
+        return s.Root(slot, 0, 0)
+
+    def bind(self, source: str, path: str, options: Options, uids: Any = (), gids: Any = ()) -> None:
+        slot = self.slot()
+        self.sources.append(s.Source(slot, source, options.recursive, uids, gids))
+        clear = options.clear & ~linux_mount.ATTR_RDONLY
+        if options.recursive_set or options.recursive_clear:
+            self.placed.append(
+                s.Bind(
+                    slot,
+                    path,
+                    options.recursive_set | options.set,
+                    options.recursive_clear | clear,
+                    1,
+                    options.propagation,
+                )
+            )
+        else:
+            self.placed.append(s.Bind(slot, path, options.set, clear, 0, options.propagation))
+
+    def add(self, entry: Mapping[str, Any], host: Host, own: Mapping[str, str]) -> None:
+        """One entry of spec.mounts."""
+        path, kind = str(entry.get("destination", "")), str(entry.get("type") or "")
+        if not path.startswith("/"):
+            path = "/" + path
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in parts or "\0" in path:
+            raise SpecError(f"mount {path!r}", "a target may hold no .. and no zero byte")
+        path = "/" + "/".join(parts)
+        if path == "/":
+            raise SpecError("mount '/'", "the root is not to be mounted over")
+        options = Options(entry.get("options") or ())
+        source = str(entry.get("source") or kind)
+        if kind in ("bind", "none", "") or options.bind:
+            uids, gids = ([_id_map(row) for row in entry.get(key) or ()] for key in ("uidMappings", "gidMappings"))
+            self.bind(source, path, options, uids, gids)
+        elif kind == "cgroup":
+            self.cgroup(path, options, host)
+        elif kind == "sysfs" and self.user_namespace and "network" not in own:
+            # sysfs belongs to the network namespace's owner, which is the host here
+            options.recursive = True
+            self.bind("/sys", path, options)
+        else:
+            if path == "/dev":
+                self.dev_is_ours = True
+            self.placed.append(
+                s.MountNew(path, kind, [("source", source), *options.data], options.attributes, options.propagation)
+            )
+
+    def cgroup(self, path: str, options: Options, host: Host) -> None:
+        """v2: the own subtree by the cgroup namespace. v1: a tmpfs that shows the container's own group of each hierarchy."""
+        if host.unified:
+            self.placed.append(
+                s.MountNew(path, "cgroup2", [("source", "cgroup")], options.attributes, options.propagation)
+            )
+            return
+        data: list[s.Option] = [("source", "tmpfs"), ("mode", "755")]
+        self.placed.append(
+            s.MountNew(path, "tmpfs", data, options.attributes & ~linux_mount.ATTR_RDONLY, options.propagation)
+        )
+        for name, directory in host.cgroup_binds:
+            self.bind(directory, f"{path}/{name}", options)
+        for link, target in host.cgroup_links:
+            self.placed.append(s.Link(target, f"{path}/{link}"))
+        if options.set & linux_mount.ATTR_RDONLY:
+            self.placed.append(s.Remount(path, linux_mount.ATTR_RDONLY, 0))
+
+
+def _split_lowers(text: str) -> list[str]:
+    """lowerdir's layers: parted by colons, a backslash keeps the next character (overlayfs.rst)."""
+    result, current, index = [], "", 0
+    while index < len(text):
+        mark = text[index]
+        if mark == "\\" and index + 1 < len(text):
+            index += 1
+            current += text[index]
+        elif mark == ":":
+            result.append(current)
+            current = ""
+        else:
+            current += mark
+        index += 1
+    return [part for part in (*result, current) if part]
+
+
+def _id_map(entry: Mapping[str, Any]) -> tuple[int, int, int]:
+    row = tuple(entry.get(key) for key in ("containerID", "hostID", "size"))
+    if not all(isinstance(number, int) and 0 <= number < 1 << 32 for number in row) or not row[2]:
+        raise SpecError(f"id mapping {dict(entry)!r}", "not three numbers, the last above 0")
+    return row  # type: ignore[return-value]  # three ints, as checked
+
+
+def id_maps(spec: Mapping[str, Any]) -> tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]]:
+    """linux.uidMappings and gidMappings; SpecError where two of one kind overlap."""
+    linux = spec.get("linux") or {}
+    result = []
+    for key in ("uidMappings", "gidMappings"):
+        rows = tuple(_id_map(row) for row in linux.get(key) or ())
+        for column in (0, 1):
+            ranges = sorted((row[column], row[column] + row[2]) for row in rows)
+            if any(first[1] > second[0] for first, second in itertools.pairwise(ranges)):
+                raise SpecError(f"linux.{key}", "two ranges overlap")
+        result.append(rows)
+    return result[0], result[1]
+
+
+def container(
+    id: str, spec: Mapping[str, Any], rootfs: Sequence[MountLike], host: Host, *, bundle: str = ""
+) -> Compiled:
+    """The plan of a container's first process. rootfs: the first mount with an empty target is the root."""
+    _unsupported(spec)
+    process, linux = spec.get("process") or {}, spec.get("linux") or {}
+    result = Compiled(process)
+    own = _namespaces(spec)
+    if own.get("mount", "-"):
+        raise SpecError("namespace 'mount'", "a container needs a new one of its own")
+    tree = _Tree("user" in own)
+    roots = [entry for entry in rootfs if not entry.target.strip("/")]
+    if len(roots) != 1:
+        raise SpecError("root mounts", f"{len(roots)} mounts for the root, not one")
+    place_root = tree.root(roots[0])
+    for entry in rootfs:
+        if entry.target.strip("/"):
+            mounted = {
+                "destination": "/" + entry.target,
+                "type": entry.type,
+                "source": entry.source,
+                "options": entry.options,
+            }
+            tree.add(mounted, host, own)
+    for mount in spec.get("mounts") or ():
+        tree.add(mount, host, own)
+    extra = reading.devices(linux.get("devices") or ())
+    nodes = _devices(tree, extra)
+
+    add = result.steps.append
+    add(s.Cgroup())
+    if process.get("oomScoreAdj") is not None:
+        add(s.OomScore(_number(process["oomScoreAdj"], -1000, 1000, "oomScoreAdj")))
+    result.steps += tree.sources
+    if "user" in own and (limits := reading.rlimits(process)):
+        add(s.Rlimits(limits))  # raising one needs the host's CAP_SYS_RESOURCE
+    _join(result, own, host, spec)
+    add(s.Setsid())
+    if spec.get("hostname") and "uts" in own:
+        add(s.Hostname(spec["hostname"]))
+    if spec.get("domainname") and "uts" in own:
+        add(s.Domainname(spec["domainname"]))
+    wanted = linux.get("rootfsPropagation") or ""
+    try:
+        flags = propagation(wanted) if wanted else 0
+    except KeyError:
+        raise SpecError(f"rootfsPropagation {wanted!r}", "no such propagation") from None
+    # the host's mounts are let go of after the change of root; until then nothing of ours must reach them
+    add(s.Propagation(linux_mount.MS_SLAVE if not flags else flags & ~linux_mount.MS_REC))
+    add(place_root)
+    result.steps += tree.placed
+    if nodes:
+        add(s.Devices(nodes))
+    if tree.dev_is_ours:
+        add(s.Links(reading.DEFAULT_LINKS))
+    cwd = _cwd(process)
+    if cwd != "/":
+        add(s.Directory(cwd))
+    add(s.User(*reading.user(process)))
+    _early_hooks(result, id, bundle, spec)
+    if values := reading.sysctls(linux.get("sysctl") or {}, own):
+        add(s.Sysctl(values))
+    if masked := linux.get("maskedPaths"):
+        add(s.Mask(list(masked)))
+    if readonly := linux.get("readonlyPaths"):
+        add(s.ReadOnly(list(readonly)))
+    if process.get("terminal"):
+        add(s.Console(*_size(process), 1))
+    add(s.OwnStdio())
+    if (spec.get("root") or {}).get("readonly"):
+        add(s.Remount("/", linux_mount.ATTR_RDONLY, 0))
+    add(s.Pivot(flags))
+    _tail(result, id, spec, process, host, bundle)
+    return result
+
+
+def _join(result: Compiled, own: Mapping[str, str], host: Host, spec: Mapping[str, Any]) -> None:
+    """Flags of the clone, namespaces to join, and those that are made after them."""
+    lent = [_SHARED_TYPES[kind] for kind, path in own.items() if host.sandboxed and kind in _SHARED_TYPES and not path]
+    late = 0
+    for kind, path in own.items():
+        flag = ns.TYPES[kind][0]
+        if path:
+            result.join.append(path)
+            if kind not in ("user", "pid"):
+                lent.append(f"path/{len(result.join) - 1}")
+        elif kind == "cgroup":
+            late |= flag
+        elif kind not in ("time", "user") and not (host.sandboxed and kind in _SHARED_TYPES):
+            result.flags |= flag
+    if "user" in own:
+        if not own["user"]:
+            result.idmap = id_maps(spec)
+        result.steps.append(s.UserNamespace())
+    if lent:
+        result.steps.append(s.Join(lent))
+    if late:
+        result.steps.append(s.Unshare(late))
+    if own.get("time") == "":
+        result.steps.append(s.TimeNamespace(_time_offsets(spec)))
+    if result.flags & ns.NEWNET:
+        result.steps.append(s.Loopback())
+
+
+def _time_offsets(spec: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    result = []
+    for clock, offset in ((spec.get("linux") or {}).get("timeOffsets") or {}).items():
+        if clock not in ("monotonic", "boottime"):
+            raise SpecError(f"time offset {clock!r}", "no such clock", "monotonic or boottime")
+        result.append((clock, int(offset.get("secs") or 0), int(offset.get("nanosecs") or 0)))
+    return result
+
+
+def _devices(
+    tree: _Tree, extra: list[tuple[str, int, int, int, int, int]]
+) -> list[tuple[str, int, int, int, int, int]]:
+    """The nodes to make; in a user namespace, where none can be made, the host's are bound instead."""
+    nodes = list(reading.DEFAULT_DEVICES) if tree.dev_is_ours else []
+    taken = {node[0] for node in extra}
+    nodes = [node for node in nodes if node[0] not in taken] + [node for node in extra if node[0] != "/dev/ptmx"]
+    if not tree.user_namespace:
+        return nodes
+    for node in nodes:
+        tree.bind(node[0], node[0], Options(["bind"]))
+    return []
+
+
+def _early_hooks(result: Compiled, id: str, bundle: str, spec: Mapping[str, Any]) -> None:
+    wanted = spec.get("hooks") or {}
+    for moment in ("prestart", "createRuntime", "poststart", "poststop"):
+        if wanted.get(moment):
+            result.hooks[moment] = [list(hook) for hook in reading.hooks(wanted[moment], moment)]
+    if result.hooks:
+        result.hooks["state"] = reading.state(id, bundle, spec, "creating")
+    if result.hooks.get("createRuntime") or result.hooks.get("prestart"):
+        result.steps.append(s.RuntimeHooks())
+    if wanted.get("createContainer"):
+        listed = reading.hooks(wanted["createContainer"], "createContainer")
+        result.steps.append(s.Hooks("createContainer", listed, reading.state(id, bundle, spec, "creating")))
+
+
+def _tail(
+    result: Compiled,
+    id: str,
+    spec: Mapping[str, Any],
+    process: Mapping[str, Any],
+    host: Host,
+    bundle: str,
+    *,
+    hooks: bool = True,
+) -> None:
+    """From the new root to execve: the same for a container's first process and for one more."""
+    add = result.steps.append
+    add(s.Keyring(f"_ses.{id}"))
+    umask = (process.get("user") or {}).get("umask")
+    add(s.Umask(0o022 if umask is None else _number(umask, 0, 0o7777, "umask")))
+    add(s.Created())
+    if hooks and (wanted := (spec.get("hooks") or {}).get("startContainer")):
+        listed = reading.hooks(wanted, "startContainer")
+        add(s.Hooks("startContainer", listed, reading.state(id, bundle, spec, "created")))
+    if label := process.get("apparmorProfile"):
+        if not host.apparmor:
+            raise SpecError(f"AppArmor profile {label!r}", "AppArmor is not on here")
+        add(s.Label(label))
+    if limits := reading.rlimits(process):
+        add(s.Rlimits(limits))  # late, since few descriptors or little memory must not stop the steps above
+    bounding, effective, permitted, inheritable, ambient = reading.capability_masks(process)
+    add(s.Bounding(bounding))
+    loaded = s.Filter(base64.b64encode(host.filter[0]).decode(), host.filter[1]) if host.filter else None
+    restricted = bool(process.get("noNewPrivileges"))
+    if loaded and not restricted:
+        add(loaded)  # it needs CAP_SYS_ADMIN, which identity takes away
+    add(s.Identity(effective, permitted, inheritable, ambient))
+    if restricted:
+        add(s.NoNewPrivileges())
+        if loaded:
+            add(loaded)
+    add(s.Signals())
+    add(s.Chdir(_cwd(process)))
+    add(s.Execute())
+
+
+def _cwd(process: Mapping[str, Any]) -> str:
+    cwd = process.get("cwd") or "/"
+    if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
+        raise SpecError(f"working directory {cwd!r}", "not an absolute path")
+    return cwd
+
+
+def _size(process: Mapping[str, Any]) -> tuple[int, int]:
+    size = process.get("consoleSize") or {}
+    return _number(size.get("height", 0), 0, 65535, "consoleSize"), _number(
+        size.get("width", 0), 0, 65535, "consoleSize"
+    )
+
+
+def _number(value: object, low: int, high: int, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise SpecError(f"{what} {value!r}", f"not between {low} and {high}")
+    return value
+
+
+def exec(id: str, spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) -> Compiled:
+    """The plan of one more process in a running container; spec is the container's own."""
+    _unsupported({"process": process})
+    result = Compiled(process)
+    own = _namespaces(spec)
+    flags = ns.NEWNS
+    for kind in own:
+        if kind != "pid":  # the shim has entered it: this process was born there
+            flags |= ns.TYPES[kind][0]
+    add = result.steps.append
+    add(s.Cgroup())
+    if process.get("oomScoreAdj") is not None:
+        add(s.OomScore(_number(process["oomScoreAdj"], -1000, 1000, "oomScoreAdj")))
+    add(s.Enter(flags))
+    add(s.Setsid())
+    add(s.User(*reading.user(process)))
+    if process.get("terminal"):
+        add(s.Console(*_size(process), 0))
+    add(s.OwnStdio())
+    _tail(result, id, spec, process, host, "", hooks=False)
+    return result
