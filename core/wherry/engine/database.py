@@ -27,11 +27,12 @@ KEEP_EVENTS = 50_000
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID, STRICT;
 CREATE TABLE sandboxes (
-    id TEXT PRIMARY KEY, netns TEXT NOT NULL, created INTEGER NOT NULL, data TEXT NOT NULL
+    id TEXT PRIMARY KEY, netns TEXT NOT NULL, created INTEGER NOT NULL, attached TEXT NOT NULL
 ) WITHOUT ROWID, STRICT;
 CREATE TABLE containers (
     id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, sandbox TEXT NOT NULL, created INTEGER NOT NULL,
-    data TEXT NOT NULL, request TEXT NOT NULL, spec TEXT NOT NULL DEFAULT '', owners TEXT NOT NULL DEFAULT ''
+    data TEXT NOT NULL, request TEXT NOT NULL, image TEXT NOT NULL DEFAULT '{}',
+    spec TEXT NOT NULL DEFAULT '', owners TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX containers_by_sandbox ON containers (sandbox);
 CREATE TABLE leases (
@@ -80,7 +81,9 @@ class Database:
             self._connection = apsw.Connection(str(path))
             self._open(new)
         except apsw.Error as error:
-            raise Unavailable(f'database "{path}"', str(error), "run wherry doctor, or restore it from a backup") from error
+            raise Unavailable(
+                f'database "{path}"', str(error), "run wherry doctor, or restore it from a backup"
+            ) from error
 
     @staticmethod
     def _refuse_newer(path: Path, new: bool) -> None:
@@ -181,7 +184,10 @@ class Database:
     def check(self) -> list[str]:
         """What SQLite's own integrity and foreign key checks complain of."""
         found = [str(row[0]) for row in self.query("PRAGMA integrity_check") if row[0] != "ok"]
-        found += [f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}" for row in self.query("PRAGMA foreign_key_check")]
+        found += [
+            f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}"
+            for row in self.query("PRAGMA foreign_key_check")
+        ]
         return found
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ def new_id() -> str:
 def random_name(attempt: int = 0) -> str:
     """Two words; from the third attempt on with a number behind them."""
     name = f"{secrets.choice(_FIRST)}_{secrets.choice(_SECOND)}"
-    return name if attempt < 3 else f"{name}{secrets.randbelow(10**attempt)}"  # noqa: PLR2004
+    return name if attempt < 3 else f"{name}{secrets.randbelow(10**attempt)}"
 
 
 def check_name(name: str) -> str:

@@ -11,9 +11,9 @@ import attrs
 
 from wherry.api import Bind, Container, Exit, Kind, Port, RunRequest
 
+_UNSET = RunRequest(image="")
 _REQUEST_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
-    (a.name, a.default.factory() if isinstance(a.default, attrs.Factory) else a.default)  # type: ignore[arg-type, misc]
-    for a in attrs.fields(RunRequest)
+    (a.name, getattr(_UNSET, a.name)) for a in attrs.fields(RunRequest)
 )
 _BIND = tuple(a.name for a in attrs.fields(Bind))
 _PORT = tuple(a.name for a in attrs.fields(Port))
@@ -46,7 +46,7 @@ class Record:
     """A container as the engine holds it. Fields before ``lock`` are stored; they change under the lock, after the commit.
 
     status is that of ``api.Container``. chain_id and image_id are of the image it was made from, snapshot is its key in the
-    snapshotter, attached names the (network, driver) pairs of its sandbox, generation counts its starts.
+    snapshotter, generation counts its starts.
     """
 
     id: str
@@ -66,7 +66,6 @@ class Record:
     oom_killed: bool = False
     labels: Mapping[str, str] = attrs.field(factory=dict)
     ports: tuple[Port, ...] = ()
-    attached: tuple[tuple[str, str], ...] = ()
     networks: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     variant: str = ""
@@ -86,6 +85,7 @@ class Record:
     gate: Gate = attrs.field(factory=Gate, repr=False)
     execs: dict[str, Exec] = attrs.field(factory=dict, repr=False)
     removing: bool = False
+    traced: bool = False
     request: RunRequest | None = attrs.field(default=None, repr=False)
     process: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     """The OCI process object of the running container: execs start from it."""
@@ -156,7 +156,6 @@ def unpack_record(text: str) -> Record:
     for name in _TUPLES:
         data[name] = tuple(data.get(name, ()))
     data["ports"] = tuple(Port(*port) for port in data.get("ports", ()))
-    data["attached"] = tuple((pair[0], pair[1]) for pair in data.get("attached", ()))
     return Record(**data)
 
 
@@ -166,6 +165,7 @@ _STORED_SET = frozenset(_STORED)
 def pack_request(request: RunRequest) -> str:
     """A request as JSON: only what differs from the defaults."""
     data = {name: value for name, default in _REQUEST_DEFAULTS if (value := getattr(request, name)) != default}
+    data["image"] = request.image
     return json.dumps(data, default=_plain, separators=(",", ":"))
 
 
@@ -174,7 +174,7 @@ def unpack_request(text: str) -> RunRequest:
     data = json.loads(text)
     for name, value in data.items():
         if name == "mounts":
-            data[name] = tuple(Bind(*bind[:3], tuple(bind[3]), *bind[4:]) for bind in value)
+            data[name] = tuple(Bind(bind[0], bind[1], bind[2], tuple(bind[3]), bind[4]) for bind in value)
         elif name == "ports":
             data[name] = tuple(Port(*port) for port in value)
         elif name == "ulimits":

@@ -1,0 +1,163 @@
+"""Network drivers, and the base of those that have one network and nothing to configure in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from wherry.api import (
+    Attachment,
+    AttachRequest,
+    Context,
+    FailedPrecondition,
+    InUse,
+    Invalid,
+    NetworkConfig,
+    NotFound,
+    Port,
+    Reservation,
+    Sandbox,
+)
+
+_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
+
+
+class SingleNetwork:
+    """A Network whose only network is named like the driver. What is attached is remembered as one file a sandbox in the
+    driver's run directory, so that it outlives the engine and not the boot.
+
+    netns is what its reservations say; why completes the sentence "the network driver ... because ...".
+    """
+
+    name: str = ""
+    netns: str = ""
+    why: str = ""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._directory = context.run
+        self._lock = threading.Lock()
+        self._reserved: dict[str, Reservation] = {}
+
+    # networks
+
+    def create(self, config: NetworkConfig) -> NetworkConfig:
+        raise Invalid(
+            f"network {config.name!r}",
+            f"the network driver {self.name!r} has the one network {self.name!r} and can't make others",
+            "choose another network driver",
+        )
+
+    def remove(self, name: str) -> None:
+        if name == self.name:
+            raise Invalid(f"network {name!r}", "is built in and can't be removed")
+
+    def list(self) -> Iterator[NetworkConfig]:
+        yield NetworkConfig(self.name)
+
+    def inspect(self, name: str) -> tuple[NetworkConfig, tuple[Attachment, ...]]:
+        self._own(name)
+        requests = (self._read(path) for path in sorted(self._directory.iterdir()))
+        return NetworkConfig(self.name), tuple(
+            self._attachment(Reservation(request, self.netns)) for request in requests if request is not None
+        )
+
+    def _own(self, name: str) -> None:
+        if name != self.name:
+            raise NotFound(f"network {name!r}", f"the network driver {self.name!r} only has {self.name!r}")
+
+    # sandboxes
+
+    def reserve(self, request: AttachRequest) -> Reservation:
+        self._own(request.network)
+        if not _ID.match(request.sandbox_id):
+            raise Invalid(f"sandbox {request.sandbox_id!r}", "not an id")
+        if request.ports:
+            raise Invalid(
+                f"port {request.ports[0].container_port}/{request.ports[0].protocol}",
+                f"the network driver {self.name!r} can't publish ports: {self.why}",
+                "leave out --publish, or choose another network with --network",
+            )
+        if request.addresses or request.mac:
+            raise Invalid(
+                f"address {(*request.addresses, request.mac)[0]!r}",
+                f"the network driver {self.name!r} can't give addresses: {self.why}",
+                "leave it out, or choose another network with --network",
+            )
+        reservation = Reservation(request, self.netns)
+        with self._lock:
+            if request.sandbox_id in self._reserved or self._file(request.sandbox_id).exists():
+                raise InUse(f"sandbox {request.sandbox_id!r}", f"has a place in network {self.name!r} already")
+            self._reserved[request.sandbox_id] = reservation
+        return reservation
+
+    def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
+        request = reservation.request
+        self._own(request.network)
+        if (sandbox.netns == "host") is not (self.netns == "host"):
+            raise FailedPrecondition(
+                f"sandbox {sandbox.id!r}",
+                f"its network namespace is {sandbox.netns or 'its own'!r}, not what network {self.name!r} reserved",
+            )
+        # A file that is there whole or not at all: readers skip what they can't parse.
+        self._file(sandbox.id).write_text(json.dumps(attrs.asdict(request)))
+        with self._lock:
+            self._reserved.pop(sandbox.id, None)
+        return self._attachment(reservation)
+
+    def _attachment(self, reservation: Reservation) -> Attachment:
+        return Attachment(reservation, mac="", addresses=(), gateways=())
+
+    def detach(self, sandbox_id: str, network: str) -> None:
+        if network != self.name or not _ID.match(sandbox_id):
+            return
+        with self._lock:
+            self._reserved.pop(sandbox_id, None)
+        self._file(sandbox_id).unlink(missing_ok=True)
+
+    def check(self, sandbox_id: str, network: str) -> None:
+        self._own(network)
+        if not _ID.match(sandbox_id) or not self._file(sandbox_id).exists():
+            raise NotFound(f"sandbox {sandbox_id!r}", f"is not attached to network {network!r}")
+        held = next((sandbox for sandbox in self._context.shim.sandboxes() if sandbox.id == sandbox_id), None)
+        if held is None:
+            raise FailedPrecondition(f"sandbox {sandbox_id!r}", "is attached, but no shim holds its namespaces")
+        if (held.netns == "host") is not (self.netns == "host"):
+            raise FailedPrecondition(
+                f"sandbox {sandbox_id!r}", f"is attached to {network!r}, but its network namespace is {held.netns!r}"
+            )
+
+    def gc(self, live: Collection[str]) -> int:
+        keep = frozenset(live)
+        with self._lock:
+            gone = [id for id in self._reserved if id not in keep]
+            for id in gone:
+                del self._reserved[id]
+        dropped = set(gone)
+        for path in self._directory.iterdir():
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+                dropped.add(path.name)
+        return len(dropped)
+
+    # the directory
+
+    def _file(self, sandbox_id: str) -> Path:
+        return self._directory / sandbox_id
+
+    @staticmethod
+    def _read(path: Path) -> AttachRequest | None:
+        try:
+            data: dict[str, Any] = json.loads(path.read_text())
+            for key in ("names", "addresses"):
+                data[key] = tuple(data[key])
+            data["ports"] = tuple(Port(**port) for port in data["ports"])
+            return AttachRequest(**data)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None

@@ -21,7 +21,9 @@ def normalise(name: str, option: str) -> str:
     if upper in ALL_CAPABILITIES:
         return upper
     near = difflib.get_close_matches(upper, ALL_CAPABILITIES, 1)
-    raise Invalid(f"{option} {name!r}", "no such capability", f"did you mean {near[0]}?" if near else "see capabilities(7)")
+    raise Invalid(
+        f"{option} {name!r}", "no such capability", f"did you mean {near[0]}?" if near else "see capabilities(7)"
+    )
 
 
 def choose(add: Iterable[str], drop: Iterable[str], *, privileged: bool) -> tuple[str, ...]:

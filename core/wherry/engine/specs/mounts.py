@@ -13,7 +13,17 @@ from wherry.engine.specs.profile import MOUNTS
 #: The files below /proc that a user may mount over (runc, libcontainer/rootfs_linux.go, checkProcMount).
 _PROC_FILES = frozenset(
     "/proc/" + name
-    for name in ("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "sys/kernel/ns_last_pid")
+    for name in (
+        "cpuinfo",
+        "diskstats",
+        "meminfo",
+        "stat",
+        "swaps",
+        "uptime",
+        "loadavg",
+        "slabinfo",
+        "sys/kernel/ns_last_pid",
+    )
 )
 _OPPOSITE = {"exec": "noexec", "suid": "nosuid", "dev": "nodev"}
 _PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"})
@@ -77,7 +87,9 @@ def user_mounts(wishes: Iterable[Bind]) -> list[dict[str, Any]]:
             found[target] = _tmpfs(wish, target)
         else:
             raise FailedPrecondition(
-                f"volume {wish.source!r}", "no volume driver is configured", "bind a directory of the host instead: -v /DIR:/DIR"
+                f"volume {wish.source!r}",
+                "no volume driver is configured",
+                "bind a directory of the host instead: -v /DIR:/DIR",
             )
     return sorted(found.values(), key=lambda mount: str(mount["destination"]).count("/"))
 
@@ -92,7 +104,9 @@ def init_mount() -> dict[str, Any]:
                 "source": program,
                 "options": ["bind", "ro", "rprivate"],
             }
-    raise FailedPrecondition("init", "no static init program on this host", "install the package tini, which has tini-static")
+    raise FailedPrecondition(
+        "init", "no static init program on this host", "install the package tini, which has tini-static"
+    )
 
 
 def all_mounts(request: RunRequest, files: Path | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -113,11 +127,11 @@ def all_mounts(request: RunRequest, files: Path | None) -> tuple[list[dict[str, 
             mount["options"] = [option for option in mount["options"] if option != "ro"] + ["rw"]
         result.append(mount)
     if files is not None:
-        for name in ("resolv.conf", "hostname", "hosts"):
-            if (target := "/etc/" + name) not in taken:
-                result.append(
-                    {"destination": target, "type": "bind", "source": str(files / name), "options": ["rbind", "rprivate"]}
-                )
+        result.extend(
+            {"destination": target, "type": "bind", "source": str(files / name), "options": ["rbind", "rprivate"]}
+            for name in ("resolv.conf", "hostname", "hosts")
+            if (target := "/etc/" + name) not in taken
+        )
     owners = {}
     if request.init:
         owners[f"/mounts/{len(result)}"] = "request"

@@ -12,7 +12,8 @@ from wherry.engine.specs.profile import DEFAULT_PATH
 
 UNLIMITED = (1 << 64) - 1
 _RLIMITS = frozenset(
-    "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack as".split()
+    ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio")
+    + ("rttime", "sigpending", "stack")
 )
 _ID_LIMIT = (1 << 32) - 2
 _DECIMAL = re.compile(r"[0-9]+\Z")

@@ -79,7 +79,7 @@ MOUNTS: tuple[dict[str, Any], ...] = (
     },
     {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
     {
-        "destination": "/dev/shm",  # noqa: S108 the mount point inside the container
+        "destination": "/dev/shm",
         "type": "tmpfs",
         "source": "shm",
         "options": ["nosuid", "noexec", "nodev", "mode=1777"],

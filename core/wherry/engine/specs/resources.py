@@ -17,7 +17,7 @@ CPU_PERIOD = 100_000
 MIN_MEMORY = 6 << 20  # Docker's: below it the start itself is killed
 _SYSCTL = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*\Z")
 _IPC_SYSCTLS = frozenset(
-    f"kernel.{name}" for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
+    f"kernel.{name}" for name in ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"]
 )
 _CPUSET = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\Z")
 _SKIPPED_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts", ".udev"})
@@ -38,7 +38,7 @@ def limits(request: RunRequest) -> dict[str, Any]:
     cpu: dict[str, Any] = {}
     if request.cpus:
         count = os.cpu_count() or 1
-        if not 0.01 <= request.cpus <= count:  # noqa: PLR2004 the kernel's smallest quota is 1 ms of 100
+        if not 0.01 <= request.cpus <= count:
             raise Invalid(f"cpus {request.cpus:g}", f"not between 0.01 and {count}, the number of CPUs here")
         cpu["quota"], cpu["period"] = int(request.cpus * CPU_PERIOD), CPU_PERIOD
     if request.cpu_shares:
@@ -134,7 +134,7 @@ def _parse_device(wish: str) -> tuple[str, str, str]:
     access = "rwm"
     if len(parts) > 1 and parts[-1] and set(parts[-1]) <= set("rwm"):
         access = parts.pop()
-    if not 1 <= len(parts) <= 2 or not all(part.startswith("/") for part in parts):  # noqa: PLR2004
+    if not 1 <= len(parts) <= 2 or not all(part.startswith("/") for part in parts):
         raise Invalid(f"device {wish!r}", "not /dev/HOST[:/dev/INSIDE][:rwm]")
     return parts[0], parts[-1], access
 

@@ -1,0 +1,164 @@
+"""Puts an engine together, in the order in which the parts need each other, and takes it apart again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import ExitStack
+from pathlib import Path
+
+from attrs import define
+
+from wherry.api import Event
+from wherry.engine.creation import Creation
+from wherry.engine.database import Database
+from wherry.engine.ending import Ending
+from wherry.engine.events import Bus
+from wherry.engine.execs import Execs
+from wherry.engine.leases import Leases
+from wherry.engine.lifecycle import Lifecycle
+from wherry.engine.ownership import Claim
+from wherry.engine.recovery import Recovery
+from wherry.engine.removal import ImageRemoval
+from wherry.engine.starting import Starting
+from wherry.engine.state import State
+from wherry.engine.streams import Streams
+from wherry.engine.system import System
+from wherry.engine.views import Views
+from wherry.kernel.config import LoadedConfig, load
+
+
+@define
+class Parts:
+    """All verbs over one state."""
+
+    state: State
+    lifecycle: Lifecycle
+    execs: Execs
+    streams: Streams
+    views: Views
+    images: ImageRemoval
+    system: System
+    closers: ExitStack
+
+    def close(self) -> None:
+        """Idempotent. The shim goes too when no container is left; else it stays with them for the next engine."""
+        state = self.state
+        if state.closing.is_set():
+            return
+        state.closing.set()
+        state.bus.close()
+        state.finishers.shutdown(wait=True)
+        self.closers.close()
+
+
+def default_root(environ: os._Environ[str], configured: str) -> Path:
+    """$WHERRY_ROOT, [engine] root, /var/lib/wherry for root, else wherry in the XDG data directory."""
+    if text := environ.get("WHERRY_ROOT") or configured:
+        return Path(text)
+    if os.geteuid() == 0:
+        return Path("/var/lib/wherry")
+    return Path(environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()) / "wherry"
+
+
+def default_run(environ: os._Environ[str], configured: str) -> Path:
+    """$WHERRY_RUN, [engine] run, /run/wherry for root, else wherry in the XDG runtime directory."""
+    if text := environ.get("WHERRY_RUN") or configured:
+        return Path(text)
+    if os.geteuid() == 0:
+        return Path("/run/wherry")
+    return Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "wherry"
+
+
+def locate(
+    root: Path | None, run: Path | None, config: str | os.PathLike[str] | LoadedConfig | None
+) -> tuple[Path, Path, LoadedConfig]:
+    """(root, run, config): what was given, else the environment's, the config's or the default. Both paths absolute."""
+    loaded = config if isinstance(config, LoadedConfig) else load(Path(config) if config else None, os.environ)
+    settings = loaded.config.engine
+    root = (root or default_root(os.environ, settings.root)).absolute()
+    run = (run or default_run(os.environ, settings.run)).absolute()
+    return root, run, loaded
+
+
+def assemble(
+    root: Path | None, run: Path | None, config: str | os.PathLike[str] | LoadedConfig | None, *, shim_config: str = ""
+) -> Parts:
+    """An engine ready to serve: locked, recovered. Raises Unavailable when another engine has the root, and all that the
+    config, the database or the shim may raise; then nothing stays open."""
+    root, run, loaded = locate(root, run, config)
+    with ExitStack() as stack:
+        _directories(root, run, loaded.config.engine.group)
+        stack.callback(Claim(run / "engine.lock", "run directory").close)
+        stack.callback(Claim(root / "engine.lock", "root").close)
+        bus = Bus()
+        database = Database(root / "wherry.db", bus.deliver)
+        stack.callback(database.close)
+        leases = Leases(database, secrets.token_hex(8))
+        state = _state(stack, root, run, loaded, database, bus, leases, shim_config)
+        ending = Ending(state)
+        recovery = Recovery(state, ending)
+        creation = Creation(state)
+        lifecycle = Lifecycle(state, creation, Starting(state, creation), ending)
+        execs = Execs(state)
+        parts = Parts(
+            state=state,
+            lifecycle=lifecycle,
+            execs=execs,
+            streams=Streams(state, execs),
+            views=Views(state),
+            images=ImageRemoval(state),
+            system=System(state, lifecycle, recovery),
+            closers=ExitStack(),
+        )
+        recovery.load()
+        recovery.run()
+        parts.closers = stack.pop_all()
+        return parts
+
+
+def _directories(root: Path, run: Path, group: str) -> None:
+    for path in (root, run):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.chmod(0o700)
+    run.chmod(0o710 if group else 0o700)
+    (run / "bundles").mkdir(mode=0o700, exist_ok=True)
+
+
+def _state(
+    stack: ExitStack,
+    root: Path,
+    run: Path,
+    loaded: LoadedConfig,
+    database: Database,
+    bus: Bus,
+    leases: Leases,
+    shim_config: str,
+) -> State:
+    from wherry.engine.images import Images
+    from wherry.engine.shim import start_shim
+    from wherry.engine.workers import WorkerPool
+    from wherry.kernel import Kernel
+
+    shim = start_shim(run, root, config=Path(shim_config) if shim_config else None, engine=False)
+    stack.callback(shim.close)
+
+    def publish(event: Event) -> None:
+        database.publish(event)
+
+    kernel = Kernel(loaded, root=root, run=run, shim=shim, workers=WorkerPool(run), publish=publish)
+    stack.callback(kernel.close)
+    leases.holding = kernel.holding
+    bus.notify = kernel.notify
+    images = Images(kernel, leases)
+    return State(
+        root=root,
+        run=run,
+        loaded=loaded,
+        database=database,
+        bus=bus,
+        leases=leases,
+        kernel=kernel,
+        shim=shim,
+        images=images,
+    )

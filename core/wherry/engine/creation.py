@@ -1,0 +1,223 @@
+"""create: from a request to a container that could be started, or to nothing at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import define
+
+from wherry.api import FailedPrecondition, Invalid, Kind, Mount, NotFound, RunRequest
+from wherry.engine import signals, specs
+from wherry.engine.names import check_name
+from wherry.engine.records import Record, pack_request
+from wherry.engine.specs.builder import RESERVED, check_hostname
+from wherry.engine.state import State, attributes
+from wherry.engine.undo import Undo
+
+if TYPE_CHECKING:
+    from wherry.kernel import Drivers
+
+_LABEL_LIMIT = 64 << 10
+
+
+@define
+class Created:
+    """A container that is not running, and what a start would otherwise have to look up again."""
+
+    record: Record
+    request: RunRequest
+    drivers: Drivers
+    image: Mapping[str, Any]
+    mounts: tuple[Mount, ...]
+
+
+class Creation:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def create(self, request: RunRequest, id: str, *, pending: bool = False, undo: Undo) -> Created:
+        """Makes the container; on any error the caller runs undo, and nothing is left.
+
+        pending: the row stays "creating" and the lease stays, for a start follows at once whose transaction tells of both.
+        """
+        state = self._state
+        drivers = state.kernel.variant(
+            request.variant, store=request.store, snapshotter=request.snapshotter, isolation=request.isolation
+        )
+        record = self._record(id, request, drivers)
+        state.registry.reserve(record)
+        undo.add("registry", lambda: state.registry.drop(record, remember=False))
+        # Not synced to disk: nobody was told yet, and after a crash of the machine nothing of it matters.
+        with state.database.transaction(durable=False) as tx:
+            tx.execute(
+                "INSERT INTO containers (id, name, sandbox, created, data, request) VALUES (?, ?, ?, ?, ?, ?)",
+                (record.id, record.name, record.sandbox_id, record.created, record.pack(), pack_request(request)),
+            )
+            state.leases.write(tx, record.id)
+        undo.add("row", lambda: self._erase(record))
+        with state.leases.under(record.id) as lease:
+            lease.add(f"snapshot/{record.drivers['snapshotter']}/{record.id}")
+            ready = state.images.ensure(request.image, drivers, request.platform, request.pull)
+            image = ready.config.get("config") or {}
+            self._take_image(record, request, ready, image)
+            mounts = drivers.snapshotter.prepare(record.id, ready.chain_id)
+            undo.add("snapshot", lambda: drivers.snapshotter.remove(record.id))
+        created = Created(record, request, drivers, image, mounts)
+        if not pending:
+            self.build(created, check_only=True)
+            changes = {"status": "created"}
+            with state.database.transaction() as tx:
+                tx.execute(
+                    "UPDATE containers SET data = ?, image = ? WHERE id = ?",
+                    (record.pack(**changes), json.dumps(image), record.id),
+                )
+                state.leases.erase(tx, record.id)
+                tx.event("container.created", record.id, attributes(record))
+            record.apply(changes)
+        return created
+
+    def _record(self, id: str, request: RunRequest, drivers: Drivers) -> Record:
+        state = self._state
+        if request.name:
+            check_name(request.name)
+        if request.hostname:
+            check_hostname(request.hostname)
+        if request.stop_signal:
+            signals.parse(request.stop_signal)
+        for key in request.labels:
+            if not key or len(key) > _LABEL_LIMIT:
+                raise Invalid(f"label {key[:40]!r}", "empty or too long")
+        sandbox_id, network_driver = self._sandbox(request, drivers)
+        state.check_ports(request, network_driver)
+        log = request.log or state.settings.log or "none"
+        state.kernel.log(log)
+        kinds: tuple[Kind, ...] = ("store", "snapshotter", "isolation")
+        ids: dict[str, str] = {kind: drivers.ids[kind] for kind in kinds}
+        if network_driver:
+            ids["network"] = network_driver
+        return Record(
+            id=id,
+            name=request.name,
+            image=request.image,
+            created=time.time_ns(),
+            variant=drivers.name,
+            drivers=ids,
+            sandbox_id=sandbox_id or id,
+            remove=request.remove,
+            tty=request.tty,
+            stop_timeout=request.stop_timeout,
+            log=log,
+            ports=request.ports,
+            platform=request.platform,
+            request=request,
+            traced=request.trace,
+        )
+
+    def _sandbox(self, request: RunRequest, drivers: Drivers) -> tuple[str, str]:
+        """(sandbox to join or "", network driver or "")."""
+        state = self._state
+        joined = request.network.removeprefix("container:")
+        if joined != request.network:
+            other = state.registry.find(joined)
+            self._refuse_in_joined(request)
+            return other.sandbox_id, ""
+        if request.sandbox_id:
+            if not any(sandbox.id == request.sandbox_id for sandbox in state.shim.sandboxes()):
+                raise NotFound(f"sandbox {request.sandbox_id!r}", "no such sandbox")
+            return request.sandbox_id, ""
+        return "", state.find_network(request.network, drivers)[1]
+
+    @staticmethod
+    def _refuse_in_joined(request: RunRequest) -> None:
+        for option, value in (
+            ("hostname", request.hostname),
+            ("published port", request.ports),
+            ("mac address", request.mac),
+            ("extra host", request.extra_hosts),
+            ("dns server", request.dns),
+        ):
+            if value:
+                raise Invalid(option, f"belongs to the network of {request.network}", "set it on that container")
+
+    def _take_image(self, record: Record, request: RunRequest, ready: Any, image: Mapping[str, Any]) -> None:
+        record.image_digest = ready.image.target.digest
+        record.image_id = ready.image.id
+        record.chain_id = ready.chain_id
+        record.command = specs.command_of(image, request)[0]
+        # Labels of an image must not speak to us (CVE-2026-53488): those in our own name space are dropped.
+        labels = {
+            str(key): str(value)
+            for key, value in (image.get("Labels") or {}).items()
+            if not str(key).startswith(RESERVED)
+        }
+        record.labels = {**labels, **request.labels}
+        record.stop_signal = request.stop_signal or self._image_signal(image)
+        record.user = request.user or str(image.get("User") or "")
+
+    @staticmethod
+    def _image_signal(image: Mapping[str, Any]) -> str:
+        text = str(image.get("StopSignal") or "TERM")
+        try:
+            signals.parse(text)
+        except Invalid:
+            return "TERM"
+        return text
+
+    def hostname(self, created: Created, host: bool) -> str:
+        """The request's, else the host's where its network is used, else the short id of the sandbox's first container."""
+        if created.request.hostname:
+            return created.request.hostname
+        return socket.gethostname()[:64] if host else created.record.sandbox_id[:12]
+
+    def build(
+        self, created: Created, *, hostname: str = "", network: str = "own", check_only: bool = False
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """(spec, owners) with the adjusters' changes in it, judged by the validators."""
+        state, record = self._state, created.record
+        built = specs.build(
+            specs.Inputs(
+                id=record.id,
+                image=created.image,
+                request=created.request,
+                hostname=hostname or record.id[:12],
+                cgroups_path=f"{state.cgroup}/{record.id}",
+                files=state.bundles / record.sandbox_id,
+                network=network,
+            )
+        )
+        spec, adjusted = state.kernel.adjust(built.spec, created.request)
+        owners = {**built.owners, **adjusted}
+        if not check_only:
+            state.kernel.validate(spec, owners)
+        return dict(spec), owners
+
+    def again(self, record: Record) -> Created:
+        """What a start of a container needs that was made before; the image itself may be gone by now."""
+        state = self._state
+        drivers = state.drivers(record)
+        rows = state.database.query("SELECT image FROM containers WHERE id = ?", (record.id,))
+        if not rows:
+            raise NotFound(f"container {record.name!r}", "no such container")
+        image = json.loads(rows[0][0])
+        return Created(record, state.request_of(record), drivers, image, drivers.snapshotter.mounts(record.id))
+
+    def _erase(self, record: Record) -> None:
+        state = self._state
+        with state.database.transaction(durable=False) as tx:
+            tx.execute("DELETE FROM containers WHERE id = ?", (record.id,))
+            state.leases.erase(tx, record.id)
+        directory: Path = state.containers / record.id
+        if directory.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def must_not_be_removing(record: Record) -> None:
+    """FailedPrecondition while a removal is under way."""
+    if record.removing:
+        raise FailedPrecondition(f"container {record.name!r}", "is being removed")

@@ -1,0 +1,239 @@
+"""What follows when a process has ended: its exit is made durable, what it used is given back, and waiters are told."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from wherry.api import Error, Event, Exit
+from wherry.engine.acks import Acks
+from wherry.engine.database import Transaction
+from wherry.engine.records import Exec, Record
+from wherry.engine.state import State, attributes
+from wherry.engine.undo import attempt
+from wherry.kernel.log import logger as log
+
+_RETRY_SECONDS = 0.2
+
+
+class Ending:
+    """Follows the shim's events on a thread of its own and works on each end on one of the finishers'."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._acks = Acks(self._ack)
+        self._thread: threading.Thread | None = None
+
+    def follow(self) -> None:
+        """Starts to listen: whatever the shim has not been told to be durable comes again first."""
+        self._thread = threading.Thread(target=self._listen, name="wherry-exits", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        state = self._state
+        after = 0
+        while not state.closing.is_set():
+            try:
+                for event in state.shim.events(after):
+                    if state.closing.is_set():
+                        return
+                    if event.sequence:
+                        after = event.sequence
+                        self._dispatch(event)
+            except (Error, OSError) as error:
+                if not state.closing.is_set():
+                    log.warning("the shim's events broke off: {}", error)
+            # A new shim numbers its events from one again and gives out what no ack covers.
+            after = 0
+            self._acks = Acks(self._ack)
+            state.closing.wait(_RETRY_SECONDS)
+
+    def _dispatch(self, event: Event) -> None:
+        acks = self._acks
+        acks.begin(event.sequence)
+        done = lambda: acks.done(event.sequence)  # noqa: E731 one name, handed on
+        if event.topic != "task.exited":
+            done()
+            return
+        details = event.attributes
+        code = details.get("code", "")
+        exit = Exit(
+            int(code) if code not in ("", "None", None) else None, event.time, details.get("oom_killed") == "true"
+        )
+        record = self._state.registry.get(event.id)
+        exec_id = details.get("exec_id", "")
+        if record is None:
+            self._state.forget(event.id, exec_id)
+            done()
+        elif exec_id:
+            self._exec_exited(record, exec_id, exit, done)
+        else:
+            self._submit(self._exited, record, exit, int(details.get("pid") or 0), done)
+
+    def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except Exception:
+                log.exception("{} failed", work.__name__)
+
+        try:
+            self._state.finishers.submit(guarded)
+        except RuntimeError:  # the engine is closing: the shim replays the event to the next one
+            log.debug("not finished: the engine closes")
+
+    def _ack(self, sequence: int) -> None:
+        try:
+            self._state.shim.ack(sequence)
+        except Error as error:
+            log.debug("shim.ack {}: {}", sequence, error)
+
+    # containers
+
+    def _exited(self, record: Record, exit: Exit, pid: int, done: Callable[[], None]) -> None:
+        with record.lock:
+            # A start that failed has been undone by its own thread, and a late echo of it is not this run's end.
+            if record.live and (not pid or not record.pid or pid == record.pid):
+                self.ended(record, exit, done)
+                return
+        done()
+        if not record.live:
+            self._state.forget(record.id)
+
+    def ended(self, record: Record, exit: Exit, done: Callable[[], None] = lambda: None) -> None:
+        """Records the end of a live container and takes down what it ran in. The caller holds its lock."""
+        state = self._state
+        gate, execs = record.gate, list(record.execs.values())
+        with state.traced(record.id, record.traced):
+            self._end(record, exit, done)
+        for exec in execs:
+            if not exec.gate.is_set():
+                exec.gate.open(Exit(None, exit.time))
+        gate.open(exit)
+
+    def _end(self, record: Record, exit: Exit, done: Callable[[], None]) -> None:
+        state = self._state
+        if record.remove and self.remove(record, exit):
+            done()
+            state.forget(record.id)
+        else:
+            changes = self._stopped(exit)
+            with state.database.transaction() as tx:
+                tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
+                self._leave_sandbox(tx, record)
+                self._exit_event(tx, record, exit)
+            done()
+            state.report(self.release(record), f"end of container {record.id[:12]}")
+            record.apply(changes)
+            state.forget(record.id)
+
+    @staticmethod
+    def _stopped(exit: Exit) -> dict[str, Any]:
+        return {
+            "status": "stopped",
+            "pid": 0,
+            "start_time": 0,
+            "finished": exit.time or time.time_ns(),
+            "exit_code": exit.code,
+            "oom_killed": exit.oom_killed,
+            "addresses": (),
+        }
+
+    def _others(self, record: Record) -> bool:
+        """True while another container runs in the same sandbox."""
+        members = self._state.registry.members(record.sandbox_id)
+        return any(other is not record and other.live for other in members)
+
+    def _leave_sandbox(self, tx: Transaction, record: Record) -> None:
+        if self._others(record):
+            return
+        for network, driver in self._state.attached.get(record.sandbox_id, ()):
+            tx.event("network.detached", record.sandbox_id, {"network": network, "driver": driver})
+        tx.execute("DELETE FROM sandboxes WHERE id = ?", (record.sandbox_id,))
+
+    @staticmethod
+    def _exit_event(tx: Transaction, record: Record, exit: Exit) -> None:
+        code = "unknown" if exit.code is None else exit.code
+        oom = "true" if exit.oom_killed else ""
+        tx.event("task.exited", record.id, attributes(record, code=code, oom_killed=oom), exit.time)
+
+    def release(self, record: Record) -> list[tuple[str, Exception]]:
+        """Takes down what a start made: process, network, sandbox, bundle. Idempotent; answers what failed."""
+        state = self._state
+        failures: list[tuple[str, Exception]] = []
+        id = record.id
+        isolation = state.isolation(record)
+        attempt(failures, "isolation.delete", lambda: isolation.delete(id, force=True))
+        others = self._others(record)
+        if not others and record.sandbox_id in state.attached:
+            self._release_sandbox(record, failures)
+        if not (others and record.sandbox_id == id):  # its hosts files are mounted in those that joined it
+            shutil.rmtree(state.bundle(record), ignore_errors=True)
+        return failures
+
+    def _release_sandbox(self, record: Record, failures: list[tuple[str, Exception]]) -> None:
+        state, sandbox = self._state, record.sandbox_id
+        for network, driver in state.attached.get(sandbox, ()):
+            detach = state.network(driver, record).detach
+            attempt(failures, "network.detach", partial(detach, sandbox, network))
+        attempt(failures, "shim.remove_sandbox", partial(state.shim.remove_sandbox, sandbox))
+        shutil.rmtree(state.bundles / sandbox, ignore_errors=True)
+        state.attached.pop(sandbox, None)
+
+    def remove(self, record: Record, exit: Exit | None = None) -> bool:
+        """Takes a container away for good, its run first. The caller holds the lock. False when the snapshot would not go:
+        then the container is kept, and a later try finds it."""
+        state = self._state
+        what = f"removal of container {record.id[:12]}"
+        record.removing = True
+        failures = self.release(record) if record.live or exit is not None else []
+        vital: list[tuple[str, Exception]] = []
+        attempt(vital, "snapshotter.remove", lambda: state.snapshotter(record).remove(record.id))
+        if record.log != "none":
+            attempt(failures, "log.remove", lambda: state.kernel.log(record.log).remove(record.id))
+        state.report(failures + vital, what)
+        if vital:
+            record.removing = False
+            record.error = f"removal failed: {vital[0][1]}"
+            return False
+        shutil.rmtree(state.containers / record.id, ignore_errors=True)
+        with state.database.transaction(durable=not record.remove) as tx:
+            tx.execute("DELETE FROM containers WHERE id = ?", (record.id,))
+            if exit is not None:
+                self._leave_sandbox(tx, record)
+                self._exit_event(tx, record, exit)
+            tx.event("container.removed", record.id, attributes(record))
+        if exit is not None:
+            record.apply(self._stopped(exit))
+        state.registry.drop(record)
+        state.drop_spans(record)
+        return True
+
+    # execs
+
+    def _exec_exited(self, record: Record, exec_id: str, exit: Exit, done: Callable[[], None]) -> None:
+        exec = record.execs.get(exec_id)
+        if exec is None:
+            self._state.forget(record.id, exec_id)
+            done()
+            return
+        exec.gate.open(exit)  # what follows changes nothing for who waits
+        self._submit(self._finish_exec, record, exec, exit, done)
+
+    def _finish_exec(self, record: Record, exec: Exec, exit: Exit, done: Callable[[], None]) -> None:
+        state = self._state
+        code = "unknown" if exit.code is None else exit.code
+        told = attributes(record, exec_id=exec.id, code=code)
+        state.database.publish(Event("exec.exited", record.id, exit.time, told))
+        done()
+        failures: list[tuple[str, Exception]] = []
+        if record.live:
+            attempt(
+                failures, "isolation.delete", lambda: state.isolation(record).delete(record.id, exec.id, force=True)
+            )
+        state.forget(record.id, exec.id)
+        state.report(failures, f"end of exec {exec.id[:12]}")

@@ -1,0 +1,72 @@
+"""exec: one more process in a running container."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from wherry.api import Event, ExecRequest, FailedPrecondition, NotFound, Stdio
+from wherry.engine.names import new_id
+from wherry.engine.records import Exec, Gate, Record
+from wherry.engine.specs import exec_process
+from wherry.engine.specs.profile import DEFAULT_CAPABILITIES
+from wherry.engine.state import State, attributes
+from wherry.engine.undo import Undo
+
+#: So many ended execs of a container are remembered for whoever still asks how they ended.
+KEPT = 256
+
+
+class Execs:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def exec(self, name: str, request: ExecRequest, stdio: Stdio) -> str:
+        """Starts it; its id. FailedPrecondition when the container does not run."""
+        state = self._state
+        record = state.registry.find(name)
+        if record.status != "running" or record.removing:
+            hint = "resume it first" if record.status == "paused" else "start it first"
+            raise FailedPrecondition(f"container {record.name!r}", f"is not running: it is {record.status}", hint)
+        process = exec_process(self._base(record), request, user=record.user, default_capabilities=DEFAULT_CAPABILITIES)
+        exec = Exec(new_id(), Gate())
+        isolation = state.isolation(record)
+        undo = Undo()
+        self._prune(record)
+        # Before the process is there: its end may be told before the driver answers.
+        record.execs[exec.id] = exec
+        undo.add("exec", lambda: record.execs.pop(exec.id, None))
+        undo.add("shim", lambda: state.forget(record.id, exec.id))
+        undo.add("isolation", lambda: isolation.delete(record.id, exec.id, force=True))
+        streams = attrs.evolve(
+            stdio, terminal=request.tty, hold_stdin=stdio.hold_stdin or (request.interactive and request.detach)
+        )
+        try:
+            exec.pid = isolation.exec(record.id, exec.id, process, streams).pid
+            isolation.start(record.id, exec.id)
+        except BaseException:
+            state.report(undo.run(), f"undo of exec in container {record.id[:12]}")
+            raise
+        told = attributes(record, exec_id=exec.id, command=" ".join(request.command)[:1000])
+        state.database.publish(Event("exec.started", record.id, time.time_ns(), told))
+        return exec.id
+
+    def _base(self, record: Record) -> Mapping[str, Any]:
+        if record.process is None:
+            record.process = self._state.spec_of(record)[0].get("process") or {}
+        return record.process
+
+    @staticmethod
+    def _prune(record: Record) -> None:
+        if len(record.execs) >= KEPT:
+            for id in [exec.id for exec in list(record.execs.values()) if exec.gate.is_set()][: KEPT // 2]:
+                record.execs.pop(id, None)
+
+    def find(self, record: Record, exec_id: str) -> Exec:
+        """NotFound when the container has no such exec."""
+        if (exec := record.execs.get(exec_id)) is None:
+            raise NotFound(f"exec {exec_id!r}", f"no such exec in container {record.name!r}")
+        return exec

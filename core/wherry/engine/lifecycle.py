@@ -1,0 +1,202 @@
+"""run, start, stop, kill, pause, resume, remove and wait."""
+
+from __future__ import annotations
+
+import time
+
+from wherry.api import Container, Event, Exit, FailedPrecondition, InUse, NotFound, RunRequest, Stdio
+from wherry.engine import signals
+from wherry.engine.creation import Created, Creation, must_not_be_removing
+from wherry.engine.ending import Ending
+from wherry.engine.names import new_id
+from wherry.engine.records import Gate, Record
+from wherry.engine.starting import Starting
+from wherry.engine.state import State, attributes
+from wherry.engine.undo import Undo
+
+KILL = 9
+#: After SIGKILL an end comes at once, unless a process hangs in the kernel.
+KILL_SECONDS = 30.0
+
+
+class Lifecycle:
+    def __init__(self, state: State, creation: Creation, starting: Starting, ending: Ending) -> None:
+        self._state = state
+        self._creation = creation
+        self._starting = starting
+        self._ending = ending
+
+    def create(self, request: RunRequest) -> Container:
+        id = new_id()
+        undo = Undo()
+        with self._state.traced(id, request.trace):
+            try:
+                return self._creation.create(request, id, undo=undo).record.view()
+            except BaseException:
+                self._state.report(undo.run(), "undo of create")
+                raise
+
+    def run(self, request: RunRequest, stdio: Stdio) -> Container:
+        id = new_id()
+        making = Undo()
+        with self._state.traced(id, request.trace):
+            try:
+                created = self._creation.create(request, id, pending=True, undo=making)
+            except BaseException:
+                self._state.report(making.run(), "undo of create")
+                raise
+            record = created.record
+            with record.lock:
+                try:
+                    self._start(created, stdio)
+                except BaseException as error:
+                    if request.remove or not isinstance(error, Exception):
+                        self._state.report(making.run(), "undo of create")
+                    else:
+                        self._starting.failed(created, error)
+                    raise
+                return record.view()
+
+    def start(self, name: str, stdio: Stdio) -> Container:
+        record = self._state.registry.find(name)
+        with record.lock, self._state.traced(record.id, record.traced):
+            must_not_be_removing(record)
+            if record.live:
+                return record.view()  # as docker: to start what runs changes nothing
+            created = self._creation.again(record)
+            try:
+                self._start(created, stdio)
+            except Exception as error:
+                if record.remove:
+                    self._ending.remove(record)
+                else:
+                    self._starting.failed(created, error)
+                raise
+            return record.view()
+
+    def _start(self, created: Created, stdio: Stdio) -> None:
+        undo = Undo()
+        try:
+            self._starting.start(created, stdio, undo=undo)
+        except BaseException:
+            self._state.report(undo.run(), f"undo of start of container {created.record.id[:12]}")
+            raise
+
+    # signals
+
+    def stop(self, name: str, timeout: float | None, signal: str) -> Container:
+        record = self._state.registry.find(name)
+        if not record.live:
+            return record.view()
+        number = signals.parse(signal or record.stop_signal or "TERM")
+        seconds = record.stop_timeout if timeout is None else timeout
+        gate = record.gate
+        self._signal(record, number)
+        if record.status == "paused":
+            self._thaw(record)
+        if not gate.wait(None if seconds < 0 else seconds):
+            self._signal(record, KILL, all=True)
+            if not gate.wait(KILL_SECONDS):
+                raise FailedPrecondition(
+                    f"container {record.name!r}", "did not end though it was killed", "a process may hang in the kernel"
+                )
+        return record.view()
+
+    def kill(self, name: str, signal: str, exec_id: str) -> None:
+        record = self._running(name)
+        number = signals.parse(signal)
+        if exec_id:
+            exec = record.execs.get(exec_id)
+            if exec is None or exec.gate.is_set():
+                raise NotFound(f"exec {exec_id!r}", f"no such exec in container {record.name!r}")
+            self._state.isolation(record).kill(record.id, number, exec_id)
+            return
+        self._signal(record, number, all=number == KILL and record.status == "paused")
+        if number == KILL and record.status == "paused":
+            self._thaw(record)
+        self._tell("task.signalled", record, signal=number)
+
+    def _signal(self, record: Record, number: int, *, all: bool = False) -> None:
+        """Sends it; a container that ended meanwhile is not an error: that it ends is what was wished."""
+        try:
+            self._state.isolation(record).kill(record.id, number, all=all)
+        except (NotFound, FailedPrecondition):
+            if record.live and not record.gate.wait(1.0):
+                raise
+
+    def _thaw(self, record: Record) -> None:
+        try:
+            self._state.isolation(record).resume(record.id)
+        except (NotFound, FailedPrecondition):
+            if record.live and not record.gate.wait(1.0):
+                raise
+
+    def pause(self, name: str) -> None:
+        self._turn(name, "running", "paused")
+
+    def resume(self, name: str) -> None:
+        self._turn(name, "paused", "running")
+
+    def _turn(self, name: str, before: str, after: str) -> None:
+        state = self._state
+        record = self._running(name)
+        with record.lock:
+            if record.status != before:
+                raise FailedPrecondition(f"container {record.name!r}", f"is not {before}: it is {record.status}")
+            isolation = state.isolation(record)
+            if after == "paused":
+                isolation.pause(record.id)
+            else:
+                isolation.resume(record.id)
+            with state.database.transaction() as tx:
+                tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(status=after), record.id))
+                tx.event("task.paused" if after == "paused" else "task.resumed", record.id, attributes(record))
+            record.status = after
+
+    def _tell(self, topic: str, record: Record, **more: object) -> None:
+        self._state.database.publish(Event(topic, record.id, time.time_ns(), attributes(record, **more)))
+
+    def _running(self, name: str) -> Record:
+        record = self._state.registry.find(name)
+        if not record.live:
+            raise FailedPrecondition(f"container {record.name!r}", f"is not running: it is {record.status}")
+        return record
+
+    # the end
+
+    def remove(self, name: str, *, force: bool) -> None:
+        record = self._state.registry.find(name)
+        gate = record.gate
+        if record.live:
+            if not force:
+                raise InUse(f"container {record.name!r}", f"is {record.status}", "stop it first, or force its removal")
+            self._kill_hard(record, gate)
+        with record.lock:
+            if self._state.registry.get(record.id) is not record:
+                return  # it removed itself, or another call was first
+            if record.live:
+                self._ending.ended(record, Exit(None, time.time_ns()))
+                if self._state.registry.get(record.id) is not record:
+                    return
+            if not self._ending.remove(record):
+                raise FailedPrecondition(f"container {record.name!r}", record.error, "see the engine's log; try again")
+            if not gate.is_set():
+                gate.open(Exit(record.exit_code, record.finished))
+
+    def _kill_hard(self, record: Record, gate: Gate) -> None:
+        self._signal(record, KILL, all=True)
+        if record.status == "paused":
+            self._thaw(record)
+        gate.wait(KILL_SECONDS)
+
+    def wait(self, name: str, exec_id: str, timeout: float | None) -> Exit | None:
+        record = self._state.registry.find_or_grave(name)
+        gate = record.gate
+        if exec_id:
+            exec = record.execs.get(exec_id)
+            if exec is None:
+                raise NotFound(f"exec {exec_id!r}", f"no such exec in container {record.name!r}")
+            gate = exec.gate
+        elif not record.live and record.status == "stopped" and not gate.is_set():
+            return Exit(record.exit_code, record.finished, record.oom_killed)
+        return gate.exit if gate.wait(timeout) else None

@@ -1,0 +1,205 @@
+"""What a new engine does about the one before it: finds what still runs, learns how the rest ended, undoes what was half done.
+
+Everything is asked of those who know: the database (what was acknowledged), the shim (what runs), the drivers (what they still
+hold). It converges: broken off at any point, it may simply run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from wherry.api import Error, Exit, TaskState
+from wherry.engine.database import boot_id
+from wherry.engine.ending import Ending
+from wherry.engine.records import Exec, Gate, Record, unpack_record
+from wherry.engine.state import State
+from wherry.engine.undo import attempt
+from wherry.kernel.log import logger as log
+
+Tasks = dict[tuple[str, str], TaskState]
+
+
+class Recovery:
+    def __init__(self, state: State, ending: Ending) -> None:
+        self._state = state
+        self._ending = ending
+
+    def load(self) -> None:
+        """Reads the records. Rows of another boot have nothing running: their mounts and namespaces are gone with it."""
+        state = self._state
+        for (text,) in state.database.query("SELECT data FROM containers"):
+            state.registry.reserve(unpack_record(text))
+        for id, attached in state.database.query("SELECT id, attached FROM sandboxes"):
+            state.attached[id] = tuple((pair[0], pair[1]) for pair in json.loads(attached))
+        state.leases.expire_dead()
+
+    def run(self) -> None:
+        """Before the engine serves anybody."""
+        state = self._state
+        boot = boot_id()
+        if state.database.get("boot") != boot:
+            shutil.rmtree(state.bundles, ignore_errors=True)
+            state.bundles.mkdir(mode=0o700, parents=True, exist_ok=True)
+            state.database.set("boot", boot)
+        tasks: Tasks = {(task.id, task.exec_id): task for task in state.shim.list()}
+        networks = {driver for pairs in state.attached.values() for _network, driver in pairs}
+        self._adopt()
+        for record in list(state.registry):
+            try:
+                self._settle(record, tasks)
+            except (Error, OSError) as error:
+                log.error("container {}: not recovered: {}", record.id[:12], error)
+        self.sweep(networks)
+        self._ending.follow()
+
+    def _adopt(self) -> None:
+        """Has each isolation driver in use find again what it made."""
+        state = self._state
+        for id in sorted({record.drivers.get("isolation", "") for record in state.registry} - {""}):
+            try:
+                for _task in state.kernel.driver("isolation", id).adopt():
+                    pass
+            except (Error, OSError) as error:
+                log.error("isolation driver {}: adopt failed: {}", id, error)
+
+    def _settle(self, record: Record, tasks: Tasks) -> None:
+        task = tasks.get((record.id, ""))
+        with record.lock:
+            if record.status == "creating":
+                self._undo_create(record)
+            elif record.live:
+                self._settle_live(record, task)
+            elif record.remove and record.status == "stopped":
+                self._ending.remove(record)
+        if record.live:
+            for (id, exec_id), state in tasks.items():
+                if id == record.id and exec_id:
+                    self._settle_exec(record, state)
+
+    def _settle_live(self, record: Record, task: TaskState | None) -> None:
+        if task is None or (record.start_time and task.start_time and task.start_time != record.start_time):
+            log.warning("container {}: its end was not seen", record.id[:12])
+            self._ending.ended(record, Exit(None, time.time_ns()))
+        elif task.status == "stopped":
+            # Its event may be covered by no ack and come again: by then this record is not live and it is passed over.
+            self._ending.ended(record, task.exit or Exit(None, time.time_ns()))
+        elif task.pid and task.pid != record.pid:
+            record.pid = task.pid
+
+    @staticmethod
+    def _settle_exec(record: Record, task: TaskState) -> None:
+        exec = Exec(task.exec_id, Gate(), task.pid)
+        if task.status == "stopped":
+            exec.gate.open(task.exit or Exit(None, time.time_ns()))
+        record.execs[exec.id] = exec
+
+    def _undo_create(self, record: Record) -> None:
+        """A create or run that nobody was told of: it leaves nothing, under whatever drivers it was begun."""
+        state = self._state
+        failures: list[tuple[str, Exception]] = []
+        id = record.id
+        attempt(failures, "isolation.delete", lambda: state.isolation(record).delete(id, force=True))
+        state.forget(id)
+        if network := record.drivers.get("network", ""):
+            for name in state.attached.pop(id, ()) or ((network, network),):
+                attempt(failures, "network.detach", lambda n=name: state.network(n[1]).detach(id, n[0]))  # type: ignore[misc]
+        attempt(failures, "shim.remove_sandbox", lambda: state.shim.remove_sandbox(id))
+        shutil.rmtree(state.bundles / id, ignore_errors=True)
+        if not attempt(failures, "snapshotter.remove", lambda: state.snapshotter(record).remove(id)):
+            state.report(failures, f"recovery of container {id[:12]}")
+            return  # the row stays, so that the next engine or doctor tries again
+        if record.log != "none":
+            attempt(failures, "log.remove", lambda: state.kernel.log(record.log).remove(id))
+        shutil.rmtree(state.containers / id, ignore_errors=True)
+        with state.database.transaction(durable=False) as tx:
+            tx.execute("DELETE FROM containers WHERE id = ?", (id,))
+            tx.execute("DELETE FROM sandboxes WHERE id = ?", (id,))
+        state.registry.drop(record, remember=False)
+        state.report(failures, f"recovery of container {id[:12]}")
+
+    # what nobody owns
+
+    def orphans(self) -> tuple[list[TaskState], list[str], list[Path]]:
+        """(tasks, sandboxes, bundles) that belong to no live container."""
+        state = self._state
+        live = {record.sandbox_id for record in state.registry if busy(record)}
+        tasks = [task for task in state.shim.list() if not self._owned(task.id)]
+        sandboxes = [sandbox.id for sandbox in state.shim.sandboxes() if sandbox.id not in live]
+        paths = state.bundles.iterdir() if state.bundles.exists() else ()
+        bundles = [path for path in paths if path.name not in live and not self._owned(path.name)]
+        return tasks, sandboxes, bundles
+
+    def _owned(self, id: str) -> bool:
+        record = self._state.registry.get(id)
+        return record is not None and busy(record)
+
+    def sweep(self, networks: Iterable[str] | None = None) -> list[str]:
+        """Takes down the orphans and what networks (driver ids; None is all) hold for nobody; what was done."""
+        state = self._state
+        failures: list[tuple[str, Exception]] = []
+        done = []
+        tasks, sandboxes, bundles = self.orphans()
+        for task in sorted(tasks, key=lambda task: not task.exec_id):
+            self._kill(task, failures)
+            done.append(
+                f"process of container {task.id[:12]}" + (f", exec {task.exec_id[:12]}" if task.exec_id else "")
+            )
+        for id in sandboxes:
+            if attempt(failures, "shim.remove_sandbox", partial(state.shim.remove_sandbox, id)):
+                done.append(f"sandbox {id[:12]}")
+        live = {record.sandbox_id for record in state.registry if busy(record)}
+        stale = [id for id in state.attached if id not in live]
+        if stale:
+            with state.database.transaction(durable=False) as tx:
+                for id in stale:
+                    tx.execute("DELETE FROM sandboxes WHERE id = ?", (id,))
+            for id in stale:
+                state.attached.pop(id, None)
+        done += self._sweep_networks(networks, live, failures)
+        for path in bundles:
+            shutil.rmtree(path, ignore_errors=True)
+            done.append(f"bundle {path.name[:12]}")
+        state.report(failures, "sweep")
+        return done
+
+    def _sweep_networks(
+        self, networks: Iterable[str] | None, live: set[str], failures: list[tuple[str, Exception]]
+    ) -> list[str]:
+        state = self._state
+        if networks is None:
+            usable = ("ready", "available")
+            networks = [p.id for p in state.kernel.plugins() if p.family == "network" and p.state in usable]
+        done = []
+        for id in networks:
+            try:
+                dropped = state.network(id).gc(live)
+            except (Error, OSError) as error:
+                failures.append((f"network.{id}.gc", error))
+                continue
+            if dropped:
+                done.append(f"{dropped} attachments of network driver {id}")
+        return done
+
+    def _kill(self, task: TaskState, failures: list[tuple[str, Exception]]) -> None:
+        """Nobody knows any more which driver made it: each of those that run here is told to delete it."""
+        state = self._state
+        for plugin in state.kernel.plugins():
+            if plugin.family == "isolation" and plugin.state in ("ready", "available"):
+                delete = state.kernel.driver("isolation", plugin.id).delete
+                attempt(failures, f"{plugin.id}.delete", partial(delete, task.id, task.exec_id, force=True))
+        state.forget(task.id, task.exec_id)
+
+
+def busy(record: Record) -> bool:
+    """True while a container runs, or another thread is at work on it."""
+    if record.live or record.status == "creating":
+        return True
+    if record.lock.acquire(blocking=False):
+        record.lock.release()
+        return False
+    return True

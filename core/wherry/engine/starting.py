@@ -1,0 +1,227 @@
+"""start: namespaces, network and process of a container, or none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from typing import Any, cast
+
+import attrs
+
+from wherry.api import (
+    Attachment,
+    AttachRequest,
+    CreateRequest,
+    Error,
+    FailedPrecondition,
+    LogSink,
+    Network,
+    Reservation,
+    Stdio,
+    TaskState,
+)
+from wherry.engine import hostfiles
+from wherry.engine.creation import Created, Creation, must_not_be_removing
+from wherry.engine.records import Gate
+from wherry.engine.state import State, attributes
+from wherry.engine.undo import Undo
+
+
+@attrs.define
+class _Net:
+    """A start's place in the network: what was reserved, and how it went on."""
+
+    kind: str = "own"
+    hostname: str = ""
+    reservation: Reservation | None = None
+    attachment: Attachment | None = None
+    name: str = ""
+    driver_id: str = ""
+    driver: Network | None = None
+
+
+class Starting:
+    def __init__(self, state: State, creation: Creation) -> None:
+        self._state = state
+        self._creation = creation
+
+    def start(self, created: Created, stdio: Stdio, *, undo: Undo) -> None:
+        """Starts a container that is not running; the caller holds its lock and, on any error, runs undo."""
+        state, record = self._state, created.record
+        must_not_be_removing(record)
+        net = self._reserve(created, undo)
+        spec, owners = self._creation.build(created, hostname=net.hostname, network=net.kind)
+        text = json.dumps(spec, separators=(",", ":"))
+        self._bundle(created, net, text, undo)
+        isolation = created.drivers.isolation
+        undo.add("isolation", lambda: self._drop(created))
+        task = isolation.create(
+            CreateRequest(
+                id=record.id,
+                sandbox_id=record.sandbox_id,
+                bundle=state.bundle(record),
+                spec=spec,
+                rootfs=created.mounts,
+                stdio=self._stdio(created, stdio),
+            )
+        )
+        self._attach(created, net)
+        isolation.start(record.id)
+        self._commit(created, net, task, text, owners)
+        record.process = spec.get("process")
+
+    # network and sandbox
+
+    def _reserve(self, created: Created, undo: Undo) -> _Net:
+        state, record, request = self._state, created.record, created.request
+        if record.sandbox_id != record.id:
+            members = [
+                other for other in state.registry.members(record.sandbox_id) if other is not record and other.live
+            ]
+            if not members and not request.sandbox_id:
+                raise FailedPrecondition(
+                    f"network {request.network!r}", "that container is not running", "start it first"
+                )
+            return _Net(kind="shared", hostname=self._creation.hostname(created, False))
+        name, driver_id, driver = state.find_network(request.network, created.drivers)
+        names = tuple(dict.fromkeys((record.name, *request.aliases)))
+        wish = AttachRequest(
+            sandbox_id=record.id,
+            network=name,
+            names=names,
+            addresses=request.addresses,
+            mac=request.mac,
+            ports=request.ports,
+        )
+        undo.add("network", lambda: driver.detach(record.id, name))
+        reservation = driver.reserve(wish)
+        host = reservation.netns == "host"
+        net = _Net(
+            kind="host" if host else "own",
+            hostname=self._creation.hostname(created, host),
+            reservation=reservation,
+            name=name,
+            driver_id=driver_id,
+            driver=driver,
+        )
+        undo.add("sandbox", lambda: state.shim.remove_sandbox(record.id))
+        state.shim.create_sandbox(state.sandbox(record, reservation.netns, net.hostname))
+        return net
+
+    def _attach(self, created: Created, net: _Net) -> None:
+        if net.reservation is None or net.driver is None:
+            return
+        sandbox = self._state.sandbox(created.record, net.reservation.netns, net.hostname)
+        net.attachment = net.driver.attach(net.reservation, sandbox)
+        if net.attachment.addresses or net.attachment.nameservers:
+            self._files(created, net)
+
+    # the bundle
+
+    def _bundle(self, created: Created, net: _Net, spec: str, undo: Undo) -> None:
+        bundle = str(self._state.bundle(created.record))
+        undo.add("bundle", lambda: shutil.rmtree(bundle, ignore_errors=True))
+        try:
+            os.mkdir(bundle, 0o700)
+        except FileExistsError:
+            shutil.rmtree(bundle)
+            os.mkdir(bundle, 0o700)
+        with open(bundle + "/config.json", "w", encoding="ascii") as file:
+            file.write(spec)
+        if net.kind != "shared":
+            self._files(created, net)
+
+    def _files(self, created: Created, net: _Net) -> None:
+        attachment = net.attachment
+        hostfiles.make(
+            created.request,
+            hostname=net.hostname,
+            host=net.kind == "host",
+            addresses=attachment.addresses if attachment else (),
+            names=(created.record.name, *created.request.aliases),
+            nameservers=attachment.nameservers if attachment else (),
+        ).write(self._state.bundle(created.record))
+
+    def _stdio(self, created: Created, stdio: Stdio) -> Stdio:
+        record, request = created.record, created.request
+        sink = LogSink("none")
+        if record.log != "none":
+            sink = self._state.kernel.log(record.log).sink(record.id, request.log_options)
+        return attrs.evolve(
+            stdio,
+            terminal=request.tty,
+            log=sink,
+            hold_stdin=stdio.hold_stdin or (request.interactive and request.detach),
+        )
+
+    # the end of a start
+
+    def _commit(self, created: Created, net: _Net, task: TaskState, spec: str, owners: dict[str, str]) -> None:
+        state, record = self._state, created.record
+        fresh = record.status == "creating"
+        attached = ((net.name, net.driver_id),) if net.reservation is not None else ()
+        changes: dict[str, Any] = {
+            "status": "running",
+            "pid": task.pid,
+            "start_time": task.start_time,
+            "started": time.time_ns(),
+            "finished": 0,
+            "exit_code": None,
+            "oom_killed": False,
+            "error": "",
+            "networks": tuple(name for name, _driver in attached),
+            "addresses": net.attachment.addresses if net.attachment else (),
+            "ports": net.reservation.ports or record.ports if net.reservation else record.ports,
+            "generation": record.generation + 1,
+        }
+        # A container that removes itself would not outlive the machine, so neither need its row: no sync for it.
+        with state.database.transaction(durable=not record.remove) as tx:
+            tx.execute(
+                "UPDATE containers SET data = ?, spec = ?, owners = ? WHERE id = ?",
+                (record.pack(**changes), spec, json.dumps(owners, separators=(",", ":")), record.id),
+            )
+            if fresh:
+                if not record.remove:  # one that removes itself is never started again
+                    tx.execute("UPDATE containers SET image = ? WHERE id = ?", (json.dumps(created.image), record.id))
+                state.leases.erase(tx, record.id)
+                tx.event("container.created", record.id, attributes(record))
+            if net.reservation is not None:
+                tx.execute(
+                    "INSERT OR REPLACE INTO sandboxes VALUES (?, ?, ?, ?)",
+                    (record.id, net.reservation.netns, changes["started"], json.dumps(attached)),
+                )
+            for name, driver in attached:
+                tx.event("network.attached", record.id, {"network": name, "driver": driver})
+            tx.event("task.started", record.id, attributes(record, pid=task.pid))
+        if record.gate.is_set():
+            record.gate = Gate()
+        record.apply(changes)
+        if net.reservation is not None:
+            state.attached[record.id] = attached
+
+    def _drop(self, created: Created) -> None:
+        """The undo of isolation.create: its process ends up unknown to driver and shim alike."""
+        created.drivers.isolation.delete(created.record.id, force=True)
+        self._state.forget(created.record.id)
+
+    def failed(self, created: Created, error: BaseException) -> None:
+        """Notes on a container that stays why its start failed, as docker does."""
+        state, record = self._state, created.record
+        code = error.exit_code if isinstance(error, Error) else 125
+        changes = {
+            "status": "stopped" if record.started else "created",
+            "error": str(error),
+            "exit_code": code,
+            "pid": 0,
+        }
+        with state.database.transaction() as tx:
+            tx.execute(
+                "UPDATE containers SET data = ?, image = ? WHERE id = ?",
+                (record.pack(**changes), json.dumps(created.image), record.id),
+            )
+            if record.status == "creating":
+                state.leases.erase(tx, record.id)
+                tx.event("container.created", record.id, attributes(record))
+        record.apply(cast("dict[str, Any]", changes))

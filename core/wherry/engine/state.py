@@ -1,0 +1,187 @@
+"""What every verb of the engine needs at hand, and the few ways to reach drivers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from wherry.api import Error, Invalid, Isolation, Network, NotFound, RunRequest, Sandbox, Snapshotter
+from wherry.engine.database import Database
+from wherry.engine.events import Bus
+from wherry.engine.leases import Leases
+from wherry.engine.records import Record, unpack_request
+from wherry.engine.registry import Registry
+from wherry.kernel.log import logger as log
+
+if TYPE_CHECKING:
+    from wherry.engine.images import Images
+    from wherry.engine.shim import ShimClient
+    from wherry.kernel import Drivers, Kernel
+    from wherry.kernel.config import LoadedConfig
+
+#: Threads that finish what ended: as many ends as that are worked on at once.
+FINISHERS = 16
+#: So long the spans of a removed container can still be asked for.
+SPAN_SECONDS = 60.0
+
+
+class State:
+    """The parts of one engine. ``root`` and ``run`` as in the config; one ``State`` a root."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        run: Path,
+        loaded: LoadedConfig,
+        database: Database,
+        bus: Bus,
+        leases: Leases,
+        kernel: Kernel,
+        shim: ShimClient,
+        images: Images,
+    ) -> None:
+        self.root = root
+        self.run = run
+        self.loaded = loaded
+        self.settings = loaded.config.engine
+        self.database = database
+        self.bus = bus
+        self.leases = leases
+        self.kernel = kernel
+        self.shim = shim
+        self.images = images
+        self.registry = Registry()
+        self.bundles = run / "bundles"
+        self.containers = root / "containers"
+        self.cgroup = "/wherry-" + hashlib.sha256(str(run).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        self.finishers = ThreadPoolExecutor(FINISHERS, "wherry-finish")
+        self.closing = threading.Event()
+        #: What each sandbox that was made is attached to: (network, driver) pairs. Stored in the table sandboxes.
+        self.attached: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._networks: dict[str, str] = {}
+
+    # requests and records
+
+    def request_of(self, record: Record) -> RunRequest:
+        """The request a container was made from; read from the database after a restart of the engine."""
+        if record.request is None:
+            rows = self.database.query("SELECT request FROM containers WHERE id = ?", (record.id,))
+            if not rows:
+                raise NotFound(f"container {record.name!r}", "no such container")
+            record.request = unpack_request(rows[0][0])
+        return record.request
+
+    def spec_of(self, record: Record) -> tuple[dict[str, Any], dict[str, str]]:
+        """(spec, owners) as stored at the last start, empty before."""
+        rows = self.database.query("SELECT spec, owners FROM containers WHERE id = ?", (record.id,))
+        if not rows or not rows[0][0]:
+            return {}, {}
+        return json.loads(rows[0][0]), json.loads(rows[0][1] or "{}")
+
+    def bundle(self, record: Record) -> Path:
+        return self.bundles / record.id
+
+    # drivers
+
+    def drivers(self, record: Record) -> Drivers:
+        """The drivers that made a container, as its variant decorates them now."""
+        ids = record.drivers
+        return self.kernel.variant(
+            record.variant,
+            store=ids.get("store", ""),
+            snapshotter=ids.get("snapshotter", ""),
+            isolation=ids.get("isolation", ""),
+        )
+
+    def isolation(self, record: Record) -> Isolation:
+        return self.drivers(record).isolation
+
+    def snapshotter(self, record: Record) -> Snapshotter:
+        return self.drivers(record).snapshotter
+
+    def network(self, id: str, record: Record | None = None) -> Network:
+        """A network driver; for a container whose variant has it as its default, as that variant decorates it."""
+        if record is not None:
+            drivers = self.drivers(record)
+            if drivers.ids["network"] == id:
+                return drivers.network
+        return cast("Network", self.kernel.driver("network", id))
+
+    def find_network(self, name: str, drivers: Drivers) -> tuple[str, str, Network]:
+        """(network, driver id, driver) for a ``RunRequest.network`` that names no container. NotFound with what there is.
+
+        "" is the variant's default network, which is named like its driver.
+        """
+        if not name or name == drivers.ids["network"]:
+            return drivers.ids["network"], drivers.ids["network"], drivers.network
+        if (known := self._networks.get(name)) is not None:
+            return name, known, self.network(known)
+        there: list[str] = []
+        ids = [plugin.id for plugin in self.kernel.plugins() if plugin.family == "network"]
+        for id in sorted(ids, key=lambda id: id != name):
+            try:
+                driver = self.network(id)
+                found = [config.name for config in driver.list()]
+            except (Error, OSError) as error:
+                log.info("network driver {} was passed over: {}", id, error)
+                continue
+            if name in found:
+                if name == id:  # built in: it can't go, so that it may be remembered
+                    self._networks[name] = id
+                return name, id, driver
+            there += found
+        raise NotFound(f"network {name!r}", "no such network", "there is " + ", ".join(sorted(there)) if there else "")
+
+    def check_ports(self, request: RunRequest, driver_id: str) -> None:
+        """Invalid when the request publishes ports and the driver can't."""
+        if request.ports and "ports" not in self.kernel.capabilities("network", driver_id).provides:
+            port = request.ports[0]
+            raise Invalid(
+                f"port {port.container_port}/{port.protocol}",
+                f"the network driver {driver_id!r} can't publish ports",
+                'leave out --publish, use --network host, or set a driver that can: [variant.NAME] network = "..."',
+            )
+
+    def sandbox(self, record: Record, netns: str, hostname: str) -> Sandbox:
+        return Sandbox(id=record.sandbox_id, netns=netns, hostname=hostname, cgroup_parent=self.cgroup)
+
+    # spans
+
+    def traced(self, id: str, wished: bool) -> AbstractContextManager[object]:
+        """Collects the spans of the block for ``Engine.spans``, when that is wished."""
+        return self.kernel.tracing(id) if wished else nullcontext()
+
+    def drop_spans(self, record: Record) -> None:
+        """Of a container that was removed: its spans, and a minute later this is done."""
+        if record.traced:
+            timer = threading.Timer(SPAN_SECONDS, self.kernel.drop_spans, (record.id,))
+            timer.daemon = True
+            timer.start()
+
+    # the shim's own bookkeeping
+
+    def forget(self, id: str, exec_id: str = "") -> None:
+        """Has the shim drop a process that ended; a shim that is away has nothing to drop."""
+        try:
+            self.shim.forget(id, exec_id)
+        except Error as error:
+            log.debug("shim.forget {} {}: {}", id[:12], exec_id[:12], error)
+
+    def report(self, failures: list[tuple[str, Exception]], what: str) -> None:
+        """Logs steps of a clean-up that failed; doctor finds what they left."""
+        for name, error in failures:
+            log.warning("{}: {} failed: {}", what, name, error)
+
+
+def attributes(record: Record, **more: object) -> Mapping[str, str]:
+    """What every event of a container tells: its name and image, then more; empty values are left out."""
+    found = {"name": record.name, "image": record.image}
+    found.update((key.rstrip("_"), str(value)) for key, value in more.items() if value not in ("", None))
+    return found

@@ -1,0 +1,183 @@
+"""info, plugins, config, gc, doctor and reset: what concerns the whole root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import wherry
+from wherry.api import Error, Finding, GcReport, Info, Origin, PluginInfo, Process, Snapshotter
+from wherry.engine.database import boot_id
+from wherry.engine.lifecycle import Lifecycle
+from wherry.engine.recovery import Recovery, busy
+from wherry.engine.state import State
+from wherry.engine.undo import attempt
+from wherry.kernel.log import logger as log
+
+
+def start_time(pid: int) -> int:
+    """Field 22 of /proc/PID/stat in clock ticks (proc_pid_stat(5)); 0 when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
+class System:
+    def __init__(self, state: State, lifecycle: Lifecycle, recovery: Recovery) -> None:
+        self._state = state
+        self._lifecycle = lifecycle
+        self._recovery = recovery
+
+    def info(self) -> Info:
+        state = self._state
+        pid = os.getpid()
+        return Info(
+            engine=Process(pid, start_time(pid), wherry.__version__),
+            shim=state.shim.process(),
+            root=str(state.root),
+            run=str(state.run),
+            config=state.loaded.file,
+            features=tuple(sorted(state.kernel.features())),
+            chosen=state.kernel.chosen(),
+            passed_over=state.kernel.passed_over(),
+        )
+
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        return self._state.kernel.plugins()
+
+    def config(self) -> tuple[Origin, ...]:
+        return self._state.loaded.origins
+
+    # gc
+
+    def live(self) -> set[str]:
+        """What containers, leases and plugins hold, written as in ``Context.hold``."""
+        state = self._state
+        held = set(state.leases.resources())
+        for record in state.registry:
+            driver = record.drivers.get("snapshotter", "")
+            held.add(f"snapshot/{driver}/{record.id}")
+            if record.chain_id:
+                held.add(f"snapshot/{driver}/{record.chain_id}")
+            if record.image_digest:
+                held.add(f"blob/{record.image_digest}")
+        held.update(state.kernel.gc_roots())
+        return held
+
+    def gc(self) -> GcReport:
+        report = self._state.images.gc(self.live())
+        self._state.database.prune_events()
+        return report
+
+    # doctor
+
+    def doctor(self, repair: bool) -> tuple[Finding, ...]:
+        """Looks for what a crash may have left; with repair it is taken away. A second run then finds nothing."""
+        state = self._state
+        findings = [Finding("database", problem) for problem in state.database.check()]
+        if state.database.get("boot") != boot_id():
+            findings.append(Finding("database", "belongs to another boot"))
+        tasks, sandboxes, bundles = self._recovery.orphans()
+        found = [f"process of container {task.id[:12]}" for task in tasks]
+        found += [f"sandbox {id[:12]}" for id in sandboxes]
+        found += [f"bundle {path.name[:12]}" for path in bundles]
+        done = set(self._recovery.sweep()) if repair else set()
+        repaired = "taken down" if repair else ""
+        findings += [Finding(what, "belongs to no running container", repaired) for what in found]
+        findings += [
+            Finding(what, "belongs to no running container", repaired)
+            for what in sorted(done.difference(found))
+            if "attachments" in what
+        ]
+        findings += self._snapshots(repair)
+        findings += self._directories(repair)
+        findings += self._leftover_removals(repair)
+        return tuple(findings)
+
+    def _snapshots(self, repair: bool) -> list[Finding]:
+        """Active snapshots named like a container that is not there."""
+        state = self._state
+        held = self.live()
+        findings = []
+        for plugin in state.kernel.plugins():
+            if plugin.family != "snapshotter" or plugin.state not in ("ready", "available"):
+                continue
+            try:
+                driver: Snapshotter = state.kernel.driver("snapshotter", plugin.id)
+                stray = [
+                    info.name
+                    for info in driver.walk()
+                    if info.kind != "committed"
+                    and f"snapshot/{plugin.id}/{info.name}" not in held
+                    and _is_container_id(info.name)
+                ]
+            except (Error, OSError) as error:
+                findings.append(Finding(f"snapshotter {plugin.id}", str(error)))
+                continue
+            failures: list[tuple[str, Exception]] = []
+            for name in stray:
+                what = f"snapshot {plugin.id}/{name[:12]}"
+                gone = repair and attempt(failures, "remove", partial(driver.remove, name))
+                findings.append(Finding(what, "belongs to no container", "removed" if gone else ""))
+            if repair and stray:
+                attempt(failures, "cleanup", driver.cleanup)
+            state.report(failures, f"doctor: snapshotter {plugin.id}")
+        return findings
+
+    def _directories(self, repair: bool) -> list[Finding]:
+        state = self._state
+        findings = []
+        for path in sorted(state.containers.iterdir()) if state.containers.exists() else ():
+            if state.registry.get(path.name) is None:
+                if repair:
+                    shutil.rmtree(path, ignore_errors=True)
+                what = f"directory of container {path.name[:12]}"
+                findings.append(Finding(what, "belongs to no container", "removed" if repair else ""))
+        return findings
+
+    def _leftover_removals(self, repair: bool) -> list[Finding]:
+        """Containers that should have gone with their end."""
+        findings = []
+        for record in list(self._state.registry):
+            if record.remove and record.status == "stopped" and not busy(record):
+                repaired = ""
+                if repair:
+                    try:
+                        self._lifecycle.remove(record.id, force=True)
+                        repaired = "removed"
+                    except (Error, OSError) as error:
+                        log.warning("doctor: container {}: {}", record.id[:12], error)
+                findings.append(Finding(f"container {record.id[:12]}", "should have removed itself", repaired))
+        return findings
+
+    # reset
+
+    def reset(self) -> None:
+        """Every container, image and snapshot goes. What can't be removed is said by the error of the first."""
+        state = self._state
+        problem: Error | OSError | None = None
+        for record in list(state.registry):
+            try:
+                self._lifecycle.remove(record.id, force=True)
+            except (Error, OSError) as error:
+                problem = problem or error
+        for image in state.images.list():
+            for name in image.names or (image.id,):
+                try:
+                    state.images.remove(name, force=True)
+                except (Error, OSError) as error:
+                    problem = problem or error
+        self._recovery.sweep()
+        state.images.gc(self.live())
+        for finding in self._snapshots(repair=True):
+            log.info("reset: {}: {}", finding.what, finding.repair)
+        if problem is not None:
+            raise problem
+
+
+def _is_container_id(name: str) -> bool:
+    return len(name) == 64 and all(c in "0123456789abcdef" for c in name)

@@ -1,0 +1,253 @@
+"""ps and inspect: containers as records and as docker-like JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from wherry.api import Container, Invalid, RunRequest
+from wherry.engine.records import Record, plain_request
+from wherry.engine.state import State
+
+_STATUS = {"exited": "stopped", "dead": "stopped"}
+_ZERO_TIME = "0001-01-01T00:00:00Z"
+
+
+class Views:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def list(self, all: bool, filters: Mapping[str, Collection[str]]) -> tuple[Container, ...]:
+        """Newest first. Filters: the values of one are alternatives (labels add up), all filters must hold."""
+        tests = [self._filter(name, values) for name, values in filters.items()]
+        shown = all or "status" in filters or "exited" in filters
+        found = [
+            record
+            for record in self._state.registry
+            if (shown or record.live) and record.status != "creating" and all_true(tests, record)
+        ]
+        found.sort(key=lambda record: record.created, reverse=True)
+        return tuple(record.view() for record in found)
+
+    def _filter(self, name: str, values: Collection[str]) -> Callable[[Record], bool]:
+        if name == "id":
+            return lambda record: any(record.id.startswith(value) for value in values)
+        if name == "name":
+            return lambda record: any(value.removeprefix("/") in record.name for value in values)
+        if name == "status":
+            wished = {_STATUS.get(value, value) for value in values}
+            if unknown := wished - {"creating", "created", "running", "paused", "stopped"}:
+                raise Invalid(f"filter status={min(unknown)}", "no such status")
+            return lambda record: record.status in wished
+        if name == "label":
+            pairs = [value.partition("=") for value in values]
+            return lambda record: all(
+                key in record.labels and (not equals or record.labels[key] == text) for key, equals, text in pairs
+            )
+        if name == "ancestor":
+            return lambda record: any(_descends(record, value) for value in values)
+        if name == "exited":
+            try:
+                codes = {int(value) for value in values}
+            except ValueError:
+                raise Invalid("filter exited", "not an exit code") from None
+            return lambda record: record.status == "stopped" and record.exit_code in codes
+        if name == "network":
+            return lambda record: any(value in record.networks for value in values)
+        if name == "variant":
+            return lambda record: record.variant in values
+        if name in ("before", "since"):
+            times = [self._state.registry.find(value).created for value in values]
+            if name == "before":
+                return lambda record: record.created < min(times)
+            return lambda record: record.created > max(times)
+        raise Invalid(
+            f"filter {name!r}",
+            "no such filter",
+            "one of ancestor, before, exited, id, label, name, network, since, status, variant",
+        )
+
+    def inspect(self, name: str) -> Mapping[str, Any]:
+        """Docker's keys (Engine API, ContainerInspect) and our own: "spec", "owners", "request", "container"."""
+        state = self._state
+        record = state.registry.find(name)
+        request = state.request_of(record)
+        spec, owners = state.spec_of(record)
+        process = spec.get("process") or {}
+        args = list(process.get("args") or record.command)
+        return {
+            "Id": record.id,
+            "Created": timestamp(record.created),
+            "Path": args[0] if args else "",
+            "Args": args[1:],
+            "State": _state(record),
+            "Image": record.image_id,
+            "ImageDigest": record.image_digest,
+            "Name": "/" + record.name,
+            "RestartCount": max(record.generation - 1, 0),
+            "Driver": record.drivers.get("snapshotter", ""),
+            "Platform": "linux",
+            "Variant": record.variant,
+            "Drivers": dict(record.drivers),
+            "LogPath": self._log_path(record, request),
+            "ExecIDs": [exec.id for exec in record.execs.values() if not exec.gate.is_set()],
+            "HostConfig": _host_config(record, request),
+            "Mounts": _mounts(request),
+            "Config": _config(record, request, process, spec),
+            "NetworkSettings": _network(record),
+            "container": _container(record),
+            "spec": spec,
+            "owners": owners,
+            "request": plain_request(request),
+        }
+
+    def _log_path(self, record: Record, request: RunRequest) -> str:
+        if record.log == "none":
+            return ""
+        path = self._state.kernel.log(record.log).sink(record.id, request.log_options).path
+        return path if path and Path(path).exists() else ""
+
+
+def all_true(tests: Collection[Callable[[Record], bool]], record: Record) -> bool:
+    return all(test(record) for test in tests)
+
+
+def _descends(record: Record, image: str) -> bool:
+    if image in (record.image, record.image_id, record.image_digest):
+        return True
+    if record.image_id.removeprefix("sha256:").startswith(image.removeprefix("sha256:")) and len(image) >= 6:
+        return True
+    return record.image.rpartition("/")[2].partition(":")[0] == image
+
+
+def timestamp(ns: int) -> str:
+    """RFC 3339 with nanoseconds, as docker prints times; its zero time for 0."""
+    if not ns:
+        return _ZERO_TIME
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09d}Z"
+
+
+def _state(record: Record) -> dict[str, Any]:
+    return {
+        "Status": "exited" if record.status == "stopped" else record.status,
+        "Running": record.live,
+        "Paused": record.status == "paused",
+        "Restarting": False,
+        "OOMKilled": record.oom_killed,
+        "Dead": False,
+        "Pid": record.pid,
+        "ExitCode": record.exit_code,
+        "Error": record.error,
+        "StartedAt": timestamp(record.started),
+        "FinishedAt": timestamp(record.finished),
+    }
+
+
+def _host_config(record: Record, request: RunRequest) -> dict[str, Any]:
+    ports: dict[str, list[dict[str, str]]] = {}
+    for port in record.ports:
+        ports.setdefault(f"{port.container_port}/{port.protocol}", []).append(
+            {"HostIp": port.host_ip, "HostPort": str(port.host_port or "")}
+        )
+    return {
+        "Binds": [_bind_text(bind.source, bind.target, bind.options) for bind in request.mounts if bind.type == "bind"],
+        "Tmpfs": {bind.target: ",".join(bind.options) for bind in request.mounts if bind.type == "tmpfs"},
+        "LogConfig": {"Type": record.log, "Config": dict(request.log_options)},
+        "NetworkMode": request.network or record.drivers.get("network", ""),
+        "PortBindings": ports,
+        "AutoRemove": record.remove,
+        "Privileged": request.privileged,
+        "ReadonlyRootfs": request.read_only,
+        "CapAdd": list(request.cap_add),
+        "CapDrop": list(request.cap_drop),
+        "Dns": list(request.dns),
+        "DnsOptions": list(request.dns_options),
+        "DnsSearch": list(request.dns_search),
+        "ExtraHosts": list(request.extra_hosts),
+        "Memory": request.memory,
+        "MemorySwap": request.memory_swap or 2 * request.memory,
+        "NanoCpus": int(request.cpus * 1_000_000_000),
+        "CpuShares": request.cpu_shares,
+        "CpusetCpus": request.cpuset,
+        "PidsLimit": request.pids_limit,
+        "ShmSize": request.shm_size,
+        "Ulimits": [{"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in request.ulimits],
+        "Sysctls": dict(request.sysctls),
+        "Devices": list(request.devices),
+        "Init": request.init,
+        "SecurityOpt": ["no-new-privileges"] if request.no_new_privileges else [],
+    }
+
+
+def _bind_text(source: str, target: str, options: Collection[str]) -> str:
+    return f"{source}:{target}" + (":" + ",".join(options) if options else "")
+
+
+def _mounts(request: RunRequest) -> list[dict[str, Any]]:
+    return [
+        {
+            "Type": bind.type,
+            "Source": bind.source,
+            "Destination": bind.target,
+            "Mode": ",".join(bind.options),
+            "RW": "ro" not in bind.options,
+        }
+        for bind in request.mounts
+    ]
+
+
+def _config(record: Record, request: RunRequest, process: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "Hostname": spec.get("hostname") or request.hostname or record.sandbox_id[:12],
+        "User": record.user,
+        "Tty": record.tty,
+        "OpenStdin": request.interactive,
+        "Env": list(process.get("env") or request.env),
+        "Cmd": list(record.command),
+        "Entrypoint": list(request.entrypoint) if request.entrypoint is not None else None,
+        "Image": record.image,
+        "WorkingDir": process.get("cwd") or request.workdir,
+        "Labels": dict(record.labels),
+        "StopSignal": record.stop_signal,
+        "StopTimeout": record.stop_timeout,
+    }
+
+
+def _network(record: Record) -> dict[str, Any]:
+    address = record.addresses[0] if record.addresses else ""
+    host, _, prefix = address.partition("/")
+    return {
+        "SandboxID": record.sandbox_id,
+        "IPAddress": host,
+        "IPPrefixLen": int(prefix or 0),
+        "Networks": {name: {"IPAddress": host, "IPPrefixLen": int(prefix or 0)} for name in record.networks},
+        "Ports": _host_ports(record),
+    }
+
+
+def _host_ports(record: Record) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for port in record.ports if record.live else ():
+        found.setdefault(f"{port.container_port}/{port.protocol}", []).append(
+            {"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port)}  # noqa: S104 as docker shows it
+        )
+    return found
+
+
+def _container(record: Record) -> dict[str, Any]:
+    view = record.view()
+    return {
+        "id": view.id,
+        "name": view.name,
+        "image": view.image,
+        "status": view.status,
+        "pid": view.pid,
+        "created": view.created,
+        "started": view.started,
+        "finished": view.finished,
+        "exit_code": view.exit_code,
+        "sandbox_id": view.sandbox_id,
+    }
