@@ -74,7 +74,9 @@ class WorkerPool:
     ) -> Any:
         for mount in (mount for mounts in roots for mount in mounts):
             if mount.idmap != IdMap():
-                raise Invalid(f'mount of "{mount.source}"', "a worker writes ids as they are, it takes no idmapped mount")
+                raise Invalid(
+                    f'mount of "{mount.source}"', "a worker writes ids as they are, it takes no idmapped mount"
+                )
         plain = [[(mount.type, mount.source, mount.target, mount.options) for mount in mounts] for mounts in roots]
         request = {"job": job, "parent": os.getpid(), "point": str(self._point), "roots": plain, **details}
         with self._slots:
@@ -106,7 +108,7 @@ class WorkerPool:
             os.write(memory, request)
             os.lseek(memory, 0, os.SEEK_SET)
             reader, writer = os.pipe2(os.O_CLOEXEC)
-            ours = open(reader, "rb", buffering=0)  # noqa: PTH123, SIM115 - a descriptor, closed below
+            ours = open(reader, "rb", buffering=0)  # noqa: SIM115 - a descriptor, closed below
             theirs.callback(os.close, writer)
             actions = [(os.POSIX_SPAWN_DUP2, lend(memory), REQUEST), (os.POSIX_SPAWN_DUP2, lend(writer), ANSWER)]
             if stream is not None:

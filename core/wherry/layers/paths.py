@@ -31,7 +31,7 @@ def clean(name: bytes) -> tuple[bytes, ...]:
             if parts:
                 parts.pop()
             continue
-        if len(part) > 255:  # noqa: PLR2004 - NAME_MAX
+        if len(part) > 255:
             raise Invalid("layer", f"a name has a part of {len(part)} bytes, more than 255")
         parts.append(part)
     return tuple(parts)

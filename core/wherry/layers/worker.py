@@ -29,7 +29,7 @@ Range = tuple[int, int, int]
 def main() -> None:
     """Does what fd 0 asks for and leaves."""
     try:
-        with open(REQUEST, "rb") as file:  # noqa: PTH123 - a descriptor
+        with open(REQUEST, "rb") as file:
             request = json.load(file)
         answer: dict[str, Any] = {"ok": _run(request)}
     except Error as error:
@@ -40,7 +40,7 @@ def main() -> None:
         answer = {"errno": error.errno or 5, "text": error.strerror or str(error), "path": text}
     except MemoryError:
         answer = {"error": ["Invalid", "layer", f"needs more than {_MEMORY >> 20} MiB of memory", ""]}
-    with open(ANSWER, "wb") as file:  # noqa: PTH123 - a descriptor
+    with open(ANSWER, "wb") as file:
         file.write(json.dumps(answer).encode())
     os._exit(0)
 
@@ -79,7 +79,7 @@ def _unpack(request: Mapping[str, Any]) -> Job:
     from wherry.layers.compression import preload
     from wherry.layers.mounts import syncfs
 
-    stream = open(STREAM, "rb", buffering=1 << 20)  # noqa: PTH123, SIM115 - a descriptor, for the life of the process
+    stream = open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
     preload()
 
     def job(roots: Sequence[int]) -> object:

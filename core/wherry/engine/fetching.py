@@ -1,0 +1,120 @@
+"""Brings an image into a store: its documents first, then its layers side by side, all under a lease."""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from wherry.api import AlreadyExists, Descriptor, InUse, Invalid, Progress, Store, Transport
+from wherry.engine.content import Documents
+from wherry.engine.keyed import KeyedLocks
+from wherry.spec.distribution import Index, choose, host_platform
+from wherry.spec.document import DOCUMENT_MAX
+
+if TYPE_CHECKING:
+    from wherry.engine.leases import Lease
+
+_CHUNK = 1 << 20
+_AT_ONCE = 3  # as docker does: more connections make one pull no faster
+_WAIT = 0.05
+_INDEX_DEPTH = 4
+Report = Callable[[Progress], None]
+
+
+class Fetcher:
+    """One transport, one store, one lease. report is told of each step and may raise to end the work."""
+
+    def __init__(
+        self, store: Store, transport: Transport, reference: str, documents: Documents, locks: KeyedLocks, *,
+        lease: Lease, hold: Callable[[Lease, str], None], report: Report,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._transport = transport
+        self._reference = reference
+        self._documents = documents
+        self._locks = locks
+        self._lease = lease
+        self._hold = hold
+        self._report = report
+
+    def image(self, target: Descriptor, platform: str) -> None:
+        """Everything of the image for one platform, so that ``Documents.content`` finds it."""
+        manifest_target = target
+        for _depth in range(_INDEX_DEPTH + 1):
+            self._document(manifest_target)
+            document = self._documents.target(self._store, manifest_target)
+            if not isinstance(document, Index):
+                break
+            manifest_target = choose(document.manifests, platform or host_platform(), f'image "{target.digest}"')
+        else:
+            raise Invalid(f'image "{target.digest}"', "is an index of indexes without end")
+        self._document(document.config)
+        self._documents.content(self._store, target, platform)  # refuses what is ill-formed before a layer is fetched
+        layers = list({layer.digest: layer for layer in document.layers}.values())
+        if len(layers) == 1:
+            self._blob(layers[0])
+            return
+        with ThreadPoolExecutor(_AT_ONCE, "wherry-fetch") as pool:
+            tasks = [pool.submit(contextvars.copy_context().run, self._blob, layer) for layer in layers]
+            try:
+                for task in tasks:
+                    task.result()
+            except BaseException:
+                for task in tasks:
+                    task.cancel()
+                raise
+
+    def _document(self, target: Descriptor) -> None:
+        if target.size > DOCUMENT_MAX:
+            raise Invalid(
+                f'document "{target.digest}"', f"is announced with {target.size} bytes, more than {DOCUMENT_MAX}"
+            )
+        self._blob(target)
+
+    def _blob(self, target: Descriptor) -> None:
+        self._hold(self._lease, f"blob/{target.digest}")
+        with self._locks.hold(("blob", target.digest)):
+            while True:
+                try:
+                    self._ingest(target)
+                    return
+                except AlreadyExists:
+                    self._report(Progress(target.digest, "exists", target.size, target.size))
+                    return
+                except InUse:  # a writer that is not this engine's fetch; it ends or lets go
+                    self._report(Progress(target.digest, "waiting", 0, target.size))
+                    time.sleep(_WAIT)
+
+    def _ingest(self, target: Descriptor) -> None:
+        ref = f"fetch-{target.digest}"
+        ingest = self._store.ingest(ref, target)
+        try:
+            if ingest.offset > target.size:
+                ingest.truncate()
+            offset = ingest.offset
+            self._report(Progress(target.digest, "fetching", offset, target.size))
+            if offset < target.size or not target.size:
+                with self._transport.fetch(self._reference, target, offset) as stream:
+                    while chunk := stream.read(_CHUNK):
+                        offset += len(chunk)
+                        if offset > target.size:
+                            raise Invalid(
+                                f'blob "{target.digest}"', f"is longer than the {target.size} bytes announced"
+                            )
+                        ingest.write(chunk)
+                        self._report(Progress(target.digest, "fetching", offset, target.size))
+            ingest.commit(target.size, target.digest, {})
+        except Invalid:
+            ingest.close()
+            self._store.abort(ref)  # nothing to resume: these bytes can't become the blob
+            raise
+        except BaseException:
+            ingest.close()
+            raise
+        self._report(Progress(target.digest, "done", target.size, target.size))
+
+
+__all__ = ["Fetcher", "Report"]

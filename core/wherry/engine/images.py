@@ -1,0 +1,385 @@
+"""Images: pull, load, list, tag, remove; and ``ensure``, by which a container gets its image, present and unpacked.
+
+Names are normalised as docker does; a prefix that is a transport's id ("archive:", "host:") says where an image comes from. What
+an image source leaves unnamed is kept under the reference that named the source.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import frozen
+
+from wherry.api import (
+    Error,
+    GcReport,
+    Image,
+    ImageInfo,
+    Invalid,
+    Named,
+    NotFound,
+    Progress,
+    Store,
+)
+from wherry.engine.collecting import Collector
+from wherry.engine.content import Content, Documents, bare
+from wherry.engine.fetching import Fetcher, Report
+from wherry.engine.keyed import KeyedLocks
+from wherry.engine.references import NAMELESS, familiar, normalize, split_transport
+from wherry.engine.unpacking import Unpacker
+from wherry.spec.distribution import host_platform, split
+
+if TYPE_CHECKING:
+    from wherry.engine.leases import Lease, Leases
+    from wherry.kernel import Drivers, Kernel
+
+_HEX = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})", re.ASCII)
+_DIGEST_LENGTH = 64
+
+
+@frozen
+class Ready:
+    """An image that a container can start from: unpacked as the snapshot chain_id ("" where it has no layer). config is the whole
+    image config document (OCI image-spec, config.md)."""
+
+    image: ImageInfo
+    config: Mapping[str, Any]
+    chain_id: str
+
+
+class Images:
+    """All verbs on images. Thread-safe; callers that want the same blob or chain do the work once."""
+
+    def __init__(self, kernel: Kernel, leases: Leases) -> None:
+        self._kernel = kernel
+        self._leases = leases
+        self._documents = Documents()
+        self._locks = KeyedLocks()
+        self._gate = threading.Lock()  # an item is leased, or found unleased and deleted: never both at once
+        self._unpacker = Unpacker(kernel, kernel.workers, self._hold)
+        self._collector = Collector(kernel, leases, self._documents, self._gate)
+
+    # from elsewhere
+
+    def pull(self, reference: str, platform: str = "") -> Iterator[Progress]:
+        """Fetches and unpacks for the default variant; the last Progress has the image's name and "done"."""
+        transport, rest = self._source(reference)
+        drivers = self._kernel.variant()
+
+        def work(report: Report) -> None:
+            with self._leases.hold() as lease:
+                report(Progress(reference, "resolving"))
+                name, content = self._fetch(transport, rest, platform, drivers, lease, report)[0]
+                self._unpacker.unpack(content, drivers, lease, report)
+                report(Progress(name, "done"))
+
+        return _stream(work)
+
+    def load(self, reference: str, platform: str = "") -> tuple[ImageInfo, ...]:
+        """All images that a reference stands for, into the default store; they are unpacked when they are first used."""
+        transport, rest = self._source(reference)
+        drivers = self._kernel.variant()
+        with self._leases.hold() as lease:
+            found = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None, all_of_them=True)
+            infos = {content.target.digest: self._info(drivers.store, name, platform) for name, content in found}
+        return tuple(infos.values())
+
+    def ensure(
+        self,
+        reference: str,
+        drivers: Drivers,
+        platform: str = "",
+        pull: Literal["missing", "always", "never"] = "missing",
+    ) -> Ready:
+        """Present and unpacked in drivers' store and snapshotter. pull says when the transport is asked: where a name is known
+        here already, "missing" takes it as it is. An archive is always read: it is a file here, and its names are in it."""
+        with self._leases.hold() as lease:
+            image = None if pull == "always" else self._local(drivers.store, reference)
+            if image is None and pull == "never":
+                raise NotFound(f'image "{reference}"', "is not here, and --pull=never forbids to fetch it")
+            if image is not None:
+                try:
+                    return self._ready(image, drivers, platform, lease)
+                except NotFound:
+                    # Of an index only the platforms that were asked for are here; fetch the one wanted now.
+                    if pull == "never" or not self._can_fetch(reference):
+                        raise
+            transport, rest = self._source(reference)
+            name, _content = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None)[0]
+            return self._ready(drivers.store.resolve(name), drivers, platform, lease)
+
+    # what is here
+
+    def list(self, prefix: str = "") -> tuple[ImageInfo, ...]:
+        """Every image of the default store, by its first name. prefix is that of a name in its full or its short form."""
+        store = self._kernel.variant().store
+        names: dict[tuple[str, str], list[Image]] = {}
+        for image in store.list():
+            if not prefix or image.name.startswith(prefix) or familiar(image.name).startswith(prefix):
+                names.setdefault((image.target.digest, image.target.platform), []).append(image)
+        found = []
+        for images in names.values():
+            try:
+                found.append(self._describe(store, images, ""))
+            except (NotFound, Invalid):
+                found.append(_unreadable(images))
+        return tuple(found)
+
+    def get(self, name: str, platform: str = "") -> ImageInfo:
+        """By name, digest, id or the beginning of an id (4 hex digits or more). NotFound; Invalid for an ambiguous beginning."""
+        return self._info(self._kernel.variant().store, name, platform)
+
+    def config(self, digest: str, drivers: Drivers, platform: str = "") -> Mapping[str, Any]:
+        """The config document of the image at a manifest's or an index's digest."""
+        store = drivers.store
+        for image in store.list():
+            if image.target.digest == digest:
+                return self._documents.content(store, image.target, platform).config.document
+        return self._documents.content(store, bare(store, digest), platform).config.document
+
+    def tag(self, source: str, target: str) -> ImageInfo:
+        """One more name for an image; a name that was another's moves."""
+        store = self._kernel.variant().store
+        name = normalize(target)
+        if "@" in name:
+            raise Invalid(f'image "{target}"', "a digest can't be given as a name")
+        with self._leases.hold() as lease:
+            images = self._find(store, source)
+            self._hold(lease, f"blob/{images[0].target.digest}")
+            store.tag(name, images[0].target, {})
+        return self._info(store, name, "")
+
+    def remove(self, name: str, *, force: bool = False) -> tuple[str, ...]:
+        """Removes a name; with the last name goes the image. By id all names go, which needs force when there are several.
+
+        The answer is docker-like: "Untagged: NAME", "Deleted: DIGEST".
+        """
+        store = self._kernel.variant().store
+        images = self._find(store, name)
+        by_name = self._local_name(store, name)
+        if by_name is not None:
+            doomed = [by_name]
+        else:
+            doomed = images
+            if len({_repository(image.name) for image in images}) > 1 and not force:
+                names = ", ".join(familiar(image.name) for image in images)
+                raise Error(f'image "{name}"', f"has several names: {names}", "remove one name after another, or force")
+        lines = []
+        for image in doomed:
+            store.untag(image.name, expected=image.target.digest)
+            if not image.name.startswith(NAMELESS):
+                lines.append(f"Untagged: {familiar(image.name)}")
+        if len(doomed) == len(images):
+            lines += [f"Deleted: {digest}" for digest in self._collector.drop(store, images[0].target)]
+        return tuple(lines)
+
+    def gc(self, live: Collection[str]) -> GcReport:
+        """Removes blobs and snapshots that no image, lease, container or plugin holds. live is written as in Context.hold."""
+        return self._collector.collect(live)
+
+    # parts
+
+    def _source(self, reference: str) -> tuple[str, str]:
+        """(transport, reference without prefix). NotFound where there is no transport to ask."""
+        transport, rest = split_transport(reference, self._kernel.transports())
+        if transport:
+            return transport, rest
+        name = normalize(reference)
+        default = self._kernel.loaded.config.engine.transport
+        if not default:
+            raise NotFound(
+                f'image "{familiar(name)}"',
+                "is not here, and no transport is set to fetch it",
+                "load it from an archive, take programs of this host by host:/bin/sh, or set [engine] transport",
+            )
+        return default, name
+
+    def _can_fetch(self, reference: str) -> bool:
+        transport, _rest = split_transport(reference, self._kernel.transports())
+        return bool(transport or self._kernel.loaded.config.engine.transport)
+
+    def _fetch(
+        self,
+        transport: str,
+        rest: str,
+        platform: str,
+        drivers: Drivers,
+        lease: Lease,
+        report: Report,
+        *,
+        all_of_them: bool = False,
+    ) -> list[tuple[str, Content]]:
+        """(name in the store, content) of what a transport finds; only the first, unless all are asked for."""
+        source = self._kernel.transport(transport)
+        found = source.resolve(rest, platform or host_platform())
+        if not found:
+            raise NotFound(f'image "{transport}:{rest}"', "the source has no image")
+        fetcher = Fetcher(
+            drivers.store, source, rest, self._documents, self._locks, lease=lease, hold=self._hold, report=report
+        )
+        result = []
+        names = self._names(transport, rest, found)
+        for named, name in zip(found, names, strict=True):
+            if not all_of_them and result and named.target.digest != found[0].target.digest:
+                continue
+            self._kernel.verify(name, named.target)
+            fetcher.image(named.target, platform)
+            drivers.store.tag(name, named.target, {})
+            result.append((name, self._documents.content(drivers.store, named.target, platform)))
+        return result
+
+    def _names(self, transport: str, rest: str, found: tuple[Named, ...]) -> list[str]:
+        """Full names. Unnamed images get the reference that led to them, as far as that is one image's name."""
+        names = []
+        own = f"{transport}:{rest}"
+        for named in found:
+            if named.name:
+                names.append(normalize(named.name))
+            elif own not in names:
+                names.append(rest if transport == self._kernel.loaded.config.engine.transport else own)
+            else:
+                names.append(f"{NAMELESS}{named.target.digest}")
+        return names
+
+    def _ready(self, image: Image, drivers: Drivers, platform: str, lease: Lease) -> Ready:
+        self._hold(lease, f"blob/{image.target.digest}")
+        self._kernel.verify(image.name, image.target)
+        content = self._documents.content(drivers.store, image.target, platform)
+        if platform and split(content.config.platform)[:2] != split(platform)[:2]:
+            raise NotFound(f'image "{familiar(image.name)}"', f"is for {content.config.platform}, not {platform}")
+        chain_id = self._unpacker.unpack(content, drivers, lease, lambda _progress: None)
+        return Ready(_image_info([image], content), content.config.document, chain_id)
+
+    def _local(self, store: Store, reference: str) -> Image | None:
+        """The image that a reference means among those here, None where there is none."""
+        transport, _rest = split_transport(reference, self._kernel.transports())
+        if transport:
+            try:
+                return store.resolve(reference)
+            except NotFound:
+                return None
+        try:
+            return self._find(store, reference)[0]
+        except NotFound:
+            return None
+
+    def _local_name(self, store: Store, name: str) -> Image | None:
+        for candidate in _candidates(name):
+            try:
+                return store.resolve(candidate)
+            except NotFound:
+                continue
+        return None
+
+    def _find(self, store: Store, name: str) -> list[Image]:
+        """All names of the image that name, digest, id or the beginning of one means."""
+        exact = self._local_name(store, name)
+        match = _HEX.fullmatch(name)
+        if exact is not None:
+            digest = exact.target.digest
+            others = (image for image in store.list() if image.target.digest == digest and image.name != exact.name)
+            return [exact, *others]
+        if match is None:
+            if not split_transport(name, self._kernel.transports())[0]:
+                normalize(name)  # Invalid tells more than NotFound
+            raise NotFound(f'image "{name}"', "no such image")
+        found: dict[str, list[Image]] = {}
+        for image in store.list():
+            digests = [image.target.digest]
+            try:
+                digests.append(self._documents.content(store, image.target, "").manifest.config.digest)
+            except (NotFound, Invalid):
+                pass
+            if any(digest.removeprefix("sha256:").startswith(match[1]) for digest in digests):
+                found.setdefault(image.target.digest, []).append(image)
+        if not found:
+            raise NotFound(f'image "{name}"', "no such image")
+        if len(found) > 1:
+            raise Invalid(f'image "{name}"', f"is the beginning of {len(found)} ids", "give more of it")
+        return next(iter(found.values()))
+
+    def _info(self, store: Store, name: str, platform: str) -> ImageInfo:
+        return self._describe(store, self._find(store, name), platform)
+
+    def _describe(self, store: Store, images: list[Image], platform: str) -> ImageInfo:
+        return _image_info(images, self._documents.content(store, images[0].target, platform))
+
+    def _hold(self, lease: Lease, resource: str) -> None:
+        with self._gate:
+            lease.add(resource)
+
+
+def _candidates(name: str) -> Iterator[str]:
+    yield name
+    try:
+        yield normalize(name)
+    except Invalid:
+        return
+
+
+def _repository(name: str) -> str:
+    rest = name.partition("@")[0]
+    colon = rest.rfind(":")
+    return rest[:colon] if colon > rest.rfind("/") else rest
+
+
+def _image_info(images: list[Image], content: Content) -> ImageInfo:
+    return ImageInfo(
+        id=content.manifest.config.digest,
+        names=tuple(image.name for image in images if not image.name.startswith(NAMELESS)),
+        target=images[0].target,
+        created=content.config.created,
+        size=content.size,
+        labels=content.config.labels,
+        platform=content.config.platform,
+        layers=tuple(content.config.diff_ids),
+        config=content.config.document,
+    )
+
+
+def _unreadable(images: list[Image]) -> ImageInfo:
+    """An image of which a document is missing or broken: listed, so that it can be removed."""
+    target = images[0].target
+    names = tuple(image.name for image in images if not image.name.startswith(NAMELESS))
+    return ImageInfo(target.digest, names, target, 0, target.size, {}, target.platform)
+
+
+class _Stopped(BaseException):
+    """The reader of a stream went away."""
+
+
+def _stream(work: Callable[[Report], None]) -> Iterator[Progress]:
+    """What work reports, while it runs on a thread of its own. Closing the iterator ends the work at its next report."""
+    reports: queue.SimpleQueue[Progress | BaseException | None] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def report(progress: Progress) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        reports.put(progress)
+
+    def run() -> None:
+        try:
+            work(report)
+            reports.put(None)
+        except BaseException as error:
+            reports.put(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="wherry-pull", daemon=True)
+    thread.start()
+    try:
+        while (item := reports.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+__all__ = ["Images", "Ready"]

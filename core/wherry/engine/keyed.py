@@ -1,0 +1,34 @@
+"""A lock for each key, made when it is wanted and gone when nobody wants it: several callers for one blob or one chain do its work once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+
+
+class KeyedLocks:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[Hashable, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def hold(self, key: Hashable) -> Iterator[None]:
+        """Waits for whoever has the key, then has it for the block. Not reentrant."""
+        with self._lock:
+            lock, users = self._held.get(key, (None, 0))
+            lock = lock or threading.Lock()
+            self._held[key] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._held[key]
+                if users == 1:
+                    del self._held[key]
+                else:
+                    self._held[key] = (lock, users - 1)
+
+
+__all__ = ["KeyedLocks"]

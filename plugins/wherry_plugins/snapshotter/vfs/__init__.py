@@ -1,0 +1,38 @@
+"""snapshotter.vfs: each snapshot is a whole copy of its parent, in a plain directory. Works on every file system, for any user.
+
+``<root>/snapshotter/vfs/`` holds snapshots.db and snapshots/<n>. File data is shared where the file system can (FICLONE).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from wherry.api import Capabilities, Context, Registration, Snapshotter, hookimpl
+
+if TYPE_CHECKING:
+    from wherry_plugins.snapshotter.vfs.snapshotter import VfsSnapshotter
+
+
+@frozen
+class VfsConfig:
+    """[plugin.snapshotter.vfs]. reflink: share file data between copies where the file system can."""
+
+    reflink: bool = True
+
+
+def _open(config: VfsConfig, context: Context) -> VfsSnapshotter:
+    from wherry_plugins.snapshotter.vfs.snapshotter import VfsSnapshotter
+
+    return VfsSnapshotter(config, context)
+
+
+@hookimpl
+def wherry_snapshotter() -> Registration[VfsConfig, Snapshotter]:
+    return Registration(
+        id="vfs",
+        config=VfsConfig,
+        init=_open,
+        capabilities=lambda _config, _context: Capabilities(frozenset(("mounts",))),
+    )
