@@ -63,13 +63,24 @@ def strict_converter() -> Any:
     from cattrs import Converter
 
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+    configure(converter)
+    return converter
+
+
+def configure(converter: Any) -> None:
+    """Makes a cattrs converter strict about scalars, literals, tuples, mappings and unions."""
     for scalar in (str, int, float, bool):
         converter.register_structure_hook(scalar, _scalar)
     converter.register_structure_hook_func(_is_literal, _literal)
     converter.register_structure_hook_factory(_is_tuple, lambda cls: _tuple_hook(cls, converter))
     converter.register_structure_hook_factory(_is_mapping, lambda cls: _mapping_hook(cls, converter))
-    converter.register_structure_hook_factory(_is_optional, lambda cls: _optional_hook(cls, converter))
-    return converter
+    converter.register_structure_hook_factory(_is_union, lambda cls: _union_hook(cls, converter))
+
+
+def said_of(error: Exception) -> str:
+    """What structuring raised, on one line."""
+    problems = _flatten(error, (), object)
+    return "; ".join((".".join(problem.path) + ": " if problem.path else "") + problem.cause for problem in problems)
 
 
 def _scalar(value: Any, cls: type) -> Any:
@@ -101,8 +112,8 @@ def _is_mapping(cls: Any) -> bool:
     return get_origin(cls) in {dict, Mapping} or cls in {dict, Mapping}
 
 
-def _is_optional(cls: Any) -> bool:
-    return get_origin(cls) in {Union, types.UnionType} and type(None) in get_args(cls)
+def _is_union(cls: Any) -> bool:
+    return get_origin(cls) in {Union, types.UnionType}
 
 
 def _tuple_hook(cls: Any, converter: Any) -> Any:
@@ -153,11 +164,12 @@ def _mapping_hook(cls: Any, converter: Any) -> Any:
     return hook
 
 
-def _optional_hook(cls: Any, converter: Any) -> Any:
+def _union_hook(cls: Any, converter: Any) -> Any:
     others = tuple(argument for argument in get_args(cls) if argument is not type(None))
+    optional = type(None) in get_args(cls)
 
     def hook(value: Any, _: Any) -> Any:
-        if value is None:
+        if value is None and optional:
             return None
         if len(others) == 1:
             return converter.structure(value, others[0])

@@ -54,7 +54,7 @@ class Reader:
     def feed(self) -> bool:
         """One recvmsg(2); False at end of stream. BlockingIOError where the socket is non-blocking and has nothing."""
         data, ancillary, _flags, _address = self.socket.recvmsg(
-            1 << 18, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+            1 << 16, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
         )
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

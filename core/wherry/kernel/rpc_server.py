@@ -1,0 +1,300 @@
+"""The answering side of the wire: requests of one connection run at the same time, each on a thread.
+
+The thread that reads a request carries it out itself while another takes over reading: no hop between threads lies on a call's path.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import count
+from typing import Any, get_args, get_origin
+
+from wherry.errors import Error, Invalid, PluginFault
+from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
+from wherry.kernel.codec import FD_ANSWERS, decode, encode, encode_error, is_object
+from wherry.kernel.rpc_client import CREDIT
+from wherry.linux.framing import FrameError, Reader, send
+
+MOST_THREADS = 512
+"""Requests of one connection at the same time; further ones wait in the socket."""
+SPARE_THREADS = 4
+
+Around = Callable[[Any, dict[str, Any]], AbstractContextManager[Any]]
+Fault = Callable[[str, BaseException], Error]
+
+
+def serve(
+    protocol: Any,
+    target: Any,
+    sock: socket.socket,
+    *,
+    reader: Reader | None = None,
+    others: Mapping[str, tuple[Any, Any]] | None = None,
+    around: Around | None = None,
+    fault: Fault | None = None,
+) -> None:
+    """Answers calls of protocol's methods on target until the other side is gone; streams are then closed.
+
+    reader: one that has taken frames off the socket already. others: further objects by name, (Protocol, object). around:
+    (what came along with the request, a dict to answer with) -> a context manager that the call runs in. fault: makes an error
+    of an exception that is neither Error nor OSError. The socket is the caller's to close.
+    """
+    objects: dict[int | str, tuple[Any, Any]] = {"": (protocol, target), **(others or {})}
+    _Server(sock, reader or Reader(sock), objects, around or (lambda _, __: nullcontext()), fault or _fault).run()
+
+
+def _fault(what: str, error: BaseException) -> Error:
+    return PluginFault(what, f"raised {type(error).__name__}: {error}")
+
+
+class _Stream:
+    """An iterator under way: how much may be sent, and whether anybody still listens."""
+
+    def __init__(self) -> None:
+        self.credit = CREDIT
+        self.cancelled = False
+        self.change = threading.Condition()
+
+    def add(self, credit: int) -> None:
+        with self.change:
+            self.credit += credit
+            self.change.notify()
+
+    def cancel(self) -> None:
+        with self.change:
+            self.cancelled = True
+            self.change.notify()
+
+    def take(self) -> bool:
+        """Waits for credit; False when cancelled."""
+        with self.change:
+            while not self.cancelled and self.credit <= 0:
+                self.change.wait()
+            self.credit -= 1
+            return not self.cancelled
+
+
+class _Server:
+    def __init__(
+        self,
+        sock: socket.socket,
+        reader: Reader,
+        objects: dict[int | str, tuple[Any, Any]],
+        around: Around,
+        fault: Fault,
+    ) -> None:
+        self._socket = sock
+        self._reader = reader
+        self._objects = objects
+        self._around = around
+        self._fault = fault
+        self._handles = count(1)
+        self._streams: dict[int, _Stream] = {}
+        self._sending = threading.Lock()
+        self._reading = threading.Lock()
+        self._counting = threading.Lock()
+        self._waiting = 0
+        self._threads = 1
+        self._over = threading.Event()
+        self._methods: dict[tuple[Any, str], tuple[Any, dict[str, Any], Any, bool] | None] = {}
+
+    def run(self) -> None:
+        try:
+            self._work(spare=False)
+            self._over.wait()
+        finally:
+            self._over.set()
+            for stream in list(self._streams.values()):
+                stream.cancel()
+
+    # threads
+
+    def _work(self, spare: bool = True) -> None:
+        while not self._over.is_set():
+            with self._counting:
+                if spare and self._waiting >= SPARE_THREADS:
+                    self._threads -= 1
+                    return
+                self._waiting += 1
+            with self._reading:
+                frame = None if self._over.is_set() else self._next()
+            with self._counting:
+                self._waiting -= 1
+                short = self._waiting == 0 and self._threads < MOST_THREADS and frame is not None
+                self._threads += short
+            if frame is None:
+                self._over.set()
+                return
+            if short:
+                threading.Thread(target=self._work, name="wherry-serve", daemon=True).start()
+            self._answer(*frame)
+
+    def _next(self) -> tuple[dict[str, Any], list[int]] | None:
+        """The next request; frames that only steer streams are dealt with here."""
+        while True:
+            try:
+                frame = self._reader.next()
+            except (FrameError, OSError):
+                return None
+            if frame is None:
+                return None
+            message, fds = frame
+            for handle in message.pop("f", ()):
+                self._objects.pop(handle, None)
+            for id in message.pop("c", ()):
+                self._cancel(id)
+            if "m" in message:
+                return frame
+            for fd in fds:
+                os.close(fd)
+            if "z" in message:
+                self._cancel(message.get("i", 0))
+            elif (stream := self._streams.get(message.get("i", 0))) is not None:
+                stream.add(int(message.get("n", 0)))
+
+    def _cancel(self, id: int) -> None:
+        stream = self._streams.get(id)
+        if stream is not None:
+            stream.cancel()
+
+    # one request
+
+    def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
+        id = message.get("i", 0)
+        extra: dict[str, Any] = {}
+        opened: list[Any] = []
+        try:
+            with self._around(message.get("x"), extra):
+                self._carry_out(id, message, fds, opened, extra)
+        except _Gone:
+            pass
+        except BaseException as error:  # nothing that a call raises ends the server
+            known = error if isinstance(error, Error | OSError) else self._fault(str(message.get("m")), error)
+            with suppress(_Gone):
+                self._reply({"i": id, "e": encode_error(known)}, extra)
+        finally:
+            for stream in opened:
+                with suppress(OSError):
+                    stream.close()
+            for fd in fds:
+                if fd >= 0:
+                    with suppress(OSError):
+                        os.close(fd)
+
+    def _carry_out(
+        self, id: int, message: dict[str, Any], fds: list[int], opened: list[Any], extra: dict[str, Any]
+    ) -> None:
+        handle, name = message.get("o", ""), message["m"]
+        try:
+            protocol, target = self._objects[handle]
+        except (KeyError, TypeError):
+            raise Invalid(f"call {name!r}", f"there is no object {handle!r}") from None
+        known = self._method(protocol, name)
+        if known is None:
+            raise Invalid(f"call {name!r}", f"{protocol.__name__} has no such method")
+        annotations, answer, answers_fd = known[1:]
+        if name.startswith("@"):
+            value: Any = getattr(target, name[1:])
+        else:
+            arguments = message.get("a", {})
+            unknown = arguments.keys() - annotations.keys()
+            if unknown:
+                raise Invalid(f"call {name!r}", f"no argument {sorted(unknown)[0]!r}")
+            values, streams = decode(arguments, annotations, fds)
+            opened += streams
+            value = getattr(target, name)(**values)
+            for stream in streams:
+                if stream.writable() and not stream.closed:
+                    stream.flush()
+        self._send_value(id, protocol, value, answer, answers_fd, extra)
+
+    def _send_value(
+        self, id: int, protocol: Any, value: Any, answer: Any, answers_fd: bool, extra: dict[str, Any]
+    ) -> None:
+        if answers_fd:
+            try:
+                self._reply({"i": id, "r": 0 if value >= 0 else -1}, extra, [value] if value >= 0 else [])
+            finally:
+                if value >= 0:
+                    os.close(value)  # the caller has a duplicate
+        elif is_object(answer):
+            handle = next(self._handles)
+            self._objects[handle] = (answer, value)
+            self._reply({"i": id, "h": handle}, extra)
+        elif get_origin(answer) is collections.abc.Iterator:
+            self._stream(id, value, (get_args(answer) or (Any,))[0], extra)
+        else:
+            parcel = encode({"answer": value}, {"answer": answer})
+            try:
+                self._reply({"i": id, "r": parcel.data["answer"]}, extra, parcel.fds)
+            finally:
+                parcel.sent()
+                if hasattr(value, "fileno") and hasattr(value, "close"):
+                    value.close()  # the caller has a duplicate of its descriptor
+
+    def _stream(self, id: int, items: Iterator[Any], annotation: Any, extra: dict[str, Any]) -> None:
+        stream = self._streams[id] = _Stream()
+        try:
+            self._send({"i": id, "s": 1})
+            if self._over.is_set():
+                stream.cancel()
+            while stream.take():
+                try:
+                    item = next(items)
+                except StopIteration:
+                    self._reply({"i": id, "q": 1}, extra)
+                    return
+                parcel = encode({"item": item}, {"item": annotation})
+                self._send({"i": id, "v": [parcel.data["item"]]}, parcel.fds)
+                parcel.sent()
+        finally:
+            self._streams.pop(id, None)
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+
+    def _method(self, protocol: Any, name: str) -> tuple[Any, dict[str, Any], Any, bool] | None:
+        key = (protocol, name)
+        try:
+            return self._methods[key]
+        except KeyError:
+            pass
+        found: tuple[Any, dict[str, Any], Any, bool] | None = None
+        if name.startswith("@"):
+            annotation = attributes_of(protocol).get(name[1:])
+            found = None if annotation is None else (None, {}, annotation, False)
+        elif (function := methods_of(protocol).get(name)) is not None:
+            hints = dict(hints_of(function))
+            answer = hints.pop("return", Any)
+            found = (function, hints, answer, (owner_of(protocol, name), name) in FD_ANSWERS)
+        self._methods[key] = found
+        return found
+
+    # out
+
+    def _reply(self, message: dict[str, Any], extra: dict[str, Any], fds: list[int] | None = None) -> None:
+        if extra:
+            message["x"] = extra
+        try:
+            self._send(message, fds or [])
+        except (TypeError, ValueError) as error:  # what came back is no JSON, or too much of it
+            self._send({"i": message["i"], "e": encode_error(self._fault("answer", error))})
+
+    def _send(self, message: dict[str, Any], fds: list[int] | tuple[int, ...] = ()) -> None:
+        try:
+            with self._sending:
+                send(self._socket, message, fds)
+        except (FrameError, TypeError, ValueError):
+            raise
+        except OSError:
+            self._over.set()
+            raise _Gone from None
+
+
+class _Gone(BaseException):
+    """Nobody is there to answer."""
