@@ -75,6 +75,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_before] = leaks.look(leaks.SHARED)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Containers are made by root, until there is a rootless driver."""
+    if os.geteuid() != 0:
+        for item in items:
+            if item.path.parent != TOP / "tests/unit":
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     lines = [f"kernel: {os.uname().release}, uid {os.geteuid()}"]
     if reason := config.stash.get(_refused, ""):
