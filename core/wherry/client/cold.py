@@ -1,7 +1,7 @@
 """What the client does when no engine answers as it should: ``python -I -m wherry.client.cold CAUSE SCRIPT ARGUMENTS``.
 
-It starts shim and engine, restarts an engine of another version, serves ``wherry engine``, and runs what needs no engine
-(help, version, ``config check``) by the command line's plugin in this process. CAUSE is "" (not tried), "stale" (the
+It starts shim and engine, restarts an engine of another version, serves ``wherry engine`` and ``wherry config check``, and
+runs what needs no engine (help, version) by the command line's plugin in this process. CAUSE is "" (not tried), "stale" (the
 script found no bytecode to run), the errno of connect(2), "mismatch", "closed", or the text of another failure.
 """
 
@@ -222,12 +222,29 @@ def engine(place: Place, argv: list[str], given: dict[str, str]) -> NoReturn:
     os._exit(0)
 
 
+def check_config(argv: list[str], given: dict[str, str]) -> NoReturn:
+    """``wherry config check FILE``: every error of the file on a line; exit code 1 when there is one."""
+    if len(argv) != 3 or argv[2].startswith("-"):
+        offline(argv, given)
+    from wherry.kernel.config import check
+
+    try:
+        text = Path(argv[2]).read_text()
+    except (OSError, ValueError) as error:
+        fail(f'file "{argv[2]}"', (getattr(error, "strerror", "") or "not UTF-8 text").lower())
+    problems = check(text, argv[2])
+    for problem in problems:
+        os.write(2, f"wherry: {problem}\n".encode("utf-8", "surrogateescape"))
+    if not problems:
+        say(f"{argv[2]}: valid")
+    os._exit(1 if problems else 0)
+
+
 def needs_no_engine(argv: list[str]) -> bool:
     return (
         not argv
         or argv[0].startswith("-")
         or argv[0] in {"help", "version"}
-        or argv[:2] == ["config", "check"]
         or argv[1:2] == ["--help"]
         or (argv[0] in GROUPS and (len(argv) == 1 or argv[2:3] == ["--help"]))
     )
@@ -302,6 +319,8 @@ def main() -> None:
     place = Place(given)
     if argv and argv[0] == "engine":
         engine(place, argv, given)
+    if argv[:2] == ["config", "check"]:
+        check_config(argv, given)
     if cause in {"", "stale"} or (cause in ABSENT and place.run != os.path.abspath(hot.run_directory(given))):
         cause = hot.attempt(place.run, argv, given) if argv else str(errno.ENOENT)
     if cause in ABSENT and needs_no_engine(argv):

@@ -224,7 +224,7 @@ def main() -> None:
     fill_stdio()
     given, argv = split(sys.argv[1:])
     cause = ""
-    if argv and argv[0] not in {"engine", "--version"}:
+    if argv and argv[0] not in {"engine", "--version"} and argv[:2] != ["config", "check"]:
         cause = attempt(run_directory(given), argv, given)
     posix.execv(sys.executable, [sys.executable, "-I", "-X", "utf8", "-m", "wherry.client.cold", cause, *sys.argv])
 

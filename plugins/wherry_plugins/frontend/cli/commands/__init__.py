@@ -1,0 +1,1 @@
+"""One module a command or noun, imported at its first use."""

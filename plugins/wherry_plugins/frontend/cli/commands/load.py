@@ -1,0 +1,59 @@
+"""``wherry load``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import click
+
+from wherry.api import Invalid
+from wherry_plugins.frontend.cli.command import Command, option
+from wherry_plugins.frontend.cli.session import Gone, Session
+
+CHUNK = 1 << 20
+
+
+@click.command(
+    "load",
+    cls=Command,
+    help='Load the images of an archive, as "docker save" or skopeo wrote it, from a file or from stdin.',
+    examples="wherry load -i busybox.tar\ndocker save busybox | wherry load",
+)
+@option("-i", "--input", "file", default="", metavar="FILE", help="The archive; stdin when not given")
+@option("-q", "--quiet", is_flag=True, help="Print only the names")
+@option("--platform", default="", metavar="OS/ARCH", help="Platform to choose of a multi-platform image")
+def command(session: Session, *, file: str, quiet: bool, platform: str) -> int:
+    """Prints what was loaded."""
+    if file:
+        return _load(session, session.path(file), platform, quiet=quiet)
+    if session.tty[0] or not session.fds:
+        raise Invalid("stdin", "it is a terminal and not an archive", "name a file with -i, or pipe one in")
+    # An archive is read by position, so a pipe is spooled; beside the state, where there is room for images.
+    with tempfile.TemporaryDirectory(prefix="load-", dir=_spool(session)) as directory:
+        spool = Path(directory, "archive")
+        _copy(session, spool)
+        return _load(session, str(spool), platform, quiet=quiet)
+
+
+def _spool(session: Session) -> Path:
+    directory = Path(session.engine.info().root) / "tmp"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+def _copy(session: Session, target: Path) -> None:
+    with target.open("wb") as sink:
+        while chunk := os.read(session.fds[0], CHUNK):
+            if session.gone:
+                raise Gone
+            sink.write(chunk)
+
+
+def _load(session: Session, path: str, platform: str, *, quiet: bool) -> int:
+    for image in session.engine.load(f"archive:{path}", platform=platform):
+        for name in image.names or (image.id,):
+            kind = "" if quiet else "Loaded image: " if image.names else "Loaded image ID: "
+            session.line(f"{kind}{name}")
+    return 0

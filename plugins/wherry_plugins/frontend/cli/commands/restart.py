@@ -1,0 +1,25 @@
+"""``wherry restart``."""
+
+from __future__ import annotations
+
+import click
+
+from wherry_plugins.frontend.cli import values
+from wherry_plugins.frontend.cli.command import Command, argument, option
+from wherry_plugins.frontend.cli.session import Session
+from wherry_plugins.frontend.cli.streams import each
+
+
+@click.command("restart", cls=Command, help="Stop containers and start them again.")
+@option("-t", "--timeout", "--time", type=values.duration, metavar="SECONDS", help="How long to wait before SIGKILL")
+@argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+def command(session: Session, *, timeout: float | None, containers: tuple[str, ...]) -> int:
+    """Prints each name."""
+
+    def restart(name: str) -> str:
+        if session.engine.container(name).status in {"running", "paused"}:
+            session.engine.stop(name, timeout)
+        session.engine.start(name)
+        return name
+
+    return each(session, containers, restart)

@@ -1,0 +1,79 @@
+"""``wherry run``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wherry.api import AlreadyExists, Error, RunRequest
+from wherry_plugins.frontend.cli.command import Command, option
+from wherry_plugins.frontend.cli.creation import build_request, creation_options
+from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.streams import background, follow, stdio, write_cidfile
+from wherry_plugins.frontend.cli.tracefile import write_trace
+
+
+@click.command(
+    "run",
+    cls=Command,
+    interspersed=False,
+    help="Create a container from IMAGE and start it, by default with its output here and its exit code as ours.\n\n"
+    "IMAGE is a reference, or TRANSPORT:REFERENCE such as archive:busybox.tar or host:/bin/sh.",
+    examples="""
+        wherry run --rm host:/bin/sh sh -c 'echo hello from PID $$'
+        wherry run -it --rm archive:busybox.tar sh
+        wherry run -d --name db -v ./data:/data --memory 512m redis
+        wherry run --rm --variant research --trace start.json busybox true
+    """,
+)
+@option("-d", "--detach", is_flag=True, help="Leave it in the background and print its id")
+@option("--sig-proxy", is_flag=True, default=True, help="Pass signals on to the container (true)")
+@creation_options
+def command(session: Session, *, sig_proxy: bool, **options: Any) -> int:
+    """The exit code of the container; 125 to 127 when it did not come to that, as docker's."""
+    cidfile, trace = options["cidfile"], options["trace"]
+    request = build_request(session, **options)
+    if cidfile and Path(session.path(cidfile)).exists():
+        raise AlreadyExists(
+            f'file "{cidfile}"', "it exists and may belong to another container", "remove it or name another"
+        )
+    if request.detach:
+        container = session.engine.run(request, background(interactive=request.interactive, tty=request.tty))
+        if cidfile:
+            write_cidfile(session, cidfile, container.id)
+        if trace:
+            write_trace(session, trace, container.id)
+        session.line(container.id)
+        return 0
+    with session.holding():
+        return _foreground(session, request, cidfile, trace, sig_proxy=sig_proxy)
+
+
+def _foreground(session: Session, request: RunRequest, cidfile: str, trace: str, *, sig_proxy: bool) -> int:
+    engine = session.engine
+    streams = stdio(session, interactive=request.interactive, tty=request.tty)
+    raw = request.tty and request.interactive
+    if not raw and not cidfile:
+        identifier = engine.run(request, streams).id
+    else:  # in two steps: messages of a pull want a cooked terminal, and the file is there before the process
+        identifier = engine.create(request).id
+        if cidfile:
+            write_cidfile(session, cidfile, identifier)
+    with session.raw() if raw else nullcontext():
+        try:
+            if raw or cidfile:
+                if session.gone:
+                    raise Gone
+                engine.start(identifier, streams)
+        except (Error, OSError, Gone):
+            if request.remove:
+                engine.remove(identifier, force=True)
+            raise
+        try:
+            return follow(session, identifier, tty=request.tty, proxy=sig_proxy)
+        finally:
+            if trace:
+                write_trace(session, trace, identifier)

@@ -1,0 +1,40 @@
+"""``wherry start``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import click
+
+from wherry.api import Invalid
+from wherry_plugins.frontend.cli.command import Command, argument, option
+from wherry_plugins.frontend.cli.session import Session
+from wherry_plugins.frontend.cli.streams import each, follow, stdio
+
+
+@click.command(
+    "start",
+    cls=Command,
+    help="Start created or stopped containers.",
+    examples="wherry start db\nwherry start -ai shell",
+)
+@option("-a", "--attach", is_flag=True, help="Show its output, pass on signals, exit with its code")
+@option("-i", "--interactive", is_flag=True, help="Pass stdin to it; implies --attach")
+@argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+def command(session: Session, *, attach: bool, interactive: bool, containers: tuple[str, ...]) -> int:
+    """Prints each name, or follows the one."""
+    engine = session.engine
+    if not attach and not interactive:
+
+        def start(name: str) -> str:
+            engine.start(name)
+            return name
+
+        return each(session, containers, start)
+    if len(containers) > 1:
+        raise Invalid('option "--attach"', "it is for one container at a time")
+    container = engine.container(containers[0])
+    streams = stdio(session, interactive=interactive, tty=container.tty)
+    with session.holding(), session.raw() if container.tty and interactive else nullcontext():
+        engine.start(container.id, streams)
+        return follow(session, container.id, tty=container.tty)

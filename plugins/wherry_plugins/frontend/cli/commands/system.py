@@ -1,0 +1,42 @@
+"""``wherry system``."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from wherry.api import FailedPrecondition
+from wherry_plugins.frontend.cli.command import Command, Group, option
+from wherry_plugins.frontend.cli.session import Session
+
+HERE = "wherry_plugins.frontend.cli.commands"
+
+
+@click.command("reset", cls=Command, help="Remove every container, image and snapshot of this root.")
+@option("-f", "--force", is_flag=True, help="Do not ask")
+def reset(session: Session, *, force: bool) -> int:
+    """Asks on a terminal; elsewhere --force is needed."""
+    root = session.engine.info().root
+    if not force:
+        if not session.tty[0]:
+            raise FailedPrecondition("system reset", f'it removes everything under "{root}"', "confirm it with --force")
+        session.out(f"This removes every container, image and snapshot under {root}.\nGo on? [y/N] ")
+        if os.read(session.fds[0], 64).strip().lower() not in {b"y", b"yes"}:
+            session.line("Nothing was removed.")
+            return 1
+    session.engine.reset()
+    return 0
+
+
+group = Group(
+    "system",
+    {
+        "reset": (f"{HERE}.system", "reset", "System", "Remove every container, image and snapshot"),
+        "info": (f"{HERE}.info", "command", "System", "Print which drivers were chosen and why"),
+        "events": (f"{HERE}.events", "command", "System", "Print what happens"),
+        "prune": (f"{HERE}.gc", "command", "System", "Remove what nothing refers to"),
+    },
+    help="Reset, and other names of info, events and gc.",
+    epilog="",
+)

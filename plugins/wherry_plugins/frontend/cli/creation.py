@@ -1,0 +1,239 @@
+"""The options that ``run`` and ``create`` share, and the RunRequest they add up to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import click
+
+from wherry.api import Bind, Invalid, RunRequest
+from wherry_plugins.frontend.cli import values
+from wherry_plugins.frontend.cli.command import argument, option
+from wherry_plugins.frontend.cli.session import Session
+
+_PULL = click.Choice(("always", "missing", "never"))
+
+_OPTIONS = (
+    option("--name", default="", metavar="NAME", help="Name of the container; made up when not given"),
+    option("-i", "--interactive", is_flag=True, help="Pass stdin to the container"),
+    option("-t", "--tty", is_flag=True, help="Give it a terminal"),
+    option("--rm", "remove", is_flag=True, help="Remove it when it exits"),
+    option("--entrypoint", metavar="PROGRAM", help='Run this in place of the image\'s entrypoint; "" for none'),
+    option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass the client's own"),
+    option("--env-file", multiple=True, metavar="FILE", help="Read variables from a file"),
+    option("-w", "--workdir", default="", metavar="DIR", help="Directory to start in"),
+    option("-u", "--user", default="", metavar="USER[:GROUP]", help="Name or id, from the image's passwd"),
+    option("-h", "--hostname", default="", metavar="NAME", help="Host name; the id's first digits when not given"),
+    option("--init", is_flag=True, help="Have an init process reap orphans and pass on signals"),
+    option("--stop-signal", default="", metavar="SIGNAL", help="What stop sends first"),
+    option("--stop-timeout", type=values.duration, default=10.0, metavar="SECONDS", help="How long stop waits before SIGKILL"),
+    option("--platform", default="", metavar="OS/ARCH", help="Platform to choose of a multi-platform image"),
+    option("--pull", type=_PULL, default="missing", metavar="WHEN", help="always, missing (the default) or never"),
+    option("--cidfile", default="", metavar="FILE", help="Write the container's id to a new file"),
+    option("-l", "--label", multiple=True, type=values.pair, metavar="KEY=VALUE", help="Set a label"),
+    option("--label-file", multiple=True, metavar="FILE", help="Read labels from a file"),
+    option("--annotation", multiple=True, type=values.setting, metavar="KEY=VALUE", help="Set an annotation of the OCI spec"),
+    option("--log-driver", default="", metavar="ID", help="Where output is kept: json-file, none ..."),
+    option("--log-opt", multiple=True, type=values.setting, metavar="KEY=VALUE", help="Option of the log driver"),
+    option("-v", "--volume", multiple=True, metavar="SRC:DST[:ro]", help="Bind a directory or file", section="Files"),
+    option("--mount", multiple=True, metavar="type=...,...", help="Mount in docker's long form", section="Files"),
+    option("--tmpfs", multiple=True, type=values.tmpfs, metavar="DST[:OPTIONS]", help="Mount a tmpfs", section="Files"),
+    option("--read-only", is_flag=True, help="Mount the root read-only", section="Files"),
+    option("--device", multiple=True, metavar="SRC[:DST[:rwm]]", help="Give it a device", section="Files"),
+    option("-m", "--memory", type=values.size, default=0, metavar="SIZE", help="Limit of memory", section="Limits"),
+    option("--memory-swap", type=values.swap, default=0, metavar="SIZE", help="Memory plus swap; -1: no limit", section="Limits"),
+    option("--cpus", type=values.cpus, default=0.0, metavar="N", help="Limit of CPU time, in cores", section="Limits"),
+    option("-c", "--cpu-shares", type=int, default=0, metavar="N", help="Share of CPU time; 1024 is one", section="Limits"),
+    option("--cpuset-cpus", default="", metavar="LIST", help='CPUs it may run on, "0-2,4"', section="Limits"),
+    option("--pids-limit", type=int, default=0, metavar="N", help="Limit of processes; -1: none", section="Limits"),
+    option("--shm-size", type=values.size, default=64 << 20, metavar="SIZE", help="Size of /dev/shm (64m)", section="Limits"),
+    option("--ulimit", multiple=True, type=values.ulimit, metavar="NAME=SOFT[:HARD]", help="A resource limit", section="Limits"),
+    option("--cap-add", multiple=True, metavar="CAP", help="Add a capability, or ALL", section="Security"),
+    option("--cap-drop", multiple=True, metavar="CAP", help="Drop a capability, or ALL", section="Security"),
+    option(
+        "--security-opt", multiple=True, metavar="OPTION", section="Security",
+        help="no-new-privileges, seccomp=unconfined or seccomp=FILE",
+    ),
+    option("--privileged", is_flag=True, help="All capabilities and devices, no filter, nothing masked", section="Security"),
+    option("--sysctl", multiple=True, type=values.setting, metavar="KEY=VALUE", help="Set a kernel parameter", section="Security"),
+    option("--network", "--net", default="", metavar="NAME", help="none, host, container:ID or a network", section="Network"),
+    option("-p", "--publish", multiple=True, type=values.port, metavar="[IP:][HOST:]PORT", help="Publish a port", section="Network"),
+    option("--network-alias", multiple=True, metavar="NAME", help="One more name in the network", section="Network"),
+    option("--ip", multiple=True, metavar="ADDRESS", help="Wished address", section="Network"),
+    option("--mac-address", default="", metavar="MAC", help="Hardware address", section="Network"),
+    option("--dns", multiple=True, metavar="ADDRESS", help="Name server", section="Network"),
+    option("--dns-search", multiple=True, metavar="DOMAIN", help="Search domain", section="Network"),
+    option("--dns-option", "--dns-opt", multiple=True, metavar="OPTION", help="Resolver option", section="Network"),
+    option("--add-host", multiple=True, metavar="HOST:IP", help="Add a line to /etc/hosts", section="Network"),
+    option("--variant", default="", metavar="NAME", help="Which runtime variant of the config", section="Runtime"),
+    option("--snapshotter", default="", metavar="ID", help="This snapshotter in place of the variant's", section="Runtime"),
+    option("--isolation", default="", metavar="ID", help="This isolation in place of the variant's", section="Runtime"),
+    option("--store", default="", metavar="ID", help="This store in place of the variant's", section="Runtime"),
+    option(
+        "--option", "plugin_options", multiple=True, type=values.setting, metavar="KEY=VALUE", section="Runtime",
+        help="An option for spec adjusters of plugins",
+    ),
+    option("--trace", default="", metavar="FILE", help="Write the driver calls as trace events (Perfetto)", section="Runtime"),
+)  # fmt: skip
+
+
+def creation_options(function: Any) -> Any:
+    """Decorates a command's callback with all of them and IMAGE [COMMAND...]."""
+    function = argument("command", nargs=-1, metavar="[COMMAND] [ARG...]")(function)
+    function = argument("image", metavar="IMAGE")(function)
+    for decorate in reversed(_OPTIONS):
+        function = decorate(function)
+    return function
+
+
+def build_request(
+    session: Session,
+    *,
+    image: str,
+    command: tuple[str, ...],
+    entrypoint: str | None,
+    env: tuple[str, ...],
+    env_file: tuple[str, ...],
+    label: tuple[tuple[str, str], ...],
+    label_file: tuple[str, ...],
+    annotation: tuple[tuple[str, str], ...],
+    volume: tuple[str, ...],
+    mount: tuple[str, ...],
+    tmpfs: tuple[Bind, ...],
+    security_opt: tuple[str, ...],
+    publish: tuple[tuple[Any, ...], ...],
+    sysctl: tuple[tuple[str, str], ...],
+    add_host: tuple[str, ...],
+    log_driver: str,
+    log_opt: tuple[tuple[str, str], ...],
+    cpuset_cpus: str,
+    ulimit: tuple[tuple[str, int, int], ...],
+    device: tuple[str, ...],
+    network_alias: tuple[str, ...],
+    ip: tuple[str, ...],
+    mac_address: str,
+    dns_option: tuple[str, ...],
+    trace: str,
+    pull: Literal["always", "missing", "never"],
+    plugin_options: tuple[tuple[str, str], ...],
+    detach: bool = False,
+    cidfile: str = "",
+    **plain: Any,
+) -> RunRequest:
+    """The request. Options that go into it unchanged arrive in plain, under their names there. Invalid, OSError."""
+    del cidfile  # written once there is an id
+    no_new_privileges, seccomp = security(session, security_opt)
+    return RunRequest(
+        image=image,
+        command=command or None,
+        entrypoint=None if entrypoint is None else ((entrypoint,) if entrypoint else ()),
+        env=environment(session, env, env_file),
+        labels=labels(session, label, label_file),
+        annotations=dict(annotation),
+        mounts=mounts(session, volume, mount, tmpfs),
+        no_new_privileges=no_new_privileges,
+        seccomp=seccomp,
+        ports=tuple(one for group in publish for one in group),
+        sysctls=dict(sysctl),
+        extra_hosts=tuple(map(_host, add_host)),
+        log=log_driver,
+        log_options=dict(log_opt),
+        cpuset=cpuset_cpus,
+        ulimits=ulimit,
+        devices=device,
+        aliases=network_alias,
+        addresses=ip,
+        mac=mac_address,
+        dns_options=dns_option,
+        trace=bool(trace),
+        pull=pull,
+        options=dict(plugin_options),
+        detach=detach,
+        **plain,
+    )
+
+
+def environment(session: Session, given: tuple[str, ...], files: tuple[str, ...]) -> tuple[str, ...]:
+    """KEY=VALUE lines; a bare name takes the client's value, or is left out where it has none; the last one of a name wins."""
+    if not given and not files:
+        return ()
+    found: dict[str, str] = {}
+    for text in [*(line for name in files for line in _lines(session, name)), *given]:
+        key, equals, value = text.partition("=")
+        if not key or any(letter.isspace() for letter in key):
+            raise Invalid(f'variable "{text}"', "its name is empty or has spaces")
+        if equals:
+            found[key] = value
+        elif key in session.environ:
+            found[key] = session.environ[key]
+    return tuple([f"{key}={value}" for key, value in found.items()])
+
+
+def _lines(session: Session, name: str) -> list[str]:
+    """A file's lines without empty ones and comments (docker, "--env-file")."""
+    lines = [line.lstrip() for line in session.read(name).splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def labels(session: Session, given: tuple[tuple[str, str], ...], files: tuple[str, ...]) -> Mapping[str, str]:
+    return {**dict(values.pair(line) for name in files for line in _lines(session, name)), **dict(given)}
+
+
+def mounts(
+    session: Session, volumes: tuple[str, ...], long: tuple[str, ...], tmpfs: tuple[Bind, ...]
+) -> tuple[Bind, ...]:
+    """All binds and the like, with the client's paths made absolute. Invalid for a target given twice."""
+    if not (volumes or long or tmpfs):
+        return ()
+    found: dict[str, Bind] = {}
+    parsers: tuple[tuple[tuple[str, ...], str, Callable[[str, object], Bind]], ...] = (
+        (volumes, "--volume", values.volume),
+        (long, "--mount", values.mount),
+    )
+    binds = [(name, _checked(name, text, parse, session)) for texts, name, parse in parsers for text in texts]
+    for name, bind in [*binds, *[("--tmpfs", bind) for bind in tmpfs]]:
+        if bind.target in found:
+            raise Invalid(f'option "{name}"', f'the target "{bind.target}" is given twice')
+        found[bind.target] = bind
+    return tuple(found.values())
+
+
+def _checked(name: str, text: str, parse: Callable[[str, object], Bind], session: Session) -> Bind:
+    try:
+        return parse(text, session.path)
+    except ValueError as error:
+        raise Invalid(f'option "{name}"', str(error)) from None
+
+
+def security(session: Session, given: tuple[str, ...]) -> tuple[bool, str]:
+    """(no_new_privileges, seccomp) of RunRequest; a profile's file is read here."""
+    no_new_privileges, seccomp = False, ""
+    for text in given:
+        key, _, value = text.replace(":", "=", 1).partition("=") if "=" not in text else text.partition("=")
+        if key == "no-new-privileges" and value in {"", "true", "false"}:
+            no_new_privileges = value != "false"
+        elif key == "seccomp" and value in {"unconfined", "builtin", "default"}:
+            seccomp = "unconfined" if value == "unconfined" else ""
+        elif key == "seccomp" and value:
+            seccomp = session.read(value)
+            try:
+                json.loads(seccomp)
+            except ValueError as error:
+                raise Invalid(f'seccomp profile "{value}"', f"not JSON: {error}") from None
+        elif text not in {"apparmor=unconfined", "label=disable", "label:disable"}:  # neither is applied anyway
+            raise Invalid(
+                f'option "--security-opt {text}"',
+                "not supported here",
+                "use no-new-privileges, seccomp=unconfined or seccomp=FILE",
+            )
+    return no_new_privileges, seccomp
+
+
+def _host(text: str) -> str:
+    """HOST:IP (or HOST=IP), as "HOST:IP"."""
+    host, found, address = text.partition("=") if "=" in text else text.partition(":")
+    if not (host and found and address):
+        raise Invalid('option "--add-host"', f'"{text}" is not HOST:IP')
+    return f"{host}:{address.strip('[]')}"

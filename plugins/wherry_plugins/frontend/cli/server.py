@@ -1,0 +1,112 @@
+"""The front end: a thread of the engine's for each command, and one hub thread that listens to all clients."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from wherry.api import Connection, Context, Engine
+from wherry_plugins.frontend.cli.session import Session
+
+if TYPE_CHECKING:
+    import socket
+
+
+@frozen
+class CliConfig:
+    """[plugin.frontend.cli] has no keys."""
+
+
+class Hub:
+    """Reads the frames of every session, so that a command needs no second thread until its client says something."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.epoll.register(self.waker, select.EPOLLIN)
+        self.sessions: dict[int, Session] = {}
+        self.lock = threading.Lock()
+        self.stopped = False
+
+    def add(self, session: Session) -> None:
+        sock = session.connection.socket
+        sock.setblocking(False)
+        with self.lock:
+            self.sessions[sock.fileno()] = session
+            self.epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+
+    def drop(self, session: Session) -> None:
+        """Before the socket is closed: its number is free for another one after that."""
+        with self.lock:
+            self._drop(session.connection.socket)
+
+    def _drop(self, sock: socket.socket) -> None:
+        if self.sessions.pop(sock.fileno(), None) is not None:
+            self.epoll.unregister(sock.fileno())
+
+    def run(self) -> None:
+        while not self.stopped:
+            for fd, _events in self.epoll.poll():
+                with self.lock:
+                    if (session := self.sessions.get(fd)) is not None:
+                        self._read(session)
+
+    def _read(self, session: Session) -> None:
+        try:
+            alive = session.reader.feed()
+            while (frame := session.reader.pop()) is not None:
+                for fd in frame[1]:
+                    os.close(fd)
+                session.feed(frame[0])
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            alive = False
+        if not alive:
+            self._drop(session.connection.socket)
+            session.lost()
+
+    def stop(self) -> None:
+        self.stopped = True
+        os.eventfd_write(self.waker, 1)
+
+
+class Cli:
+    """A ``wherry.api.Frontend``. Without ``serve`` it has no engine and answers what needs none."""
+
+    def __init__(self, config: CliConfig, context: Context | None) -> None:
+        self.engine: Engine | None = None
+        self.hub = Hub()
+        self.identity: dict[str, str] = {}
+        """What this engine serves, by global option; asked once, when the first client names one."""
+
+    def serve(self, engine: Any) -> None:
+        """Imports the commands in the background, then listens to clients until ``stop``."""
+        self.engine = engine
+        threading.Thread(target=self._warm, name="cli-warm", daemon=True).start()
+        self.hub.run()
+
+    def _warm(self) -> None:
+        from wherry_plugins.frontend.cli.main import warm
+
+        warm()
+
+    def stop(self) -> None:
+        self.hub.stop()
+
+    def handle(self, connection: Connection) -> None:
+        """Runs one command; the last thing the client gets is its exit code."""
+        from wherry_plugins.frontend.cli.main import execute
+
+        session = Session(connection, self.engine)
+        self.hub.add(session)
+        try:
+            code = execute(session, self.identity)
+            session.exit(code)
+        finally:
+            self.hub.drop(session)
+            session.close()

@@ -1,0 +1,207 @@
+"""One client's command: its streams, terminal, directory and environment, and what it sends while the command runs.
+
+Nothing here touches sys.stdout, os.environ or the working directory: many sessions run in one engine.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wherry.api import Connection, Engine, Error, Invalid, Unavailable
+from wherry.linux import framing
+
+FATAL = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
+SLOW_CLIENT = 30_000
+"""Milliseconds that a client may leave its socket unread before it counts as gone."""
+
+
+class Gone(Exception):
+    """The client went away, closed the stream written to, or was told to exit after a signal."""
+
+
+class Session:
+    """See the module. stdin, stdout and stderr are descriptors, owned until ``close``."""
+
+    def __init__(self, connection: Connection, engine: Engine | None) -> None:
+        hello = connection.hello
+        self._engine = engine
+        self.connection = connection
+        self.argv = [str(word) for word in hello.get("argv", ())]
+        self.cwd = str(hello.get("cwd") or "")
+        self.environ: dict[str, str] = dict(hello.get("environ", {}))
+        self.given: dict[str, str] = dict(hello.get("given", {}))
+        self.tty: tuple[bool, ...] = tuple(map(bool, hello.get("tty", ()))) or (False, False, False)
+        self.rows, self.columns = (*hello.get("size", ()), 0, 0)[:2]
+        self.fds = list(connection.fds)
+        self.reader = framing.Reader(connection.socket)
+        self.gone = False
+        self.finished = False
+        self._lock = threading.Lock()
+        self._frames: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._worker: threading.Thread | None = None
+        self._target: Callable[[dict[str, Any]], None] | None = None
+        self._held: list[dict[str, Any]] | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """Unavailable where there is none: the client serves help and the like without one."""
+        if self._engine is None:
+            raise Unavailable("engine", "not running", 'run "wherry engine start"')
+        return self._engine
+
+    @property
+    def offline(self) -> bool:
+        return self._engine is None
+
+    @property
+    def width(self) -> int:
+        """Columns to format for: $COLUMNS, the terminal's, or 80."""
+        columns = self.environ.get("COLUMNS", "")
+        return int(columns) if columns.isdecimal() and int(columns) else self.columns or 80
+
+    def path(self, text: str) -> str:
+        """A path of the client, absolute. Invalid when it is relative and the client's directory is gone."""
+        if text.startswith("~/") and self.environ.get("HOME"):
+            text = self.environ["HOME"] + text[1:]
+        if not text.startswith("/"):
+            if not self.cwd:
+                raise Invalid(f'path "{text}"', "it is relative and the current directory does not exist")
+            text = f"{self.cwd}/{text}"
+        return os.path.normpath(text)
+
+    def read(self, text: str, limit: int = 16 << 20) -> str:
+        """The text of a regular file (or a pipe) of the client, at most limit bytes. Invalid, OSError."""
+        path = self.path(text)
+        with Path(path).open("rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise Invalid(f'file "{text}"', f"it is larger than {limit >> 20} MiB")
+        return data.decode("utf-8", "surrogateescape")
+
+    # output
+    def out(self, text: str) -> None:
+        """Writes to the client's stdout. Gone when nobody reads it."""
+        self.write(1, text.encode("utf-8", "surrogateescape"))
+
+    def line(self, text: str) -> None:
+        self.out(text + "\n")
+
+    def err(self, text: str) -> None:
+        self.write(2, text.encode("utf-8", "surrogateescape"))
+
+    def write(self, number: int, data: bytes) -> None:
+        """All of data to descriptor 1 or 2 of the client, which may be non-blocking."""
+        view = memoryview(data)
+        while view:
+            if self.gone or len(self.fds) <= number:
+                raise Gone
+            try:
+                view = view[os.write(self.fds[number], view) :]
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self.fds[number], select.POLLOUT)
+                poll.poll(1000)
+            except OSError:  # EPIPE, or EIO from a terminal that has hung up
+                raise Gone from None
+
+    # frames to the client
+    def send(self, message: dict[str, Any]) -> None:
+        """One frame; a client that is gone is marked so."""
+        data = framing.encode(message)
+        with self._lock:
+            if self.finished:
+                return
+            try:
+                while data:
+                    try:
+                        data = data[self.connection.socket.send(data) :]
+                    except BlockingIOError:
+                        poll = select.poll()
+                        poll.register(self.connection.socket, select.POLLOUT)
+                        if not poll.poll(SLOW_CLIENT):
+                            self.gone = True
+                            return
+            except OSError:
+                self.gone = True
+
+    def exit(self, code: int) -> None:
+        """The last frame."""
+        self.send({"exit": code})
+        with self._lock:
+            self.finished = True
+
+    @contextmanager
+    def raw(self) -> Iterator[None]:
+        """The client's terminal in raw mode meanwhile."""
+        self.send({"raw": True})
+        try:
+            yield
+        finally:
+            self.send({"raw": False})
+
+    # frames from the client
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keeps signals meanwhile for the ``deliver`` that follows inside; else they end the command."""
+        self._held = []
+        try:
+            yield
+        finally:
+            self._held = None
+            self._target = None
+
+    def deliver(self, target: Callable[[dict[str, Any]], None]) -> None:
+        """From now on each frame of the client goes to target, on a thread of this session."""
+        self._target = target
+        held, self._held = self._held or [], None
+        for frame in held:
+            self.feed(frame)
+
+    def feed(self, frame: dict[str, Any]) -> None:
+        """Takes one frame; called by the hub's thread."""
+        if self._target is not None:
+            self._enqueue(frame)
+        elif self._held is not None:
+            self._held.append(frame)
+        elif (number := frame.get("signal")) in FATAL:
+            self.exit(128 + int(str(number)))
+            self.gone = True
+
+    def lost(self) -> None:
+        """The client closed its socket; called by the hub's thread."""
+        self.gone = True
+        if self._target is not None:
+            self._enqueue({"gone": True})
+
+    def _enqueue(self, frame: dict[str, Any]) -> None:
+        self._frames.put(frame)
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="cli-frames", daemon=True)
+            self._worker.start()
+
+    def _work(self) -> None:
+        while (frame := self._frames.get()) is not None:
+            if self._target is not None:
+                try:
+                    self._target(frame)
+                except (Error, OSError):
+                    continue  # the container is gone, or going
+
+    def close(self) -> None:
+        """Closes socket and descriptors; nothing happens when they are closed."""
+        with self._lock:
+            self.finished = self.gone = True
+            fds, self.fds = self.fds, []
+        if self._worker is not None:
+            self._frames.put(None)
+        for fd in fds:
+            os.close(fd)
+        self.connection.socket.close()
