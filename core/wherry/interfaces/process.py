@@ -6,10 +6,10 @@ execve; ``start`` releases it; its exit arrives as the event "task.exited"; ``re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from wherry.interfaces.common import Event, IdMap
 
@@ -36,7 +36,9 @@ class Stdio:
 
     With terminal the child opens the pty inside the container and stderr is ignored; shim and logger both hold the master.
     log may be set beside fds: then both get every byte, by the logger. hold_stdin keeps the stdin of a container open with no
-    writer attached, as ``docker run -i -d`` does.
+    writer attached, as ``docker run -i -d`` does; in ``attach``: after this writer's end of file, too. attachable: the streams go
+    through the logger even where nothing is recorded, so that ``attach`` works later; without it and without log, terminal and
+    hold_stdin the child gets the fds themselves.
     """
 
     stdin: int = -1
@@ -47,6 +49,7 @@ class Stdio:
     columns: int = 0
     log: LogSink = LogSink("none")
     hold_stdin: bool = False
+    attachable: bool = False
 
 
 class Step(Protocol):
@@ -69,7 +72,9 @@ class Plan:
     names, by pid and start_time, a process that is there already (left by a delegated runtime, a descendant of the shim).
     flags: CLONE_NEW* for clone3. sandbox_id and join (nsfs paths) are entered first. cgroups: directories; on v2 by
     CLONE_INTO_CGROUP, on v1 by the child writing "0" to ``tasks``. idmap: of a new user namespace. fds become 3, 4, ...
-    target: the id of a running container whose namespaces the process enters by pidfd, all of them: exec.
+    target: the id of a running container whose namespaces the process enters by pidfd, all of them: exec. hooks: those that
+    the shim runs in the runtime's namespaces: {"prestart": [...], "createRuntime": [...]} as in the OCI runtime-spec, and
+    "state", the OCI state they get on stdin (the shim adds pid and status).
     """
 
     argv: tuple[str, ...] = ()
@@ -85,6 +90,7 @@ class Plan:
     pid: int = 0
     start_time: int = 0
     target: str = ""
+    hooks: Mapping[str, Any] = field(factory=dict)
 
 
 @frozen

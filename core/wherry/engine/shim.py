@@ -1,0 +1,418 @@
+"""The engine's side of the shim: ``ShimClient``, ``start_shim`` and the JSON form of a plan.
+
+One connection carries the requests of all threads. Whichever thread waits reads for all: a lone request costs no hand-over
+between threads, and with many in flight the answers find their owners. A lost shim is started again at the next request, and is
+told what this side knows: the pidfds above all, by which it learns how processes ended that it never saw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from wherry import errors
+from wherry.engine.plans import encode_plan, encode_sandbox, encode_stdio, sandbox_of, state_of
+from wherry.interfaces.common import Event
+from wherry.interfaces.process import Plan, Sandbox, Stdio, TaskState
+from wherry.linux import framing
+from wherry.shim import wire
+
+_PAGE = 150
+_LOST = "the connection was lost"
+
+
+def start_shim(run: Path, root: Path, *, config: Path | None = None, engine: bool = False) -> ShimClient:
+    """Starts the shim of a run directory, or finds the one that is there. Unavailable says why it could not.
+
+    engine: it may be asked for an engine later; False for an engine that lives in this process.
+    """
+    launch(run, root, config=config, engine=engine)
+    return ShimClient(run, root=root, config=config, engine=engine)
+
+
+def launch(run: Path, root: Path, *, config: Path | None = None, engine: bool = False) -> None:
+    """Returns once a shim listens below run. This process does not fork: posix_spawn(3)."""
+    argv = [sys.executable, "-I", "-m", "wherry.shim.launch", "--run", str(run), "--root", str(root)]
+    argv += ["--config", str(config)] if config is not None else []
+    argv += ["--python", sys.executable] if engine else ["--no-engine"]
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with os.fdopen(reader, "rb") as said:
+        try:
+            actions = [
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, writer, 2),
+            ]
+            pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions)
+        finally:
+            os.close(writer)
+        text = said.read().decode(errors="replace")
+    _pid, status = os.waitpid(pid, 0)
+    if status:
+        lines = text.strip().splitlines()
+        cause = lines[-1].removeprefix("wherry: ") if lines else "it could not be started"
+        raise errors.Unavailable("shim", cause, f'see "{run}/shim.log"')
+
+
+class _Slot:
+    """One request in flight: its thread sleeps on lock until it is answered, or is to read for all."""
+
+    __slots__ = ("answer", "fds", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.answer: dict[str, Any] | None = None
+        self.fds: list[int] = []
+
+
+class _Link:
+    """One connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = framing.Reader(sock)
+        self._sending = threading.Lock()
+        self._state = threading.Lock()
+        self._slots: dict[int, _Slot] = {}
+        self._next = 0
+        self._reading = False
+        self.lost = False
+
+    def call(self, op: str, fields: Mapping[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+        """The answer and its descriptors. ConnectionError when there will be none."""
+        slot = _Slot()
+        with self._state:
+            if self.lost:
+                raise ConnectionResetError(errno.ECONNRESET, _LOST)
+            self._next += 1
+            number = self._next
+            self._slots[number] = slot
+        try:
+            with self._sending:
+                framing.send(self._socket, {"id": number, "op": op, **fields}, fds)
+        except OSError:
+            self._lose()
+        while slot.answer is None:
+            with self._state:
+                if self.lost and slot.answer is None:
+                    self._slots.pop(number, None)
+                    raise ConnectionResetError(errno.ECONNRESET, _LOST)
+                mine = not self._reading
+                if mine:
+                    self._reading = True
+            if mine:
+                self._read_for_all(slot)
+            else:
+                slot.lock.acquire()
+        return slot.answer, slot.fds
+
+    def _read_for_all(self, own: _Slot) -> None:
+        """Until our own answer is there; then another sleeper takes over."""
+        try:
+            while own.answer is None:
+                frame = self._reader.next()
+                if frame is None:
+                    self._lose()
+                    return
+                self._deliver(*frame)
+        except (OSError, framing.FrameError):
+            self._lose()
+        finally:
+            with self._state:
+                self._reading = False
+                heir = next((slot for slot in self._slots.values() if slot is not own), None)
+            if heir is not None:
+                _wake(heir)
+
+    def _deliver(self, message: dict[str, Any], fds: list[int]) -> None:
+        with self._state:
+            slot = self._slots.pop(message.get("id", -1), None)
+        if slot is None:
+            for fd in fds:
+                os.close(fd)
+            return
+        slot.fds = fds
+        slot.answer = message
+        _wake(slot)
+
+    def _lose(self) -> None:
+        with self._state:
+            self.lost = True
+            slots = list(self._slots.values())
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        for slot in slots:
+            _wake(slot)
+
+    def close(self) -> None:
+        self._lose()
+        if not self._reading:
+            self._socket.close()
+
+
+def _wake(slot: _Slot) -> None:
+    with contextlib.suppress(RuntimeError):  # awake already
+        slot.lock.release()
+
+
+class ShimClient:
+    """wherry.api.ShimControl over <run>/shim.sock; any thread may call any method.
+
+    Without root a lost shim is not started again: requests raise Unavailable.
+    """
+
+    def __init__(
+        self, run: Path, *, root: Path | None = None, config: Path | None = None, engine: bool = False
+    ) -> None:
+        """Unavailable when no shim answers and none may be started."""
+        self._run = run
+        self._root = root
+        self._config = config
+        self._engine = engine
+        self._guard = threading.Lock()
+        self._link: _Link | None = None
+        self._closed = False
+        self._instance = ""
+        self._pidfds: dict[tuple[str, str], tuple[dict[str, Any], int]] = {}
+        self._boxes: dict[str, dict[str, Any]] = {}
+        self._streams: list[socket.socket] = []
+        self.pid = 0
+        self.start_time = 0
+        self.version = ""
+        self._connected()
+
+    @classmethod
+    def connect(cls, run: Path) -> ShimClient:
+        """To a shim that is there. Unavailable when none is."""
+        return cls(run)
+
+    # the connection
+
+    def _connected(self) -> _Link:
+        """The connection, made again when it was lost, to a shim that is started again when it was."""
+        link = self._link
+        if link is not None and not link.lost:
+            return link
+        with self._guard:
+            if self._closed:
+                raise errors.Unavailable("shim", "this client was closed")
+            if self._link is not None and not self._link.lost:
+                return self._link
+            try:
+                sock = wire.connect(f"{self._run}/shim.sock")
+            except OSError as error:
+                if self._root is None:
+                    raise errors.Unavailable(
+                        "shim", (error.strerror or "no answer").lower(), "is it running?"
+                    ) from None
+                launch(self._run, self._root, config=self._config, engine=self._engine)
+                sock = self._dial()
+            link = _Link(sock)
+            try:
+                self._greet(link)
+            except (OSError, KeyError) as error:
+                link.close()
+                raise errors.Unavailable("shim", str(error), "try again") from None
+            self._link = link
+            return link
+
+    def _dial(self) -> socket.socket:
+        try:
+            return wire.connect(f"{self._run}/shim.sock")
+        except OSError as error:
+            raise errors.Unavailable("shim", (error.strerror or "no answer").lower(), "try again") from None
+
+    def _greet(self, link: _Link) -> None:
+        hello = _value(link.call("hello", {}, ())[0])
+        self.pid, self.start_time, self.version = hello["pid"], hello["start_time"], hello["version"]
+        before, self._instance = self._instance, hello["instance"]
+        if before == self._instance:
+            return
+        if before:
+            self._hand_over(link)
+        self._fetch_pidfds(link)
+
+    def _hand_over(self, link: _Link) -> None:
+        """Tells a new shim what a lost one had: in pages, as a frame takes only so many descriptors."""
+        known = list(self._pidfds.values())
+        boxes = list(self._boxes.values())
+        while True:
+            page, known = known[:_PAGE], known[_PAGE:]
+            fields = {"tasks": [state for state, _fd in page], "sandboxes": boxes, "more": bool(known)}
+            _value(link.call("recover", fields, [fd for _state, fd in page])[0])
+            boxes = []
+            if not known:
+                return
+
+    def _fetch_pidfds(self, link: _Link) -> None:
+        first: int | None = 0
+        while first is not None:
+            answer, fds = link.call("pidfds", {"from": first}, ())
+            page = _value(answer)
+            for state, fd in zip(page["tasks"], fds, strict=True):
+                self._remember(state, fd)
+            first = page["next"]
+        for record in _value(link.call("sandboxes", {}, ())[0]):
+            self._boxes[record["id"]] = record
+
+    def _remember(self, state: dict[str, Any], fd: int) -> None:
+        old = self._pidfds.pop((state["id"], state["exec_id"]), None)
+        if old is not None:
+            os.close(old[1])
+        self._pidfds[state["id"], state["exec_id"]] = (state, fd)
+
+    def _call(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[Any, list[int]]:
+        link = self._connected()
+        try:
+            answer, received = link.call(op, fields, fds)
+        except OSError:
+            raise errors.Unavailable("shim", _LOST, "try again") from None
+        return _value(answer), received
+
+    def close(self) -> None:
+        """Closes the connection; shim and containers stay."""
+        with self._guard:
+            self._closed = True
+            link, self._link = self._link, None
+            streams, self._streams = self._streams, []
+            known, self._pidfds = self._pidfds, {}
+        if link is not None:
+            link.close()
+        for sock in streams:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for _state, fd in known.values():
+            os.close(fd)
+
+    # Shim
+
+    def create_sandbox(self, sandbox: Sandbox) -> Sandbox:
+        record = self._call("create_sandbox", sandbox=encode_sandbox(sandbox))[0]
+        self._boxes[sandbox.id] = record
+        return sandbox_of(record)
+
+    def remove_sandbox(self, id: str) -> None:
+        self._call("remove_sandbox", sandbox=id)
+        self._boxes.pop(id, None)
+
+    def sandboxes(self) -> Iterator[Sandbox]:
+        yield from [sandbox_of(record) for record in self._call("sandboxes")[0]]
+
+    def namespace(self, sandbox_id: str, type: Literal["net", "ipc", "uts", "user", "pid"]) -> int:
+        (fd,) = self._call("namespace", sandbox=sandbox_id, type=type)[1]
+        return fd
+
+    def socket(self, sandbox_id: str, family: int, type: int, protocol: int) -> int:
+        (fd,) = self._call("socket", sandbox=sandbox_id, family=int(family), type=int(type), protocol=protocol)[1]
+        return fd
+
+    def spawn(self, id: str, exec_id: str, plan: Plan, stdio: Stdio) -> TaskState:
+        record, fds = encode_stdio(stdio)
+        body = encode_plan(plan)
+        body["fds"] = [len(fds) + index for index in range(len(plan.fds))]
+        state, received = self._call("spawn", [*fds, *plan.fds], container=id, exec_id=exec_id, plan=body, stdio=record)
+        for fd in received:
+            self._remember(state, fd)
+        return state_of(state)
+
+    def start(self, id: str, exec_id: str) -> None:
+        self._call("start", container=id, exec_id=exec_id)
+        if known := self._pidfds.get((id, exec_id)):
+            known[0]["status"] = "running"
+
+    def signal(self, id: str, exec_id: str, signal: int) -> None:
+        self._call("signal", container=id, exec_id=exec_id, signal=int(signal))
+
+    def resize(self, id: str, exec_id: str, rows: int, columns: int) -> None:
+        self._call("resize", container=id, exec_id=exec_id, rows=rows, columns=columns)
+
+    def close_stdin(self, id: str, exec_id: str) -> None:
+        self._call("close_stdin", container=id, exec_id=exec_id)
+
+    def attach(self, id: str, exec_id: str, stdio: Stdio) -> str:
+        record, fds = encode_stdio(stdio)
+        token: str = self._call("attach", fds, container=id, exec_id=exec_id, stdio=record)[0]
+        return token
+
+    def detach(self, id: str, exec_id: str, token: str) -> None:
+        with contextlib.suppress(errors.NotFound):
+            self._call("detach", container=id, exec_id=exec_id, token=token)
+
+    def list(self) -> Iterator[TaskState]:
+        yield from [state_of(state) for state in self._call("list")[0]]
+
+    # ShimControl
+
+    def events(self, after: int) -> Iterator[Event]:
+        """Over a connection of its own; ends by Unavailable when that is lost, and at ``close``. Call it again to go on."""
+        self._connected()
+        sock = self._dial()
+        with self._guard:
+            self._streams.append(sock)
+        try:
+            reader = framing.Reader(sock)
+            framing.send(sock, {"id": 0, "op": "events", "after": after})
+            while (frame := reader.next()) is not None:
+                event = frame[0].get("event")
+                if event is not None:
+                    yield Event(**event)
+        except (OSError, framing.FrameError):
+            pass
+        finally:
+            with self._guard, contextlib.suppress(ValueError):
+                self._streams.remove(sock)
+            sock.close()
+        if not self._closed:
+            raise errors.Unavailable("shim", _LOST, "try again")
+
+    def ack(self, sequence: int) -> None:
+        self._call("ack", sequence=sequence)
+
+    def forget(self, id: str, exec_id: str) -> None:
+        self._call("forget", container=id, exec_id=exec_id)
+        known = self._pidfds.pop((id, exec_id), None)
+        if known is not None:
+            os.close(known[1])
+
+    def replace(self) -> None:
+        """The successor runs this package's own version of the shim."""
+        import wherry
+
+        core = str(Path(wherry.__file__).resolve().parent.parent)
+        self._call("replace", core=core, version=wherry.__version__)
+        with self._guard:
+            link = self._link
+            if link is not None:
+                self._greet(link)
+
+    # beyond the contract
+
+    def engine(self, *, restart: bool = False) -> int:
+        """Has the shim start its engine, if none runs; its pid."""
+        pid: int = self._call("engine", restart=restart)[0]["pid"]
+        return pid
+
+    def quit(self) -> None:
+        """Ends shim and logger. InUse while a container lives."""
+        self._call("quit")
+
+
+def _value(answer: dict[str, Any]) -> Any:
+    """What an answer holds; the error it holds is raised."""
+    record = answer.get("error")
+    if record is None:
+        return answer.get("ok")
+    if record.get("errno"):
+        raise OSError(record["errno"], record["cause"] or os.strerror(record["errno"]), record["what"])
+    cls = errors.CLASSES.get(record["class"], errors.Error)
+    raise cls(record["what"], record["cause"], record.get("hint", ""))
+
+
+__all__ = ["ShimClient", "encode_plan", "launch", "start_shim"]

@@ -1,0 +1,230 @@
+"""The shim's hold on its logger: it starts it, starts it again, and keeps a duplicate of all that the logger works with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+
+from wherry.linux import framing, pidfd, process
+from wherry.shim import arena, logger, wire
+from wherry.shim.loop import IN
+from wherry.shim.streams import Streams
+from wherry.shim.wire import Channel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from wherry.shim.ledger import Ledger
+    from wherry.shim.loop import Loop
+
+_PATIENCE = 5.0
+
+
+class Keeper:
+    """streams: by key, everything that is not drained yet. on_drained(key, eof): all that a process wrote has arrived; eof: and
+    nobody holds its streams any more."""
+
+    def __init__(self, loop: Loop, path: str, on_drained: Callable[[str, bool], None]) -> None:
+        self.loop = loop
+        self.path = path
+        self.streams: dict[str, Streams] = {}
+        self.pid = 0
+        self.channel: Channel | None = None
+        self.memory = -1
+        self.slots: arena.Slots
+        self.listener: socket.socket
+        self.ledger: Ledger
+        self._on_drained = on_drained
+        self._pidfd = -1
+        self._started = 0.0
+        self._failures = 0
+        self.dropped: dict[str, int] = {}  # slots that the logger has not released yet
+        self._closing = False
+
+    def start(self) -> None:
+        """Forks a logger and gives it every stream there is."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._started = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            keep = (2, theirs.fileno(), self.listener.fileno(), self.memory, self.ledger.fd)
+            process.close_others(keep)
+            logger.run(theirs, self.listener, self.memory, self.ledger.fd)
+        theirs.close()
+        self.adopt(pid, ours)
+        for slot in self.dropped.values():
+            self.slots.give(slot)
+        self.dropped.clear()
+        for streams in self.streams.values():
+            self._add(streams)
+
+    def adopt(self, pid: int, sock: socket.socket) -> Channel:
+        """A logger that runs already; nothing happens when it has ended meanwhile, but for a new one."""
+        self.pid = pid
+        self.channel = Channel(self.loop, sock, self._frame, self._lost)
+        try:
+            self._pidfd = pidfd.open(pid)
+        except ProcessLookupError:
+            self.loop.soon(self._ended)
+        else:
+            self.loop.add(self._pidfd, IN, lambda _events: self._ended())
+        return self.channel
+
+    def take_over(self) -> int:
+        """Takes everything back from the logger of a lost shim: its ledger, -1 when there is no such logger."""
+        try:
+            sock = wire.connect(self.path)
+        except OSError:
+            return -1
+        sock.settimeout(_PATIENCE)
+        reader = framing.Reader(sock)
+        taken: dict[str, Streams] = {}
+        try:
+            framing.send(sock, {"op": "takeover"})
+            while (frame := reader.next()) is not None:
+                message, fds = frame
+                if message["op"] == "stream":
+                    taken[message["key"]] = Streams.unpack(message, fds)
+                elif message["op"] == "streams":
+                    break
+                else:
+                    for fd in fds:
+                        os.close(fd)
+            else:
+                raise framing.FrameError("no logger")
+        except (OSError, framing.FrameError):
+            for streams in taken.values():
+                streams.close()
+            sock.close()
+            return -1
+        self.streams = taken
+        self.memory, ledger, listener = fds
+        self.listener = socket.socket(fileno=listener)
+        self.slots = arena.Slots(self.memory)
+        self.slots.adopt({streams.slot for streams in taken.values()})
+        channel = self.adopt(wire.peer(sock)[0], sock)
+        channel.reader = reader
+        channel.take()
+        return ledger
+
+    def open(self, ledger: Ledger) -> None:
+        """Makes what ``take_over`` did not find, and starts a logger."""
+        self.memory = arena.make()
+        self.slots = arena.Slots(self.memory)
+        self.listener = wire.listen(self.path)
+        self.ledger = ledger
+        self.start()
+
+    def _lost(self, _channel: Channel) -> None:
+        """It will not do without its shim either: whatever it is up to, it is to end."""
+        if not self._closing and self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd.send_signal(self._pidfd, signal.SIGKILL)
+
+    def _ended(self) -> None:
+        """The logger is gone. Its successor waits a little when it ended soon after its start."""
+        if self._pidfd >= 0:
+            self.loop.remove(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self.channel is not None:
+            channel, self.channel = self.channel, None
+            self._closing, closing = True, self._closing
+            channel.take_rest()
+            channel.close()
+            self._closing = closing
+        self.pid = 0
+        if self._closing:
+            return
+        self._failures = self._failures + 1 if time.monotonic() - self._started < 1.0 else 0
+        if self._failures > 3:
+            self.loop.later(min(5.0, 0.05 * 2**self._failures), self.start)
+        else:
+            self.start()
+
+    # what the tasks ask for
+
+    def add(self, streams: Streams) -> None:
+        self.streams[streams.key] = streams
+        self._add(streams)
+
+    def _add(self, streams: Streams) -> None:
+        message, fds = streams.pack()
+        self._tell({"op": "add", **message}, fds)
+
+    def _tell(self, message: dict[str, Any], fds: list[int] | tuple[int, ...] = ()) -> None:
+        if self.channel is not None:
+            self.channel.send(message, fds)
+
+    def attach(self, streams: Streams, token: str, part: dict[str, int]) -> None:
+        streams.attached[token] = part
+        self._tell({"op": "attach", "key": streams.key, "token": token, "names": list(part)}, list(part.values()))
+
+    def detach(self, streams: Streams, token: str) -> None:
+        """The shim's duplicates go at once; the logger's when it hears of it."""
+        streams.drop(token)
+        self._tell({"op": "detach", "key": streams.key, "token": token})
+
+    def close_stdin(self, streams: Streams) -> None:
+        streams.close_stdin()
+        self._tell({"op": "close_stdin", "key": streams.key})
+
+    def exited(self, streams: Streams) -> None:
+        """The process has ended: on_drained follows."""
+        streams.exited = True
+        self._tell({"op": "exited", "key": streams.key})
+
+    def drop(self, streams: Streams) -> None:
+        """Lets go of streams that others may hold open for ever."""
+        if self.streams.pop(streams.key, None) is None:
+            return
+        if self.channel is None:
+            self.slots.give(streams.slot)
+        else:
+            self.dropped[streams.key] = streams.slot
+            self._tell({"op": "drop", "key": streams.key})
+        streams.close()
+
+    def quit(self) -> None:
+        self._closing = True
+        self._tell({"op": "quit"})
+        if self.channel is not None:
+            self.channel.drain()
+
+    # what the logger says
+
+    def _frame(self, _channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
+        op = message["op"]
+        if op == "released":
+            slot = self.dropped.pop(message["of"], None)
+            if slot is not None:
+                self.slots.give(slot)
+            return
+        streams = self.streams.get(message["of"] if op == "gone_all" else message["key"])
+        if streams is None:
+            for fd in fds:
+                os.close(fd)
+            return
+        if op == "keep":
+            streams.release(message["name"])
+            (streams.kept[message["name"]],) = fds
+        elif op == "gone":
+            streams.drop_one(message["token"], message["name"])
+            if message.get("pipe"):
+                streams.release(message["pipe"])
+        elif op == "gone_all":
+            streams.drop(message["token"])
+        elif op == "stdin":
+            streams.close_stdin()
+        elif op == "drained":
+            streams.drained = True
+            if message["eof"]:
+                del self.streams[streams.key]
+                self.slots.give(streams.slot)
+                streams.close()
+            self._on_drained(streams.key, message["eof"])

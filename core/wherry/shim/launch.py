@@ -1,0 +1,156 @@
+"""Starting the shim: ``python -m wherry.shim.launch --run DIR --root DIR [--config FILE] [--python EXE] [--no-engine]``.
+
+Returns 0 once <run>/shim.sock answers, whether this call started the shim or another did; else prints why and returns 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+import time
+
+from wherry import __version__
+from wherry.shim import wire
+from wherry.shim.boot import Options
+
+#: What of the caller's environment the engine sees.
+_KEPT = (
+    "HOME", "LANG", "LOGNAME", "NO_PROXY", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "TZ", "USER", "no_proxy",
+)  # fmt: skip
+_KEPT_PREFIXES = ("LC_", "WHERRY_", "XDG_", "HTTP_", "HTTPS_", "http_", "https_", "REGISTRY_")
+_PATIENCE = 10.0
+_USAGE = "usage: python -m wherry.shim.launch --run DIR --root DIR [--config FILE] [--python EXE] [--no-engine]"
+
+
+class Place:
+    """The command line."""
+
+    def __init__(self, argv: list[str]) -> None:
+        """ValueError says what is wrong with it."""
+        self.values = {"run": "", "root": "", "config": "", "python": sys.executable}
+        self.engine = True
+        left = list(argv)
+        while left:
+            word = left.pop(0)
+            name = word.removeprefix("--")
+            if word == "--no-engine":
+                self.engine = False
+            elif word.startswith("--") and name in self.values and left:
+                self.values[name] = left.pop(0)
+            else:
+                raise ValueError(_USAGE)
+        if not self.values["run"] or not self.values["root"]:
+            raise ValueError(_USAGE)
+        for name in ("run", "root", "config"):
+            if self.values[name]:
+                self.values[name] = os.path.abspath(self.values[name])
+
+
+def environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
+
+
+def answers(run: str) -> bool:
+    """Whether a shim listens."""
+    try:
+        wire.connect(f"{run}/shim.sock").close()
+    except OSError:
+        return False
+    return True
+
+
+def lock(run: str) -> int:
+    """The descriptor that holds <run>'s lock, -1 when another process has it."""
+    fd = os.open(f"{run}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def launch(place: Place) -> None:
+    """Returns when a shim answers. OSError, RuntimeError (what the shim itself said)."""
+    run = place.values["run"]
+    os.makedirs(run, 0o700, exist_ok=True)
+    held = lock(run)
+    end = time.monotonic() + _PATIENCE
+    while held < 0:  # one is there, or on its way
+        if answers(run):
+            return
+        if time.monotonic() > end:
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), f"{run}/shim.sock")
+        time.sleep(0.01)
+        held = lock(run)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reader)
+            os.setsid()
+            if os.fork() == 0:
+                _become(place, held, writer)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    os.close(held)
+    os.waitpid(pid, 0)
+    said = b""
+    while piece := os.read(reader, 4096):
+        said += piece
+        if said.startswith(b"ready\n"):
+            return
+    raise RuntimeError(said.decode(errors="replace").strip() or f"it ended at once; see {run}/shim.log")
+
+
+def _become(place: Place, held: int, writer: int) -> None:
+    """The shim, in the second child: never returns."""
+    run = place.values["run"]
+    try:
+        os.umask(0o022)
+        os.chdir("/")
+        null = os.open("/dev/null", os.O_RDWR)
+        log = os.open(f"{run}/shim.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        listener = wire.listen(f"{run}/shim.sock")
+        for fd, number in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(fd, number)
+        for fd in (null, log):
+            if fd > 2:
+                os.close(fd)
+        program = os.path.realpath(sys.executable)
+        record = {
+            "run": run,
+            "root": place.values["root"],
+            "config": place.values["config"],
+            "python": place.values["python"] if place.engine else "",
+            "exe": program,
+            "core": os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+            "version": __version__,
+            "env": environment(),
+            "lock": held,
+            "listener": listener.detach(),
+            "ready": writer,
+            "state": -1,
+        }
+        Options(record).execute()
+    except OSError as error:
+        os.write(writer, f"{error.filename or 'shim'}: {error.strerror}".encode())
+    finally:
+        os._exit(1)
+
+
+def main() -> int:
+    try:
+        launch(Place(sys.argv[1:]))
+    except (OSError, RuntimeError, ValueError) as error:
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        os.write(2, f"wherry: {text}\n".encode())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

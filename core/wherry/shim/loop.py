@@ -1,0 +1,121 @@
+"""An epoll loop with timers: all that shim and logger wait with (epoll(7))."""
+
+from __future__ import annotations
+
+import heapq
+import select
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IN, OUT, HUP, ERR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLERR
+
+
+class Timer:
+    """A call to come; ``cancel`` makes it not come."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.when < other.when
+
+
+class Loop:
+    """Calls handlers with the epoll events of their descriptor, level-triggered, until ``stop``.
+
+    A handler that raises is reported on stderr and the loop goes on: one bad request must not take the containers down.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._timers: list[Timer] = []
+        self._idle: list[Callable[[], None]] = []
+        self._running = False
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def add(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Watches fd. PermissionError (EPERM) for what can't be polled: a regular file, a directory."""
+        self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def modify(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Must come before close(2): a duplicate elsewhere would keep the entry alive. Nothing happens when it is gone."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def watches(self, fd: int) -> bool:
+        return fd in self._handlers
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(time.monotonic() + seconds, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Calls back after the events at hand were handled, before the loop waits again."""
+        self._idle.append(callback)
+
+    def stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        self._running = True
+        while self._running:
+            self.turn()
+
+    def turn(self) -> None:
+        """Waits once and handles what came."""
+        idle, self._idle = self._idle, []
+        for callback in idle:
+            self._call(callback)
+        timeout = -1.0
+        if self._idle:
+            timeout = 0.0
+        elif self._timers:
+            timeout = max(0.0, self._timers[0].when - time.monotonic())
+        for fd, events in self._epoll.poll(timeout, 64):
+            handler = self._handlers.get(fd)
+            if handler is None:  # removed by a handler before it in this round
+                continue
+            try:
+                handler(events)
+            except Exception:
+                report()
+        now = time.monotonic() if self._timers else 0.0
+        while self._timers and self._timers[0].when <= now:
+            due = heapq.heappop(self._timers).callback
+            if due is not None:
+                self._call(due)
+
+    @staticmethod
+    def _call(callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            report()
+
+    def close(self) -> None:
+        self._epoll.close()
+        self._handlers.clear()
+        self._timers.clear()
+
+
+def report() -> None:
+    """The exception at hand, on stderr, which is <run>/shim.log."""
+    sys.excepthook(*sys.exc_info())

@@ -1,0 +1,66 @@
+"""The shim's process, started by ``launch`` or by its own ``replace`` through ``boot``."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import signal
+import socket
+
+from wherry.linux import process
+from wherry.shim.boot import Options
+from wherry.shim.ledger import Ledger
+from wherry.shim.loop import Loop
+from wherry.shim.server import Shim
+from wherry.shim.supervise import protect
+
+
+def main(fd: int) -> None:
+    """fd is the options' memfd. Never returns."""
+    process.set_dumpable(False)
+    process.set_name("wherry-shim")
+    process.set_child_subreaper()
+    protect()
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
+    options = Options.read(fd)
+    for number in options.descriptors():
+        os.set_inheritable(number, False)
+    loop = Loop()
+    listener = socket.socket(fileno=options.listener)
+    shim = Shim(options, loop, listener, f"{os.getpid()}-{os.urandom(6).hex()}")
+    if options.state >= 0:
+        from wherry.shim.replace import resume
+
+        resume(shim, options.state)
+        options.state = -1
+    else:
+        _begin(shim)
+    shim.listen()
+    if options.ready >= 0:
+        os.write(options.ready, b"ready\n")
+        os.close(options.ready)
+        options.ready = -1
+    gc.collect()
+    gc.freeze()
+    loop.run()
+    shim.close()
+    os._exit(0)
+
+
+def _begin(shim: Shim) -> None:
+    """A first shim, or the successor of one that was lost, whose logger may be there still."""
+    fd = shim.keeper.take_over()
+    if fd < 0:
+        shim.ledger = Ledger()
+        shim.keeper.open(shim.ledger)
+        return
+    shim.ledger = shim.keeper.ledger = Ledger(fd)
+    from wherry.shim.recover import from_ledger
+
+    from_ledger(shim)

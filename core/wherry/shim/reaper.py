@@ -1,0 +1,74 @@
+"""Children and their ends: SIGCHLD wakes the loop, waitid(2) collects, whoever asked is told.
+
+The shim is a child subreaper, so it also collects what containers and delegated runtimes left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from wherry.shim.loop import IN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wherry.shim.loop import Loop
+
+_STRAYS = 256  # ends nobody has asked for yet: a child may end before its pid is known here
+
+
+def code_of(status: int) -> int:
+    """0-255, or 128+n for signal n, of a wait status."""
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+class Reaper:
+    """One for the process: it owns SIGCHLD and the wake-up descriptor of signals."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._wanted: dict[int, Callable[[int], None]] = {}
+        self._strays: dict[int, int] = {}
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        loop.add(self._reader, IN, self._signalled)
+
+    def expect(self, pid: int, callback: Callable[[int], None]) -> None:
+        """callback(code) once that child has ended, at once when it has."""
+        code = self._strays.pop(pid, None)
+        if code is None:
+            self._wanted[pid] = callback
+        else:
+            callback(code)
+
+    def unexpect(self, pid: int) -> None:
+        self._wanted.pop(pid, None)
+
+    def _signalled(self, _events: int) -> None:
+        try:
+            while len(os.read(self._reader, 512)) == 512:
+                pass
+        except BlockingIOError:
+            pass
+        self.collect()
+
+    def collect(self) -> None:
+        """Collects every child that has ended."""
+        while True:
+            try:
+                end = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if end is None:
+                return
+            code = end.si_status if end.si_code == os.CLD_EXITED else 128 + end.si_status
+            callback = self._wanted.pop(end.si_pid, None)
+            if callback is not None:
+                callback(code)
+                continue
+            self._strays[end.si_pid] = code
+            if len(self._strays) > _STRAYS:
+                del self._strays[next(iter(self._strays))]

@@ -1,0 +1,218 @@
+"""Sandboxes: namespaces held as descriptors, for the containers that share them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from wherry.linux import namespaces, pidfd, process
+from wherry.oci import sandbox as oci
+from wherry.shim.wire import Fault
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from wherry.shim.server import Shim
+
+_FILES = ("user", "net", "ipc", "uts", "pid")
+
+
+class Box:
+    """One sandbox: record is a wherry.api.Sandbox as JSON, pause the pid of its first process or 0."""
+
+    __slots__ = ("fds", "pause", "record")
+
+    def __init__(self, record: dict[str, Any], fds: dict[str, int], pause: int = 0) -> None:
+        self.record = record
+        self.fds = fds
+        self.pause = pause
+
+
+class Sandboxes:
+    """By id."""
+
+    def __init__(self, shim: Shim) -> None:
+        self._shim = shim
+        self._boxes: dict[str, Box] = {}
+        self._own_net = -1
+
+    def __iter__(self) -> Iterator[Box]:
+        return iter(tuple(self._boxes.values()))
+
+    def get(self, id: str) -> Box:
+        box = self._boxes.get(id)
+        if box is None:
+            raise Fault("NotFound", f'sandbox "{id}"', "no such sandbox")
+        return box
+
+    def fds(self, id: str) -> dict[str, int]:
+        """Namespace descriptors by type, ours."""
+        return self.get(id).fds
+
+    def create(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Makes it; a repeat answers what the first did."""
+        id = record["id"]
+        if id in self._boxes:
+            return self._boxes[id].record
+        fds = oci.make_sandbox(record)
+        pause = 0
+        if record.get("pid"):
+            try:
+                pause = make_pause(fds.get("user", -1))
+                fds["pid"] = os.open(f"/proc/{pause}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            except BaseException:
+                for fd in fds.values():
+                    os.close(fd)
+                raise
+        self.put(Box(record, fds, pause))
+        return record
+
+    def put(self, box: Box) -> None:
+        self._boxes[box.record["id"]] = box
+        self._shim.ledger.note(sandbox={**box.record, "pause": box.pause})
+
+    def keep(self, box: Box) -> None:
+        """One that the ledger knows already."""
+        self._boxes[box.record["id"]] = box
+
+    def remove(self, id: str) -> None:
+        box = self._boxes.get(id)
+        if box is None:
+            return
+        members = self._shim.tasks.members(id)
+        if members:
+            raise Fault("InUse", f'sandbox "{id}"', f"{members[0].name} is still {members[0].status}")
+        if box.pause:
+            try:
+                os.kill(box.pause, signal.SIGKILL)  # our child, reaped by nobody else: the pid is still its own
+            except ProcessLookupError:
+                pass
+        for fd in box.fds.values():
+            os.close(fd)
+        del self._boxes[id]
+        self._shim.ledger.note(unbox=id)
+
+    def namespace(self, id: str, type: str) -> int:
+        """A descriptor, ours. NotFound where the sandbox has the host's."""
+        fd = self.get(id).fds.get(type, -1)
+        if fd < 0:
+            raise Fault("NotFound", f'sandbox "{id}"', f"it has no {type} namespace of its own")
+        return fd
+
+    def socket(self, id: str, family: int, type: int, protocol: int) -> int:
+        """A socket of the sandbox's network namespace, the caller's to close; of the host's, where that is shared.
+
+        This thread, the only one, goes there and comes back; while coming back fails nothing else is done.
+        """
+        box = self.get(id)
+        fd = box.fds.get("net", -1)
+        if fd < 0:
+            return socket.socket(family, type, protocol).detach()
+        user = box.fds.get("user", -1)
+        if user >= 0 and os.geteuid() != 0:
+            raise Fault("Denied", f'sandbox "{id}"', "its network namespace belongs to another user namespace")
+        if self._own_net < 0:
+            self._own_net = namespaces.open_own("network")
+        namespaces.setns(fd, namespaces.NEWNET)
+        try:
+            return socket.socket(family, type, protocol).detach()
+        finally:
+            namespaces.setns(self._own_net, namespaces.NEWNET)
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """After a shim was lost: from a live member's namespaces, else made anew."""
+        id = record["id"]
+        if id in self._boxes:
+            return
+        pause = record.pop("pause", 0)
+        for pid, handle in self._anchors(id, pause):
+            fds: dict[str, int] = {}
+            try:
+                for type in _FILES:
+                    if wants(record, type):
+                        fds[type] = os.open(f"/proc/{pid}/ns/{type}", os.O_RDONLY | os.O_CLOEXEC)
+                pidfd.send_signal(handle, 0)  # still the process that we mean
+            except OSError:
+                for fd in fds.values():
+                    os.close(fd)
+                continue
+            finally:
+                if pid == pause:
+                    os.close(handle)
+            self.put(Box(record, fds, pause))
+            return
+        self.create(record)
+
+    def _anchors(self, id: str, pause: int) -> Iterator[tuple[int, int]]:
+        if pause:
+            try:
+                handle = pidfd.open(pause)
+            except OSError:
+                pass
+            else:
+                if os.path.basename(os.readlink(f"/proc/{pause}/exe")).startswith("python"):
+                    yield pause, handle
+                else:
+                    os.close(handle)
+        for task in self._shim.tasks.members(id):
+            if task.pidfd >= 0:
+                yield task.pid, task.pidfd
+
+
+def wants(record: dict[str, Any], type: str) -> bool:
+    """Whether a sandbox has a namespace of that type of its own."""
+    if type == "net":
+        return bool(record.get("netns", "") != "host")
+    if type == "user":
+        return bool((record.get("idmap") or {}).get("uids"))
+    return bool(record.get(type, type != "pid"))
+
+
+def make_pause(user: int) -> int:
+    """The pid of a process, our child, that is PID 1 of a new pid namespace, reaps what is left to it, and does nothing else.
+
+    user: the user namespace that shall own it, -1 for ours.
+    """
+    if user < 0:
+        pid, handle = namespaces.clone3(namespaces.NEWPID | namespaces.CLONE_CLEAR_SIGHAND)
+        if pid == 0:
+            _pause()
+        os.close(handle)
+        return pid
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    middle, handle = namespaces.clone3(namespaces.CLONE_CLEAR_SIGHAND)
+    if middle == 0:
+        try:
+            namespaces.setns(user, namespaces.NEWUSER)
+            pid, _handle = namespaces.clone3(
+                namespaces.NEWPID | namespaces.CLONE_PARENT | namespaces.CLONE_CLEAR_SIGHAND
+            )
+            if pid == 0:
+                _pause()
+            os.write(writer, str(pid).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.close(handle)
+    text = os.read(reader, 16)
+    os.close(reader)
+    os.waitpid(middle, 0)
+    if not text:
+        raise OSError(1, os.strerror(1), "pause process")
+    return int(text)
+
+
+def _pause() -> None:
+    """Never returns."""
+    try:
+        process.close_others(())
+        process.set_name("wherry-pause")
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps what nobody waits for
+        while True:
+            signal.pause()
+    finally:
+        os._exit(1)

@@ -1,0 +1,328 @@
+"""The shim's requests: one method an op. Whatever it asks, a request costs the others nothing: none of them waits for a child.
+
+Frames (wherry.linux.framing): {"id": n, "op": "...", ...} is answered by {"id": n, "ok": value} or {"id": n, "error": {"class", "what",
+"cause", "hint", "errno"?}}, not in order. "events" turns its connection into a stream of {"event": {...}}.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import struct
+import termios
+
+from wherry.linux import pidfd
+from wherry.shim import wire
+from wherry.shim.events import Events
+from wherry.shim.keeper import Keeper
+from wherry.shim.ledger import Ledger
+from wherry.shim.loop import IN, Loop
+from wherry.shim.reaper import Reaper
+from wherry.shim.sandboxes import Sandboxes
+from wherry.shim.supervise import Supervisor
+from wherry.shim.tasks import Tasks
+from wherry.shim.wire import Channel, Fault, describe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from wherry.shim.boot import Options
+    from wherry.shim.task import Task
+
+PROTOCOL = 1
+_PAGE = 150  # pidfds a frame
+
+
+class Reply:
+    """The answer to one request, given once, at any time; a client that went away gets none."""
+
+    __slots__ = ("channel", "given", "id")
+
+    def __init__(self, channel: Channel, id: Any) -> None:
+        self.channel = channel
+        self.id = id
+        self.given = False
+
+    def ok(self, value: Any, fds: Sequence[int] = ()) -> None:
+        if not self.given:
+            self.given = True
+            self.channel.send({"id": self.id, "ok": value}, fds)
+
+    def fail(self, error: BaseException | dict[str, Any]) -> None:
+        if not self.given:
+            self.given = True
+            record = error if isinstance(error, dict) else describe(error)
+            self.channel.send({"id": self.id, "error": record})
+
+
+class Shim:
+    """Everything the process has."""
+
+    def __init__(self, options: Options, loop: Loop, listener: socket.socket, instance: str) -> None:
+        self.options = options
+        self.loop = loop
+        self.instance = instance
+        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.reaper = Reaper(loop)
+        self.events = Events()
+        self.tasks = Tasks(self)
+        self.sandboxes = Sandboxes(self)
+        self.keeper = Keeper(loop, f"{options.run}/logger.sock", self.tasks.drained)
+        self.ledger: Ledger
+        self.supervisor = Supervisor(options, loop, self.reaper)
+        self.clients: set[Channel] = set()
+        self.listener = listener
+        self.quitting = False
+        self.replacing: Reply | None = None
+        self.tokens = 0
+        self.start_time = pidfd.start_time(os.getpid())
+
+    def listen(self) -> None:
+        self.loop.add(self.listener.fileno(), IN, self._accept)
+
+    def _accept(self, _events: int) -> None:
+        try:
+            sock, _address = self.listener.accept()
+        except OSError:
+            return
+        _pid, uid, _gid = wire.peer(sock)
+        if uid not in (0, os.geteuid()):
+            sock.close()
+            return
+        self.admit(sock)
+
+    def admit(self, sock: socket.socket) -> Channel:
+        channel = Channel(self.loop, sock, self._frame, self._gone)
+        self.clients.add(channel)
+        return channel
+
+    def _gone(self, channel: Channel) -> None:
+        self.clients.discard(channel)
+        self.events.unsubscribe(channel)
+
+    def _frame(self, channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
+        reply = Reply(channel, message.get("id"))
+        try:
+            method = _OPS.get(message.get("op", ""))
+            if method is None:
+                raise Fault("Invalid", "shim request", f"no such op {message.get('op')!r}")
+            method(self, reply, message, fds)
+        except Exception as error:
+            reply.fail(error)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    # what the whole is
+
+    def _hello(self, reply: Reply, _message: dict[str, Any], _fds: list[int]) -> None:
+        reply.ok(
+            {
+                "protocol": PROTOCOL,
+                "version": self.options.version,
+                "pid": os.getpid(),
+                "start_time": self.start_time,
+                "instance": self.instance,
+                "logger": self.keeper.pid,
+            }
+        )
+
+    def _list(self, reply: Reply, _message: dict[str, Any], _fds: list[int]) -> None:
+        reply.ok([task.state() for task in self.tasks if not task.forgotten])
+
+    def _pidfds(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        """A page of live tasks with their pidfds; "next" is where to go on, None at the end."""
+        live = [task for task in self.tasks if task.pidfd >= 0 and not task.forgotten]
+        first = message.get("from", 0)
+        page = live[first : first + _PAGE]
+        more = first + _PAGE if first + _PAGE < len(live) else None
+        reply.ok({"tasks": [task.state() for task in page], "next": more}, [task.pidfd for task in page])
+
+    # tasks
+
+    def _spawn(self, reply: Reply, message: dict[str, Any], fds: list[int]) -> None:
+        if self.quitting:
+            raise Fault("Unavailable", "shim", "it is about to end")
+        self.tasks.spawn(reply, message["container"], message["exec_id"], message["plan"], message["stdio"], fds)
+
+    def _start(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        self.tasks.start(reply, message["container"], message["exec_id"])
+
+    def _signal(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        self.tasks.signal(message["container"], message["exec_id"], message["signal"])
+        reply.ok(None)
+
+    def _with_streams(self, message: dict[str, Any]) -> Task:
+        task = self.tasks.get(message["container"], message["exec_id"])
+        if task.streams is None or task.streams.key not in self.keeper.streams:
+            cause = "is stopped" if task.status == "stopped" else "its streams went straight to whoever started it"
+            raise Fault("FailedPrecondition", task.name, cause)
+        return task
+
+    def _resize(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        task = self._with_streams(message)
+        master = task.streams.ends.get("master", -1) if task.streams else -1
+        if master < 0:
+            raise Fault("FailedPrecondition", task.name, "has no terminal")
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", message["rows"], message["columns"], 0, 0))
+        reply.ok(None)
+
+    def _close_stdin(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        task = self.tasks.get(message["container"], message["exec_id"])
+        if task.streams is not None and task.streams.key in self.keeper.streams:
+            self.keeper.close_stdin(task.streams)
+        reply.ok(None)
+
+    def _attach(self, reply: Reply, message: dict[str, Any], fds: list[int]) -> None:
+        task = self._with_streams(message)
+        stdio = message["stdio"]
+        part = {name: os.dup(fds[stdio[name]]) for name in ("stdin", "stdout", "stderr") if stdio.get(name, -1) >= 0}
+        if task.streams is not None:
+            if task.streams.terminal and "stderr" in part:
+                os.close(part.pop("stderr"))
+            self.tokens += 1
+            token = f"{'h' if stdio.get('hold_stdin') else 'a'}{self.tokens}"
+            self.keeper.attach(task.streams, token, part)
+            reply.ok(token)
+
+    def _detach(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        task = self.tasks.get(message["container"], message["exec_id"])
+        if task.streams is not None and task.streams.key in self.keeper.streams:
+            self.keeper.detach(task.streams, message["token"])
+        reply.ok(None)
+
+    def _forget(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        self.tasks.forget(message["container"], message["exec_id"])
+        reply.ok(None)
+
+    # sandboxes
+
+    def _create_sandbox(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        reply.ok(self.sandboxes.create(message["sandbox"]))
+
+    def _remove_sandbox(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        self.sandboxes.remove(message["sandbox"])
+        reply.ok(None)
+
+    def _sandboxes(self, reply: Reply, _message: dict[str, Any], _fds: list[int]) -> None:
+        reply.ok([box.record for box in self.sandboxes])
+
+    def _namespace(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        reply.ok(None, [self.sandboxes.namespace(message["sandbox"], message["type"])])
+
+    def _socket(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        fd = self.sandboxes.socket(message["sandbox"], message["family"], message["type"], message["protocol"])
+        reply.ok(None, [fd])
+        os.close(fd)
+
+    # events
+
+    def _events(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        reply.ok(None)
+        self.events.subscribe(reply.channel, message.get("after", 0))
+
+    def _ack(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        self.events.ack(message["sequence"])
+        reply.ok(None)
+
+    # the processes
+
+    def _engine(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        self.supervisor.engine(reply, restart=bool(message.get("restart")), config=message.get("config") or "")
+
+    def _quit(self, reply: Reply, _message: dict[str, Any], _fds: list[int]) -> None:
+        """Ends shim and logger. InUse while a task lives."""
+        for task in self.tasks:
+            if task.status != "stopped":
+                raise Fault("InUse", "shim", f"{task.name} is still {task.status}", "stop it first")
+        self.quitting = True
+        reply.ok(None)
+        self.loop.soon(self.loop.stop)
+
+    def _recover(self, reply: Reply, message: dict[str, Any], fds: list[int]) -> None:
+        """What an engine knows of tasks and sandboxes that a lost shim had; fds are the pidfds of "tasks", in order."""
+        from wherry.shim.recover import from_engine
+
+        from_engine(self, message["tasks"], message["sandboxes"], fds, last=not message.get("more"))
+        reply.ok(None)
+
+    def _replace_op(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        """exec of the code below "core", of that "version"; answered by the successor."""
+        self.replacing = reply
+        self.options.core = message.get("core") or self.options.core
+        self.options.version = message.get("version") or self.options.version
+        self._replace()
+
+    def _replace(self) -> None:
+        """Once no request waits for a child any more."""
+        if self.replacing is None:
+            return
+        if self.tasks.starting() or self.supervisor.busy():
+            self.loop.later(0.005, self._replace)
+            return
+        from wherry.shim.replace import replace
+
+        reply, self.replacing = self.replacing, None
+        replace(self, reply)
+
+    # bookkeeping
+
+    def note_task(self, task: Task) -> None:
+        """Writes a task's state to the ledger."""
+        streams = task.streams
+        self.ledger.note(task={**task.state(), "pid": task.pid, "streams": streams is not None})
+        if self.ledger.heavy():
+            self.compact()
+
+    def compact(self) -> None:
+        lines: list[dict[str, Any]] = [{"sandbox": {**box.record, "pause": box.pause}} for box in self.sandboxes]
+        lines += [
+            {"task": {**task.state(), "pid": task.pid, "streams": task.streams is not None}}
+            for task in self.tasks
+            if task.status != "creating"
+        ]
+        self.ledger.rewrite(lines)
+
+    def close(self) -> None:
+        """The end, when nothing lives any more."""
+        for name in ("shim.sock", "logger.sock"):
+            try:
+                os.unlink(f"{self.options.run}/{name}")
+            except FileNotFoundError:
+                pass
+        self.keeper.quit()
+        for box in self.sandboxes:
+            if box.pause:
+                os.kill(box.pause, signal.SIGKILL)
+        for client in tuple(self.clients):
+            client.drain()
+
+
+_OPS = {
+    "hello": Shim._hello,
+    "list": Shim._list,
+    "pidfds": Shim._pidfds,
+    "spawn": Shim._spawn,
+    "start": Shim._start,
+    "signal": Shim._signal,
+    "resize": Shim._resize,
+    "close_stdin": Shim._close_stdin,
+    "attach": Shim._attach,
+    "detach": Shim._detach,
+    "forget": Shim._forget,
+    "create_sandbox": Shim._create_sandbox,
+    "remove_sandbox": Shim._remove_sandbox,
+    "sandboxes": Shim._sandboxes,
+    "namespace": Shim._namespace,
+    "socket": Shim._socket,
+    "events": Shim._events,
+    "ack": Shim._ack,
+    "engine": Shim._engine,
+    "quit": Shim._quit,
+    "recover": Shim._recover,
+    "replace": Shim._replace_op,
+}

@@ -1,0 +1,94 @@
+"""The streams of one task as shim and logger both hold them, and how they travel from one to the other."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+#: Ends by name: "stdin" is written to, "stdout" and "stderr" are read, "master" is both.
+ENDS = ("stdin", "stdout", "stderr", "master")
+
+
+class Streams:
+    """ends: the container's pipes or pty master. kept: the logger's staging pipes, by the names it gave them. attached: token
+    -> stream name -> the client's descriptor ("" is the token of those given at spawn). log is a LogSink as JSON; its
+    collector, for raw-fd, is attached under the token "log"."""
+
+    __slots__ = ("attached", "drained", "ends", "exited", "hold", "key", "kept", "log", "slot", "terminal")
+
+    def __init__(self, key: str, slot: int, terminal: bool, hold: bool, log: dict[str, Any] | None) -> None:
+        self.key = key
+        self.slot = slot
+        self.terminal = terminal
+        self.hold = hold
+        self.log = log
+        self.exited = False
+        self.drained = False
+        self.ends: dict[str, int] = {}
+        self.kept: dict[str, int] = {}
+        self.attached: dict[str, dict[str, int]] = {}
+
+    def pack(self) -> tuple[dict[str, Any], list[int]]:
+        """A frame's fields and its descriptors, which stay ours."""
+        fds: list[int] = [*self.ends.values(), *self.kept.values()]
+        for part in self.attached.values():
+            fds.extend(part.values())
+        message = {
+            "key": self.key,
+            "slot": self.slot,
+            "terminal": self.terminal,
+            "hold": self.hold,
+            "log": self.log,
+            "exited": self.exited,
+            "ends": list(self.ends),
+            "kept": list(self.kept),
+            "attached": [[token, list(part)] for token, part in self.attached.items()],
+        }
+        return message, fds
+
+    @classmethod
+    def unpack(cls, message: dict[str, Any], fds: list[int]) -> Streams:
+        """The other way round; the descriptors become its own."""
+        self = cls(message["key"], message["slot"], message["terminal"], message["hold"], message["log"])
+        self.exited = message["exited"]
+        left: Iterator[int] = iter(fds)
+        self.ends = {name: next(left) for name in message["ends"]}
+        self.kept = {name: next(left) for name in message["kept"]}
+        self.attached = {token: {name: next(left) for name in names} for token, names in message["attached"]}
+        return self
+
+    def drop(self, token: str) -> None:
+        """Closes what was attached under a token; nothing happens when that is gone."""
+        for fd in self.attached.pop(token, {}).values():
+            os.close(fd)
+
+    def drop_one(self, token: str, name: str) -> None:
+        part = self.attached.get(token)
+        if part is None or name not in part:
+            return
+        os.close(part.pop(name))
+        if not part:
+            del self.attached[token]
+
+    def release(self, name: str) -> None:
+        """Closes one of the logger's staging pipes."""
+        fd = self.kept.pop(name, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def close_stdin(self) -> None:
+        fd = self.ends.pop("stdin", -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        for fd in (*self.ends.values(), *self.kept.values()):
+            os.close(fd)
+        self.ends.clear()
+        self.kept.clear()
+        for token in tuple(self.attached):
+            self.drop(token)

@@ -1,0 +1,450 @@
+"""All tasks: from a plan to a held process, to a running one, to an exit event.
+
+Nothing here waits: a child's packets, its end of file and its death are events of the loop, and a request that depends on one
+is answered when it comes.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import termios
+import time
+
+from wherry.linux import pidfd
+from wherry.oci import spawn as oci
+from wherry.shim.hooks import HookRun
+from wherry.shim.loop import IN
+from wherry.shim.stdio import open_streams
+from wherry.shim.task import Task, plain_spawn
+from wherry.shim.wire import Fault, describe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from wherry.shim.server import Reply, Shim
+
+#: How long an exit event waits for output that a slow reader holds up; "task.drained" follows then.
+PATIENCE = 0.2
+_PACKET = 1 << 16
+
+
+class Tasks:
+    """By (id, exec id)."""
+
+    def __init__(self, shim: Shim) -> None:
+        self._shim = shim
+        self._tasks: dict[tuple[str, str], Task] = {}
+        self._by_key: dict[str, Task] = {}
+        self.undecided: set[tuple[str, str]] = set()  # ended while there was no shim: an engine may know how
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(tuple(self._tasks.values()))
+
+    def get(self, id: str, exec_id: str) -> Task:
+        """Fault NotFound when there is none."""
+        task = self._tasks.get((id, exec_id))
+        if task is None or task.forgotten:
+            raise Fault("NotFound", Task(id, exec_id, "").name, "no such task")
+        return task
+
+    def find(self, id: str, exec_id: str) -> Task | None:
+        return self._tasks.get((id, exec_id))
+
+    def add(self, task: Task) -> None:
+        self._tasks[task.id, task.exec_id] = task
+        if task.streams is not None:
+            self._by_key[task.key] = task
+
+    def members(self, sandbox_id: str) -> list[Task]:
+        """The tasks of a sandbox that have not ended."""
+        return [task for task in self._tasks.values() if task.sandbox_id == sandbox_id and task.status != "stopped"]
+
+    def live(self) -> bool:
+        return any(task.status != "stopped" for task in self._tasks.values())
+
+    def starting(self) -> bool:
+        """Whether some request still waits for a child."""
+        return any(task.waiting for task in self._tasks.values())
+
+    # spawn
+
+    def spawn(
+        self, reply: Reply, id: str, exec_id: str, plan: dict[str, Any], stdio: dict[str, Any], fds: list[int]
+    ) -> None:
+        """Begins; reply is answered when the child is ready. fds stay the caller's."""
+        known = self._tasks.get((id, exec_id))
+        if known is not None:
+            if known.forgotten:
+                raise Fault("AlreadyExists", known.name, "the one before it has not ended yet", "try again")
+            if known.status == "creating":
+                known.waiting.append(reply)
+            else:
+                self._answer(reply, known)
+            return
+        task = Task(id, exec_id, plan.get("sandbox_id") or "")
+        how = plan.get("how", "clone")
+        if how == "adopt":
+            self._adopt_plan(task, plan)
+            self._answer(reply, task)
+            return
+        namespaces: dict[str, int] = {}
+        target = -1
+        if plan.get("target"):
+            first = self.get(plan["target"], "")
+            if first.status != "running":
+                raise Fault("FailedPrecondition", first.name, f"is {first.status}, not running")
+            target = first.pidfd
+        elif task.sandbox_id:
+            namespaces = self._shim.sandboxes.fds(task.sandbox_id)
+        child, streams = open_streams(self._shim, task.key, stdio, fds)
+        try:
+            given = [fds[index] for index in plan.get("fds") or ()]
+            if how == "spawn":
+                if stdio.get("terminal"):
+                    raise Fault("Invalid", "plan", 'how "spawn" has no terminal')
+                task.pid, task.pidfd = plain_spawn(plan, child.fds, given)
+                task.status = "running"
+            else:
+                stdin, stdout, stderr = child.fds
+                held = oci.spawn(
+                    plan, stdin=stdin, stdout=stdout, stderr=stderr, fds=given, namespaces=namespaces, target=target
+                )
+                task.pid, task.pidfd = held.pid, held.pidfd
+                task.hooks = plan.get("hooks") or None
+                task.size = (stdio.get("rows", 0), stdio.get("columns", 0))
+                task.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, held.channel)
+                task.channel.setblocking(False)
+        except BaseException:
+            child.close()
+            if streams is not None:
+                self._shim.keeper.slots.give(streams.slot)
+                streams.close()
+            raise
+        child.close()
+        task.streams = streams
+        self.add(task)
+        if streams is not None and not streams.terminal:
+            self._shim.keeper.add(streams)
+        if task.channel is not None:
+            task.waiting.append(reply)
+            self._shim.loop.add(task.channel.fileno(), IN, lambda _events: self._packet(task))
+        if task.pid:
+            self._found(task)
+        if task.channel is None:
+            self._note(task)
+            self._answer(reply, task)
+
+    def _found(self, task: Task) -> None:
+        """The pid is known."""
+        with contextlib.suppress(ProcessLookupError):
+            task.start_time = pidfd.start_time(task.pid)
+        self._shim.reaper.expect(task.pid, lambda code: self.ended(task, code))
+
+    def _adopt_plan(self, task: Task, plan: dict[str, Any]) -> None:
+        """A process that is there already; FailedPrecondition when the pid is another's by now."""
+        pid = plan["pid"]
+        try:
+            task.pidfd = pidfd.open(pid)
+            task.start_time = pidfd.start_time(pid)
+        except ProcessLookupError:
+            raise Fault("NotFound", f"process {pid}", "no such process") from None
+        if plan.get("start_time") and plan["start_time"] != task.start_time:
+            os.close(task.pidfd)
+            raise Fault("FailedPrecondition", f"process {pid}", "started at another time: the pid was used again")
+        task.pid, task.status = pid, "running"
+        self.add(task)
+        self.follow(task)
+        self._note(task)
+
+    def _answer(self, reply: Reply, task: Task) -> None:
+        reply.ok(task.state(), [task.pidfd] if task.pidfd >= 0 else ())
+
+    def _note(self, task: Task) -> None:
+        self._shim.note_task(task)
+
+    # what the child says
+
+    def _packet(self, task: Task) -> None:
+        sock = task.channel
+        if sock is None:
+            return
+        try:
+            data, ancillary, _flags, _address = sock.recvmsg(_PACKET, socket.CMSG_SPACE(64), socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary = b"", []
+        fds = array.array("i")
+        for _level, _kind, payload in ancillary:
+            fds.frombytes(payload)
+        if not data:
+            self._silent(task)
+            return
+        message = json.loads(data)
+        if "error" in message:
+            self._failed(task, message["error"])
+        elif "pid" in message:
+            task.pid = message["pid"]
+            (task.pidfd,) = fds
+            fds = array.array("i")
+            self._found(task)
+        elif "hooks" in message:
+            self._hooks(task, message["hooks"])
+        elif "created" in message:
+            self._created(task, message["created"], list(fds))
+            return
+        for fd in fds:
+            os.close(fd)
+
+    def _hooks(self, task: Task, moment: str) -> None:
+        hooks = task.hooks or {}
+        run = [*(hooks.get("prestart") or ()), *(hooks.get(moment) or ())]
+        state = {**(hooks.get("state") or {}), "status": "creating", "pid": task.pid}
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._failed(task, describe(error))
+            elif task.channel is not None:
+                with contextlib.suppress(OSError):
+                    task.channel.send(b"h")
+
+        HookRun(self._shim.loop, self._shim.reaper, run, state, done)
+
+    def _created(self, task: Task, record: dict[str, Any], fds: list[int]) -> None:
+        task.hooks = None
+        task.user = record.get("user", "")
+        if task.streams is not None and task.streams.terminal and fds:
+            master = fds.pop()
+            os.set_blocking(master, False)
+            if any(task.size):
+                fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", *task.size, 0, 0))
+            task.streams.ends["master"] = master
+            self._shim.keeper.add(task.streams)
+        for fd in fds:
+            os.close(fd)
+        task.status = "created"
+        self._note(task)
+        waiting, task.waiting = task.waiting, []
+        for reply in waiting:
+            self._answer(reply, task)
+
+    def _silent(self, task: Task) -> None:
+        """End of file: execve succeeded, or the child has died, which its end will tell."""
+        self._unchannel(task)
+        if task.starting and task.error is None:
+            task.starting = False
+            if task.status == "created":
+                task.status = "running"
+                self._note(task)
+            waiting, task.waiting = task.waiting, []
+            for reply in waiting:
+                reply.ok(None)
+        elif task.status == "creating" and task.pid == 0 and task.error is None:  # the intermediate died
+            self._failed(task, describe(Fault("Error", task.name, "its first process ended before it was ready")))
+
+    def _failed(self, task: Task, record: dict[str, Any]) -> None:
+        """The child cannot go on; whoever waits hears why, and a task that never was is forgotten."""
+        task.error = record
+        task.hooks = None
+        if task.status == "creating":
+            task.forgotten = True
+        task.starting = False
+        if task.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd.send_signal(task.pidfd, signal.SIGKILL if task.status == "creating" else 0)
+        waiting, task.waiting = task.waiting, []
+        for reply in waiting:
+            reply.fail(record)
+        if task.status == "creating" and task.pid == 0:
+            self._drop(task)
+
+    def _unchannel(self, task: Task) -> None:
+        if task.channel is not None:
+            self._shim.loop.remove(task.channel.fileno())
+            task.channel.close()
+            task.channel = None
+
+    # start, signal
+
+    def start(self, reply: Reply, id: str, exec_id: str) -> None:
+        task = self.get(id, exec_id)
+        if task.status == "running":
+            reply.ok(None)
+        elif task.status == "created" and task.error is not None:
+            reply.fail(task.error)
+        elif task.status == "created" and task.channel is not None:
+            task.waiting.append(reply)
+            if not task.starting:
+                task.starting = True
+                try:
+                    task.channel.send(b"s")
+                except OSError:
+                    self._packet(task)
+        else:
+            raise Fault("FailedPrecondition", task.name, f"is {task.status}")
+
+    def signal(self, id: str, exec_id: str, number: int) -> None:
+        task = self.get(id, exec_id)
+        if task.status == "stopped" or task.pidfd < 0:
+            raise Fault("FailedPrecondition", task.name, f"is {task.status}")
+        try:
+            pidfd.send_signal(task.pidfd, number)
+        except ProcessLookupError:
+            raise Fault("FailedPrecondition", task.name, "is stopped") from None
+
+    # the end
+
+    def follow(self, task: Task) -> None:
+        """Waits for the end of a process that may not be our child."""
+        task.foreign = True
+        self._shim.reaper.expect(task.pid, lambda code: self.ended(task, code))
+        self._shim.loop.add(task.pidfd, IN, lambda _events: self._foreign_end(task, 0))
+
+    def _foreign_end(self, task: Task, tries: int) -> None:
+        self._shim.loop.remove(task.pidfd)
+        self._shim.reaper.collect()
+        if task.status == "stopped":
+            return
+        code: int | None = None
+        try:
+            code = exit_code(task.pidfd)
+        except OSError as error:
+            tries = 100 if error.errno in (errno.ENOTTY, errno.EINVAL) else tries
+        if code is None and tries < 100:  # its parent has not reaped it yet
+            self._shim.loop.later(0.002 + tries * 0.001, lambda: self._foreign_end(task, tries + 1))
+            return
+        self._shim.reaper.unexpect(task.pid)
+        self.ended(task, code)
+
+    def ended(self, task: Task, code: int | None) -> None:
+        """The process has been reaped."""
+        if task.channel is not None:
+            self._packet(task)  # an error that it sent last
+            while task.channel is not None and task.error is None and self._more(task):
+                self._packet(task)
+        self._unchannel(task)
+        if task.foreign:
+            self._shim.loop.remove(task.pidfd)
+        if task.waiting:
+            record = task.error or describe(
+                Fault("Error", task.name, f"its process ended with status {code} before it was ready")
+            )
+            self._failed(task, record)
+        if task.pidfd >= 0:
+            os.close(task.pidfd)
+            task.pidfd = -1
+        if task.forgotten:
+            self._drop(task)
+            return
+        task.status = "stopped"
+        task.code = code
+        task.stopped_at = time.time_ns()
+        self._note(task)
+        streams = task.streams
+        if streams is None or streams.drained or streams.key not in self._shim.keeper.streams:
+            self._publish(task, drained=True)
+            return
+        task.held = self._shim.loop.later(PATIENCE, lambda: self._late(task))
+        self._shim.keeper.exited(streams)
+
+    @staticmethod
+    def _more(task: Task) -> bool:
+        if task.channel is None:
+            return False
+        try:
+            return bool(task.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
+
+    def _publish(self, task: Task, *, drained: bool) -> None:
+        attributes = {
+            "exec_id": task.exec_id,
+            "code": "" if task.code is None else str(task.code),
+            "oom_killed": "true" if task.oom else "false",
+            "drained": "true" if drained else "false",
+        }
+        self._shim.events.publish("task.exited", task.id, attributes, task.stopped_at)
+
+    def tell_again(self, task: Task) -> None:
+        """The end of a task that a lost shim had seen; whoever was told already takes no harm."""
+        self._publish(task, drained=task.streams is None)
+
+    def _late(self, task: Task) -> None:
+        task.held = None
+        self._publish(task, drained=False)
+
+    def drained(self, key: str, _eof: bool) -> None:
+        """The logger says that all output of a process has arrived."""
+        task = self._by_key.get(key)
+        if task is None or task.status != "stopped":
+            return
+        if task.held is not None:
+            task.held.cancel()
+            task.held = None
+            self._publish(task, drained=True)
+        elif task.streams is not None:
+            self._shim.events.publish("task.drained", task.id, {"exec_id": task.exec_id})
+        if _eof:
+            task.streams = None
+            self._by_key.pop(key, None)
+
+    def forget(self, id: str, exec_id: str) -> None:
+        task = self._tasks.get((id, exec_id))
+        if task is None:
+            return
+        if task.status != "stopped":
+            if task.error is None:
+                raise Fault("FailedPrecondition", task.name, f"is {task.status}")
+            task.forgotten = True  # it failed to start, and its end is on the way
+            return
+        self._drop(task)
+
+    def _drop(self, task: Task) -> None:
+        if task.held is not None:
+            task.held.cancel()
+            task.held = None
+        self._unchannel(task)
+        if task.streams is not None:
+            self._by_key.pop(task.key, None)
+            if task.streams.key in self._shim.keeper.streams:
+                self._shim.keeper.drop(task.streams)
+            elif not task.streams.drained:
+                self._shim.keeper.slots.give(task.streams.slot)
+                task.streams.close()
+            task.streams = None
+        if self._tasks.get((task.id, task.exec_id)) is task:
+            del self._tasks[task.id, task.exec_id]
+            if task.status != "creating":
+                self._shim.ledger.note(forget=[task.id, task.exec_id])
+
+    def restore(self, task: Task, *, unpublished: bool) -> None:
+        """A task of this process before it replaced itself; unpublished: its exit event is still held back."""
+        self.add(task)
+        if task.channel is not None:
+            self._shim.loop.add(task.channel.fileno(), IN, lambda _events: self._packet(task))
+        if task.status != "stopped":
+            if task.foreign:
+                self.follow(task)
+            elif task.pid:
+                self._shim.reaper.expect(task.pid, lambda code: self.ended(task, code))
+        elif unpublished:
+            task.held = self._shim.loop.later(PATIENCE, lambda: self._late(task))
+
+
+def exit_code(fd: int) -> int | None:
+    """0-255, or 128+n, of a reaped process by its pidfd; None while it is not to be had. OSError before Linux 6.15."""
+    status = pidfd.exit_status(fd)
+    if status is None:
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
