@@ -238,8 +238,8 @@ class Images:
         names = []
         own = f"{transport}:{rest}"
         for named in found:
-            if named.name:
-                names.append(normalize(named.name))
+            if name := _normal(named.name):
+                names.append(name)
             elif own not in names:
                 names.append(rest if transport == self._kernel.loaded.config.engine.transport else own)
             else:
@@ -312,6 +312,14 @@ class Images:
     def _hold(self, lease: Lease, resource: str) -> None:
         with self._gate:
             lease.add(resource)
+
+
+def _normal(name: str) -> str:
+    """The full form of a name that a source gives; "" for one that no user could write."""
+    try:
+        return normalize(name)
+    except Invalid:
+        return ""
 
 
 def _candidates(name: str) -> Iterator[str]:

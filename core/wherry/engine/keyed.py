@@ -1,4 +1,4 @@
-"""A lock for each key, made when it is wanted and gone when nobody wants it: several callers for one blob or one chain do its work once."""
+"""A lock for each key, made when wanted and gone when nobody wants it: callers for one blob or chain do its work once."""
 
 from __future__ import annotations
 

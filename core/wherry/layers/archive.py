@@ -25,7 +25,8 @@ _TYPES = frozenset((REGULAR, LINK, SYMLINK, CHAR, BLOCKDEV, DIRECTORY, FIFO))
 
 
 class Source(Protocol):
-    """Where the bytes come from; read answers between 1 and size bytes, b"" at the end."""
+    """Where the bytes come from; read answers between 1 and size bytes, b"" at the end. A source that has ``skip(size)`` as well
+    is not read where nothing is wanted; it raises Invalid when it is shorter."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -62,6 +63,7 @@ class Archive:
         self._buffer = memoryview(b"")
         self._left = 0  # unread bytes of the current entry
         self._padding = 0
+        self.position = 0  # bytes consumed: where the current entry's data begins, before any of it is read
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
@@ -81,10 +83,8 @@ class Archive:
             pass
 
     def _next(self) -> Entry | None:
-        for _piece in self.data():
-            pass
-        self._skip(self._padding)
-        self._padding = 0
+        self._skip(self._left + self._padding)
+        self._left = self._padding = 0
         pax: dict[bytes, bytes] = {}
         sparse_pax: list[tuple[bytes, bytes]] = []
         long_name = long_link = None
@@ -248,6 +248,7 @@ class Archive:
             if not self._buffer:
                 raise _broken("is cut short")
         piece, self._buffer = self._buffer[:most], self._buffer[most:]
+        self.position += len(piece)
         return piece
 
     def _take(self, size: int) -> bytes:
@@ -262,7 +263,12 @@ class Archive:
         return b"".join(parts)
 
     def _skip(self, size: int) -> None:
+        skip = getattr(self._source, "skip", None)
         while size:
+            if skip is not None and not self._buffer:
+                skip(size)
+                self.position += size
+                return
             size -= len(self._some(size))
 
     def _block(self) -> bytes | None:

@@ -70,7 +70,9 @@ class Layer:
                 self._inner.update(data)
                 self.size += len(data)
                 if self.size > FREE and self.size > FREE + RATIO * self.compressed:
-                    raise Invalid("layer", f"{self.compressed} bytes yield more than {self.size - 1}: a decompression bomb")
+                    raise Invalid(
+                        "layer", f"{self.compressed} bytes yield more than {self.size - 1}: a decompression bomb"
+                    )
                 return data
 
     def _decode(self, size: int) -> bytes:

@@ -153,7 +153,17 @@ class Snapshots:
         number, name, kind, parent, labels, extra, created, updated, size, inodes, above = row
         chain = self._chain(parent) if lowers and parent is not None else ()
         return Row(
-            number, name, cast(Kind, kind), above or "", json.loads(labels), extra, created, updated, size, inodes, chain
+            number,
+            name,
+            cast(Kind, kind),
+            above or "",
+            json.loads(labels),
+            extra,
+            created,
+            updated,
+            size,
+            inodes,
+            chain,
         )
 
     def _chain(self, number: int) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ def _unpack(request: Mapping[str, Any]) -> Job:
     return job
 
 
-def _usage(request: Mapping[str, Any]) -> Job:
+def _usage(_request: Mapping[str, Any]) -> Job:
     from wherry.layers.usage import usage
 
     return lambda roots: usage(roots[0])

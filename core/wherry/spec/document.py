@@ -18,6 +18,14 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 def parse(data: bytes, what: str) -> Mapping[str, Any]:
     """A JSON object. Invalid for anything that two readers might read differently: duplicate keys, NaN, lone surrogates, bytes
     that are no UTF-8, more than 4 MiB, or nesting without end. what names the document in errors."""
+    document = parse_value(data, what)
+    if not isinstance(document, dict):
+        raise Invalid(what, "is not a JSON object")
+    return document
+
+
+def parse_value(data: bytes, what: str) -> Any:
+    """The same for a document that may be something else, such as a list."""
     if len(data) > DOCUMENT_MAX:
         raise Invalid(what, f"is larger than {DOCUMENT_MAX >> 20} MiB")
     try:
@@ -31,8 +39,6 @@ def parse(data: bytes, what: str) -> Mapping[str, Any]:
         raise Invalid(what, "is not UTF-8") from None
     except ValueError as error:
         raise Invalid(what, f"is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise Invalid(what, "is not a JSON object")
     return document
 
 
@@ -108,4 +114,4 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
-__all__ = ["DOCUMENT_MAX", "Fields", "check_digest", "parse"]
+__all__ = ["DOCUMENT_MAX", "Fields", "check_digest", "parse", "parse_value"]

@@ -70,6 +70,4 @@ def _open(config: OverlayConfig, context: Context) -> OverlaySnapshotter:
 
 @hookimpl
 def wherry_snapshotter() -> Registration[OverlayConfig, Snapshotter]:
-    return Registration(
-        id="overlayfs", config=OverlayConfig, init=_open, probe=_probe, capabilities=_capabilities
-    )
+    return Registration(id="overlayfs", config=OverlayConfig, init=_open, probe=_probe, capabilities=_capabilities)

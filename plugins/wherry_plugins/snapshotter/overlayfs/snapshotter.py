@@ -32,7 +32,7 @@ class OverlaySnapshotter:
         self._rows = Snapshots(context.root / "snapshots.db")
         self._options = _options(config)
         self._volatile = config.volatile
-        self._roots: dict[int, tuple[int, int, int]] = {}  # committed: mode, uid and gid of its root never change
+        self._roots: dict[int, tuple[int, int, int, int]] = {}  # of committed ones, which never change
         self._sweeping = threading.Lock()
 
     def stat(self, name: str) -> SnapshotInfo:
@@ -118,28 +118,34 @@ class OverlaySnapshotter:
         try:
             os.mkdir(f"{directory}/fs", 0o755)
             if row.lowers:
-                mode, uid, gid = self._root_of(row.lowers[0])
+                mode, uid, gid, mtime = self._root_of(row.lowers[0])
                 if uid or gid:
                     os.chown(f"{directory}/fs", uid, gid)
                 if mode != 0o755:
                     os.chmod(f"{directory}/fs", mode)
+                os.utime(f"{directory}/fs", ns=(mtime, mtime))
             if work:
                 os.mkdir(f"{directory}/work", 0o711)
         except BaseException:
             self._erase(row.number)
             raise
 
-    def _root_of(self, number: int) -> tuple[int, int, int]:
-        """What the root directory of a merged tree looks like is the upper directory's matter: it is the parent's."""
+    def _root_of(self, number: int) -> tuple[int, int, int, int]:
+        """(mode, uid, gid, mtime) of a root directory: what a merged tree's root looks like is the upper directory's matter."""
         known = self._roots.get(number)
         if known is None:
             found = os.stat(self._fs(number))
-            known = self._roots[number] = (found.st_mode & 0o7777, found.st_uid, found.st_gid)
+            known = self._roots[number] = (
+                found.st_mode & 0o7777,
+                found.st_uid,
+                found.st_gid,
+                found.st_mtime_ns,
+            )
         return known
 
     def _mounts(self, row: Row) -> tuple[Mount, ...]:
         fs = self._fs(row.number)
-        if not row.lowers or (row.kind == "committed" and len(row.lowers) == 0):
+        if not row.lowers:
             return (Mount("bind", fs, "", ("rbind", "rw" if row.kind == "active" else "ro")),)
         lowers = [self._fs(number) for number in row.lowers]
         if row.kind == "committed":

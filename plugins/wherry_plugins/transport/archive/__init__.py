@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @frozen
 class ArchiveConfig:
-    """[plugin.transport.archive]. max_unpacked: bytes that a compressed archive may unpack to, in a file that goes with the last use."""
+    """[plugin.transport.archive]. max_unpacked: bytes that a compressed archive may unpack to, in a nameless file."""
 
     max_unpacked: int = 64 << 30
 

@@ -1,0 +1,114 @@
+"""What an archive says about its images: OCI image-layout (image-spec, image-layout.md) or docker save's manifest.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+from attrs import frozen
+
+from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
+from wherry.layers.compression import compression_of
+from wherry.spec.distribution import CONFIG, LAYER, MANIFEST, Index, parse_target
+from wherry.spec.document import Fields, check_digest, parse, parse_value
+from wherry.spec.image import parse_config
+from wherry_plugins.transport.archive.file import ArchiveFile, Member
+
+_NAME = "io.containerd.image.name"
+_REF = "org.opencontainers.image.ref.name"
+_BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})", re.ASCII)
+_INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+@frozen
+class Contents:
+    """images: what there is. documents: those that the archive does not hold itself. layers: members by digest, docker save's."""
+
+    images: tuple[Named, ...]
+    documents: dict[str, bytes]
+    layers: dict[str, Member]
+
+
+def read_contents(archive: ArchiveFile) -> Contents:
+    """Invalid for a file that is neither form."""
+    if archive.find("index.json") is not None and archive.find("oci-layout") is not None:
+        return _oci(archive)
+    if archive.find("manifest.json") is not None:
+        return _docker(archive)
+    raise Invalid(archive.what, "is neither an OCI archive nor one of docker save: no index.json, no manifest.json")
+
+
+def _oci(archive: ArchiveFile) -> Contents:
+    layout = Fields(parse(archive.document("oci-layout"), f"{archive.what}: oci-layout"), f"{archive.what}: oci-layout")
+    if not layout.text("imageLayoutVersion").startswith("1."):
+        raise Invalid(archive.what, f'is an image layout of version "{layout.text("imageLayoutVersion")[:20]}", not 1')
+    text = archive.document("index.json")
+    index = parse_target(text, Descriptor(_INDEX, Digest(f"sha256:{hashlib.sha256(text).hexdigest()}"), len(text)))
+    if not isinstance(index, Index):
+        raise Invalid(archive.what, "its index.json is no index")
+    images = []
+    for item in index.manifests:
+        name = item.annotations.get(_NAME, "")
+        if not name:
+            name = item.annotations.get(_REF, "")
+            # umoci and others write the tag alone; a single word may also be a repository, as skopeo writes it.
+            if name == "latest":
+                name = ""
+        images.append(Named(name, Descriptor(item.media_type, item.digest, item.size, platform=item.platform)))
+    return Contents(tuple(images), {}, {})
+
+
+def _docker(archive: ArchiveFile) -> Contents:
+    what = f"{archive.what}: manifest.json"
+    items = parse_value(archive.document("manifest.json"), what)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise Invalid(what, "is not a list of objects")
+    images: list[Named] = []
+    documents: dict[str, bytes] = {}
+    layers: dict[str, Member] = {}
+    for item in items:
+        fields = Fields(item, what)
+        config = archive.document(fields.text("Config"))
+        config_digest = Digest(f"sha256:{hashlib.sha256(config).hexdigest()}")
+        descriptor = Descriptor(CONFIG, config_digest, len(config))
+        diff_ids = parse_config(config, descriptor).diff_ids
+        paths = fields.texts("Layers", required=True)
+        if len(paths) != len(diff_ids):
+            raise Invalid(what, f"an image has {len(paths)} layers and {len(diff_ids)} diff-ids")
+        described = [_layer(archive, path, diff_id, layers) for path, diff_id in zip(paths, diff_ids, strict=True)]
+        manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": {"mediaType": CONFIG, "digest": config_digest, "size": len(config)},
+                "layers": [{"mediaType": d.media_type, "digest": d.digest, "size": d.size} for d in described],
+            },
+            separators=(",", ":"),
+            sort_keys=True,
+        ).encode()
+        digest = Digest(f"sha256:{hashlib.sha256(manifest).hexdigest()}")
+        documents[config_digest] = config
+        documents[digest] = manifest
+        names = fields.texts("RepoTags") or ("",)
+        images += [Named(name, Descriptor(MANIFEST, digest, len(manifest))) for name in names]
+    return Contents(tuple(images), documents, layers)
+
+
+def _layer(archive: ArchiveFile, path: str, diff_id: str, layers: dict[str, Member]) -> Descriptor:
+    """A layer's digest: the name of a blob says it, an uncompressed tar's is its diff-id, only another has to be hashed. The first
+    two are claims; whoever stores the bytes checks them."""
+    member = archive.find(path)
+    if member is None:
+        raise NotFound(archive.what, f'has no member "{path[:200]}"')
+    compression = compression_of(archive.head(member, 4))
+    blob = _BLOB.fullmatch(path)
+    if blob is not None:
+        digest = f"sha256:{blob[1]}"
+    elif not compression:
+        digest = check_digest(diff_id, archive.what)
+    else:
+        with archive.window(member, 0) as stream:
+            digest = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    layers[digest] = member
+    return Descriptor(LAYER + (f"+{compression}" if compression else ""), Digest(digest), member.size)
