@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import define
 
-from wherry.api import Event
+from wherry.api import Error, Event
 from wherry.engine.creation import Creation
 from wherry.engine.database import Database
 from wherry.engine.ending import Ending
@@ -27,6 +28,9 @@ from wherry.engine.system import System
 from wherry.engine.views import Views
 from wherry.kernel.config import LoadedConfig, load
 
+if TYPE_CHECKING:
+    from wherry.engine.shim import ShimClient
+
 
 @define
 class Parts:
@@ -39,6 +43,7 @@ class Parts:
     views: Views
     images: ImageRemoval
     system: System
+    recovery: Recovery
     closers: ExitStack
 
     def close(self) -> None:
@@ -82,10 +87,17 @@ def locate(
 
 
 def assemble(
-    root: Path | None, run: Path | None, config: str | os.PathLike[str] | LoadedConfig | None, *, shim_config: str = ""
+    root: Path | None,
+    run: Path | None,
+    config: str | os.PathLike[str] | LoadedConfig | None,
+    *,
+    resident: bool = False,
 ) -> Parts:
-    """An engine ready to serve: locked, recovered. Raises Unavailable when another engine has the root, and all that the
-    config, the database or the shim may raise; then nothing stays open."""
+    """An engine ready to serve: locked, recovered. resident: the shim is its parent and stays when it ends.
+
+    Raises Unavailable when another engine has the root, and all that config, database or shim may raise; then nothing stays
+    open.
+    """
     root, run, loaded = locate(root, run, config)
     with ExitStack() as stack:
         _directories(root, run, loaded.config.engine.group)
@@ -95,26 +107,32 @@ def assemble(
         database = Database(root / "wherry.db", bus.deliver)
         stack.callback(database.close)
         leases = Leases(database, secrets.token_hex(8))
-        state = _state(stack, root, run, loaded, database, bus, leases, shim_config)
-        ending = Ending(state)
-        recovery = Recovery(state, ending)
-        creation = Creation(state)
-        lifecycle = Lifecycle(state, creation, Starting(state, creation), ending)
-        execs = Execs(state)
-        parts = Parts(
-            state=state,
-            lifecycle=lifecycle,
-            execs=execs,
-            streams=Streams(state, execs),
-            views=Views(state),
-            images=ImageRemoval(state),
-            system=System(state, lifecycle, recovery),
-            closers=ExitStack(),
-        )
-        recovery.load()
-        recovery.run()
+        state = _state(stack, root, run, loaded, database, bus, leases, resident)
+        parts = combine(state)
+        parts.recovery.load()
+        parts.recovery.run()
         parts.closers = stack.pop_all()
         return parts
+
+
+def combine(state: State) -> Parts:
+    """The verbs over a state. Nothing is recovered and nothing runs yet."""
+    ending = Ending(state)
+    recovery = Recovery(state, ending)
+    creation = Creation(state)
+    lifecycle = Lifecycle(state, creation, Starting(state, creation), ending)
+    execs = Execs(state)
+    return Parts(
+        state=state,
+        lifecycle=lifecycle,
+        execs=execs,
+        streams=Streams(state, execs),
+        views=Views(state),
+        images=ImageRemoval(state),
+        system=System(state, lifecycle, recovery),
+        recovery=recovery,
+        closers=ExitStack(),
+    )
 
 
 def _directories(root: Path, run: Path, group: str) -> None:
@@ -125,6 +143,13 @@ def _directories(root: Path, run: Path, group: str) -> None:
     (run / "bundles").mkdir(mode=0o700, exist_ok=True)
 
 
+def _leave_shim(shim: ShimClient, resident: bool) -> None:
+    if not resident:
+        with suppress(Error):  # InUse: it stays with its containers, for the next engine of this root
+            shim.quit()
+    shim.close()
+
+
 def _state(
     stack: ExitStack,
     root: Path,
@@ -133,15 +158,15 @@ def _state(
     database: Database,
     bus: Bus,
     leases: Leases,
-    shim_config: str,
+    resident: bool,
 ) -> State:
     from wherry.engine.images import Images
     from wherry.engine.shim import start_shim
     from wherry.engine.workers import WorkerPool
     from wherry.kernel import Kernel
 
-    shim = start_shim(run, root, config=Path(shim_config) if shim_config else None, engine=False)
-    stack.callback(shim.close)
+    shim = start_shim(run, root, config=Path(loaded.file) if loaded.file else None, engine=resident)
+    stack.callback(_leave_shim, shim, resident)
 
     def publish(event: Event) -> None:
         database.publish(event)

@@ -96,7 +96,8 @@ class Creation:
         sandbox_id, network_driver = self._sandbox(request, drivers)
         state.check_ports(request, network_driver)
         log = request.log or state.settings.log or "none"
-        state.kernel.log(log)
+        if log != "none":
+            state.kernel.log(log)
         kinds: tuple[Kind, ...] = ("store", "snapshotter", "isolation")
         ids: dict[str, str] = {kind: drivers.ids[kind] for kind in kinds}
         if network_driver:

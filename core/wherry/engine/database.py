@@ -87,15 +87,21 @@ class Database:
 
     @staticmethod
     def _refuse_newer(path: Path, new: bool) -> None:
-        # Looked at through a read-only connection: opening for writing might already recover a log of the newer format.
+        # Without writing anything: while there is no log the number is read from the file's header (sqlite.org/fileformat2,
+        # "The Database Header", offset 60), for even a read-only connection would make files beside it.
         if new:
             return
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            connection.set_busy_timeout(BUSY_MS)
-            (version,) = next(connection.execute("PRAGMA user_version"))
-        finally:
-            connection.close()
+        if not path.with_name(path.name + "-wal").exists():
+            with path.open("rb") as file:
+                header = file.read(100)
+            version = int.from_bytes(header[60:64], "big") if header.startswith(b"SQLite format 3\0") else 0
+        else:
+            connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+            try:
+                connection.set_busy_timeout(BUSY_MS)
+                (version,) = next(connection.execute("PRAGMA user_version"))
+            finally:
+                connection.close()
         if version > FORMAT:
             raise FailedPrecondition(
                 f'database "{path}"',

@@ -55,7 +55,7 @@ class Ending:
     def _dispatch(self, event: Event) -> None:
         acks = self._acks
         acks.begin(event.sequence)
-        done = lambda: acks.done(event.sequence)  # noqa: E731 one name, handed on
+        done = partial(acks.done, event.sequence)
         if event.topic != "task.exited":
             done()
             return
@@ -122,9 +122,10 @@ class Ending:
             state.forget(record.id)
         else:
             changes = self._stopped(exit)
+            leaving = self._leaving(record)
             with state.database.transaction() as tx:
                 tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
-                self._leave_sandbox(tx, record)
+                self._leave_sandbox(tx, record, leaving)
                 self._exit_event(tx, record, exit)
             done()
             state.report(self.release(record), f"end of container {record.id[:12]}")
@@ -148,10 +149,15 @@ class Ending:
         members = self._state.registry.members(record.sandbox_id)
         return any(other is not record and other.live for other in members)
 
-    def _leave_sandbox(self, tx: Transaction, record: Record) -> None:
-        if self._others(record):
+    def _leaving(self, record: Record) -> tuple[tuple[str, str], ...] | None:
+        """The (network, driver) pairs that end with this container's run; None when its sandbox stays."""
+        return None if self._others(record) else self._state.attached.get(record.sandbox_id, ())
+
+    @staticmethod
+    def _leave_sandbox(tx: Transaction, record: Record, leaving: tuple[tuple[str, str], ...] | None) -> None:
+        if leaving is None:
             return
-        for network, driver in self._state.attached.get(record.sandbox_id, ()):
+        for network, driver in leaving:
             tx.event("network.detached", record.sandbox_id, {"network": network, "driver": driver})
         tx.execute("DELETE FROM sandboxes WHERE id = ?", (record.sandbox_id,))
 
@@ -190,6 +196,7 @@ class Ending:
         state = self._state
         what = f"removal of container {record.id[:12]}"
         record.removing = True
+        leaving = self._leaving(record)
         failures = self.release(record) if record.live or exit is not None else []
         vital: list[tuple[str, Exception]] = []
         attempt(vital, "snapshotter.remove", lambda: state.snapshotter(record).remove(record.id))
@@ -204,7 +211,7 @@ class Ending:
         with state.database.transaction(durable=not record.remove) as tx:
             tx.execute("DELETE FROM containers WHERE id = ?", (record.id,))
             if exit is not None:
-                self._leave_sandbox(tx, record)
+                self._leave_sandbox(tx, record, leaving)
                 self._exit_event(tx, record, exit)
             tx.event("container.removed", record.id, attributes(record))
         if exit is not None:

@@ -50,9 +50,15 @@ class Engine:
         root: str | os.PathLike[str] | None = None,
         run: str | os.PathLike[str] | None = None,
         config: str | os.PathLike[str] | LoadedConfig | None = None,
+        *,
+        resident: bool = False,
     ) -> None:
+        """resident: this is the engine's own process, whose parent is the shim."""
         self._parts: Parts | None = assemble(
-            Path(root) if root is not None else None, Path(run) if run is not None else None, config
+            Path(root) if root is not None else None,
+            Path(run) if run is not None else None,
+            config,
+            resident=resident,
         )
 
     @property

@@ -73,7 +73,7 @@ def _serve(options: dict[str, str], ready: int, stop: threading.Event) -> int:
     from wherry.kernel.log import logger as log
 
     root, run = (Path(options[key]) if key in options else None for key in ("root", "run"))
-    engine = Engine(root, run, options.get("config") or None)
+    engine = Engine(root, run, options.get("config") or None, resident=True)
     state = engine.state
     settings = state.settings
     frontends = {}

@@ -34,10 +34,10 @@ class System:
 
     def info(self) -> Info:
         state = self._state
-        pid = os.getpid()
+        pid, shim = os.getpid(), state.shim
         return Info(
             engine=Process(pid, start_time(pid), wherry.__version__),
-            shim=state.shim.process(),
+            shim=Process(shim.pid, shim.start_time, shim.version),
             root=str(state.root),
             run=str(state.run),
             config=state.loaded.file,

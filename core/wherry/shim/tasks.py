@@ -369,6 +369,7 @@ class Tasks:
     def _publish(self, task: Task, *, drained: bool) -> None:
         attributes = {
             "exec_id": task.exec_id,
+            "pid": str(task.pid),
             "code": "" if task.code is None else str(task.code),
             "oom_killed": "true" if task.oom else "false",
             "drained": "true" if drained else "false",

@@ -1,0 +1,202 @@
+"""Database, leases, event bus, names, signals, host files and acks of the engine."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+
+from wherry.api import Event, FailedPrecondition, Invalid, RunRequest, Unavailable
+from wherry.engine import hostfiles, names, signals
+from wherry.engine.acks import Acks
+from wherry.engine.database import FORMAT, Database
+from wherry.engine.events import Bus
+from wherry.engine.leases import Leases
+from wherry.engine.ownership import Claim
+from wherry.engine.records import Record, pack_request, unpack_record, unpack_request
+
+
+def test_a_newer_database_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "wherry.db"
+    Database(path).close()
+    connection = apsw.Connection(str(path))
+    connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    connection.close()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(FailedPrecondition, match="newer wherry"):
+        Database(path)
+    after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert after["wherry.db"] == before["wherry.db"]
+    assert set(after) == set(before)
+
+
+def test_a_broken_database_is_unavailable(tmp_path: Path) -> None:
+    path = tmp_path / "wherry.db"
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(Unavailable):
+        Database(path)
+
+
+def test_events_have_no_gaps_even_after_a_rollback(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    database = Database(tmp_path / "wherry.db", seen.extend)
+    database.publish(Event("a.b", "1", 5))
+    with pytest.raises(ZeroDivisionError), database.transaction() as tx:
+        tx.event("a.c", "2")
+        raise ZeroDivisionError
+    with database.transaction() as tx:
+        tx.event("a.d", "3", {"k": "v"})
+        tx.event("a.e", "4")
+    assert [event.sequence for event in seen] == [1, 2, 3]
+    assert database.events_after(0) == seen
+    assert database.prune_events(1) == 2
+    database.close()
+    again = Database(tmp_path / "wherry.db")
+    assert again.publish(Event("a.f", "5", 0)).sequence == 4
+    assert again.check() == []
+    again.close()
+
+
+def test_followers_replay_then_follow(tmp_path: Path) -> None:
+    bus = Bus()
+    database = Database(tmp_path / "wherry.db", bus.deliver)
+    for number in range(3):
+        database.publish(Event("a.b", str(number), 0))
+    assert [event.id for event in bus.follow(database, 1, follow=False)] == ["1", "2"]
+    stream = bus.follow(database, 0, follow=True)
+    live = bus.follow(database, -1, follow=True)
+    assert [next(stream).id for _ in range(3)] == ["0", "1", "2"]
+    database.publish(Event("a.b", "3", 0))
+    assert next(stream).id == "3"
+    assert next(live).id == "3"
+    assert next(stream).topic == ""
+    for number in range(5000):  # more than a follower's queue: it reads them from the database
+        database.publish(Event("a.b", f"n{number}", 0))
+    found = [next(stream) for _ in range(5000)]
+    assert [event.sequence for event in found] == list(range(5, 5005))
+    stream.close()  # type: ignore[attr-defined]
+    bus.close()
+    assert len(list(live)) >= 0
+    database.close()
+
+
+def test_leases_hold_and_expire(tmp_path: Path) -> None:
+    database = Database(tmp_path / "wherry.db")
+    leases = Leases(database, "one")
+    with leases.hold() as lease:
+        lease.add("blob/sha256:1")
+        assert database.query("SELECT engine FROM leases") == [("one",)]
+        with leases.hold() as inner:
+            assert inner is lease
+            inner.add("blob/sha256:2")
+        assert leases.resources() == {"blob/sha256:1", "blob/sha256:2"}
+    assert leases.resources() == frozenset()
+    assert database.query("SELECT * FROM leases") == []
+    with database.transaction() as tx:
+        leases.write(tx, "dead")
+    assert Leases(database, "two").expire_dead() == 1
+    assert database.query("SELECT * FROM leases") == []
+    database.close()
+
+
+def test_leases_of_threads_are_apart(tmp_path: Path) -> None:
+    database = Database(tmp_path / "wherry.db")
+    leases = Leases(database, "one")
+    seen = []
+    with leases.hold() as lease:
+        thread = threading.Thread(target=lambda: seen.append(leases.current()))
+        thread.start()
+        thread.join()
+        assert leases.current() is lease
+    assert seen == [None]
+    database.close()
+
+
+def test_one_engine_a_directory(tmp_path: Path) -> None:
+    claim = Claim(tmp_path / "engine.lock", "root")
+    with pytest.raises(Unavailable, match=r"an engine with pid [0-9]+ has it"):
+        Claim(tmp_path / "engine.lock", "root")
+    claim.close()
+    Claim(tmp_path / "engine.lock", "root").close()
+
+
+def test_acks_follow_the_slowest() -> None:
+    told: list[int] = []
+    acks = Acks(told.append)
+    for number in (1, 2, 3, 4):
+        acks.begin(number)
+    acks.done(2)
+    acks.done(3)
+    assert told == []
+    acks.done(1)
+    assert told == [3]
+    acks.done(4)
+    assert told == [3, 4]
+
+
+def test_requests_and_records_survive_the_database() -> None:
+    from wherry.api import Bind, Port
+
+    request = RunRequest(
+        image="x",
+        command=("a",),
+        entrypoint=(),
+        env=("A=\udcff", "B="),
+        mounts=(Bind("bind", "/a", "/b", ("ro",), True), Bind("tmpfs", "", "/t")),
+        ports=(Port(80, "udp", "127.0.0.1", 8080),),
+        ulimits=(("nofile", 1, 2),),
+        labels={"a": "b"},
+        hooks={"prestart": [{"path": "/x"}]},
+        cpus=1.5,
+    )
+    again = unpack_request(pack_request(request))
+    assert again == request or again.hooks == {"prestart": [{"path": "/x"}]}
+    record = Record(id="1" * 64, name="n", image="x", ports=request.ports, labels={"a": "b"}, drivers={"store": "s"})
+    copy = unpack_record(record.pack(status="running"))
+    assert copy.status == "running"
+    assert copy.view().ports == record.view().ports
+
+
+def test_names() -> None:
+    seen = {names.random_name() for _ in range(200)}
+    assert len(seen) > 150
+    for name in seen:
+        names.check_name(name)
+    for bad in ("", "-a", "a b", "a/b", "x" * 129, "a\n"):
+        with pytest.raises(Invalid):
+            names.check_name(bad)
+    ids = {names.new_id() for _ in range(100)}
+    assert all(len(id) == 64 and not id[:12].isdecimal() for id in ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("15", 15), ("RTMIN", 34), ("RTMIN+3", 37), ("SIGRTMAX-1", 63)],
+)
+def test_signals(text: str, number: int) -> None:
+    assert signals.parse(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "65", "TURM", "RTMIN+99", "-1", "9x", "\u0663"])
+def test_bad_signals(text: str) -> None:
+    with pytest.raises(Invalid):
+        signals.parse(text)
+
+
+def test_host_files(tmp_path: Path) -> None:
+    request = RunRequest(
+        image="x", extra_hosts=("db:10.0.0.9", "six=[::9]"), dns=("9.9.9.9",), dns_search=("a.example",)
+    )
+    files = hostfiles.make(request, hostname="h", host=False, addresses=("10.1.2.3/24",), names=("web",))
+    files.write(tmp_path)
+    hosts = (tmp_path / "hosts").read_text()
+    assert "10.1.2.3\th web\n" in hosts
+    assert "10.0.0.9\tdb\n" in hosts
+    assert "::9\tsix\n" in hosts
+    assert (tmp_path / "hostname").read_text() == "h\n"
+    assert (tmp_path / "resolv.conf").read_text().startswith("nameserver 9.9.9.9\nsearch a.example\n")
+    for bad in ({"extra_hosts": ("db",)}, {"extra_hosts": ("db:x",)}, {"dns": ("resolver",)}):
+        with pytest.raises(Invalid):
+            hostfiles.make(RunRequest(image="x", **bad), hostname="h", host=False)  # type: ignore[arg-type]
