@@ -30,7 +30,9 @@ def seccomp() -> dict[str, Any]:
         ):
             continue
         rules.append({key: rule[key] for key in ("names", "action", "args", "errnoRet") if rule.get(key) is not None})
-    architectures = next(entry for entry in profile["archMap"] if entry["architecture"].endswith(os.uname().machine.upper()))
+    architectures = next(
+        entry for entry in profile["archMap"] if entry["architecture"].endswith(os.uname().machine.upper())
+    )
     names = [architectures["architecture"], *architectures.get("subArchitectures", [])]
     return {
         "defaultAction": profile["defaultAction"],
@@ -53,7 +55,7 @@ def spec(rootfs: Path, args: list[str], cgroup: str) -> dict[str, Any]:
             "args": args,
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             "cwd": "/",
-            "capabilities": {kind: capabilities for kind in ("bounding", "effective", "permitted")},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
             "oomScoreAdj": 0,
         },
         "root": {"path": str(rootfs), "readonly": False},

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from bundle import make_bundle
 from world import ENVIRON, IMAGE, AbsentError, Spawner, World, memory_of, need, processes, remove_cgroups
+
 from wherry.oci.filters import default_profile
 
 
@@ -40,11 +41,19 @@ class Floor:
         (world.base / "filter").write_bytes(filter_bytes())
         work = world.base / "floor-work"
         work.mkdir()
-        self.command = [str(self.program), str(world.rootfs), str(work), str(world.base / "filter"), str(syncs), *hierarchies]
+        self.command = [
+            str(self.program),
+            str(world.rootfs),
+            str(work),
+            str(world.base / "filter"),
+            str(syncs),
+            *hierarchies,
+        ]
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, letter: bytes) -> float:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         began = time.perf_counter()
         self.process.stdin.write(letter + b"\n")
         self.process.stdin.flush()
@@ -252,7 +261,12 @@ class Docker(Engine):
             if self.process.poll() is not None:
                 text = (world.run / "dockerd.log").read_text(errors="replace").strip().splitlines()
                 raise AbsentError(f"dockerd does not start: {text[-1] if text else 'no output'}")
-            if subprocess.run([*self.command, "version"], capture_output=True, env=self.environ, check=False).returncode == 0:
+            if (
+                subprocess.run(
+                    [*self.command, "version"], capture_output=True, env=self.environ, check=False
+                ).returncode
+                == 0
+            ):
                 return
             time.sleep(0.1)
         raise AbsentError("dockerd does not answer within 20 s")
@@ -271,7 +285,9 @@ class Docker(Engine):
 
     def close(self) -> None:
         if self.process.poll() is None:
-            listed = subprocess.run([*self.command, "ps", "-aq"], capture_output=True, text=True, env=self.environ, check=False)
+            listed = subprocess.run(
+                [*self.command, "ps", "-aq"], capture_output=True, text=True, env=self.environ, check=False
+            )
             if ids := listed.stdout.split():
                 subprocess.run([*self.command, "rm", "-f", *ids], capture_output=True, env=self.environ, check=False)
             os.kill(self.process.pid, signal.SIGTERM)

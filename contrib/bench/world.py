@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -34,7 +36,8 @@ class Spawner:
 
     def many(self, argvs: Sequence[Sequence[str]], environ: Mapping[str, str] = ENVIRON) -> dict[str, Any]:
         """Starts all at once. RuntimeError when one of them fails, with what it printed."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.output.unlink(missing_ok=True)
         request = {"argvs": argvs, "environ": dict(environ), "output": str(self.output)}
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -119,7 +122,7 @@ class World:
         if self._legacy is None:
             if Path("/sys/fs/cgroup/cgroup.controllers").exists():
                 return self.spawner
-            script = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\""
+            script = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
             prefix = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
             self._legacy = Spawner(self.run / "output-legacy", prefix)
         return self._legacy
@@ -128,6 +131,7 @@ class World:
         self.spawner.close()
         if self._legacy is not None:
             self._legacy.close()
+        kill_users_of(self.run)
         for directory in (self.base, self.run):
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -151,6 +155,18 @@ def remove_cgroups(name: str) -> None:
                 os.rmdir(directory)
             except OSError:
                 break
+
+
+def kill_users_of(directory: Path) -> None:
+    """Kills what still names the directory on its command line: daemons of a runtime that failed half-way."""
+    for pid in processes():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(directory) in words and pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def memory_of(pids: Sequence[int]) -> int:

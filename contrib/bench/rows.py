@@ -1,0 +1,249 @@
+"""The rows of the table: what is measured, how often, and which ratio is the goal."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numbers_of import interval, percentile, ratios
+
+IDLE = 0.15
+
+
+@dataclass
+class Line:
+    """One line of the table. median and p99 in the row's unit; ratio: ours to this peer, with its 95 % interval."""
+
+    row: int
+    what: str
+    regime: str
+    subject: str
+    median: float
+    p99: float
+    count: int
+    unit: str = "ms"
+    ratio: float | None = None
+    low: float = 0.0
+    high: float = 0.0
+    goal: float | None = None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.ratio is None or self.goal is None:
+            return ""
+        return "reached" if self.ratio <= self.goal else f"missed by {self.ratio / self.goal - 1:.0%}"
+
+
+@dataclass
+class Plan:
+    """How much to measure. rounds for quick things, slow for those that take a tenth of a second."""
+
+    rounds: int = 100
+    idle_rounds: int = 40
+    slow: int = 25
+    containers: int = 300
+    burst: int = 100
+    bursts: int = 3
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+
+def interleaved(subjects: Mapping[str, Callable[[], float]], rounds: int, gap: float) -> dict[str, list[float]]:
+    """Every subject once a round, in random order; gap seconds of rest before each."""
+    chance = random.Random(7)
+    names = list(subjects)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        chance.shuffle(names)
+        for name in names:
+            if gap:
+                time.sleep(gap)
+            elapsed = subjects[name]()
+            if turn:  # the first round only warms up
+                found[name].append(elapsed)
+    return found
+
+
+def lines_of(
+    row: int,
+    what: str,
+    regime: str,
+    found: Mapping[str, Sequence[float]],
+    ours: str,
+    goals: Mapping[str, float],
+) -> list[Line]:
+    lines = []
+    for name, values in found.items():
+        line = Line(
+            row, what, regime, name, statistics.median(values) * 1e3, percentile(values, 0.99) * 1e3, len(values)
+        )
+        if name != ours and ours in found:
+            each = ratios(found[ours], values)
+            line.ratio = statistics.median(each)
+            line.low, line.high = interval(each)
+            line.goal = goals.get(name)
+        lines.append(line)
+    return lines
+
+
+def timed(
+    row: int,
+    what: str,
+    subjects: Mapping[str, Callable[[], float]],
+    ours: str,
+    goals: Mapping[str, Mapping[str, float]],
+    plan: Plan,
+    *,
+    slow: bool = False,
+) -> list[Line]:
+    """Both regimes of one workload."""
+    lines = []
+    for regime, gap, rounds in (
+        ("back to back", 0.0, plan.slow if slow else plan.rounds),
+        ("150 ms idle", IDLE, plan.slow if slow else plan.idle_rounds),
+    ):
+        found = interleaved(subjects, rounds, gap)
+        for name, values in found.items():
+            plan.samples[f"{row} {what} / {regime} / {name}"] = values
+        lines += lines_of(row, what, regime, found, ours, goals[regime])
+    return lines
+
+
+def both(goals: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+    return {"back to back": goals, "150 ms idle": goals}
+
+
+def row_1(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    """create, start, exit and delete of ``true`` by API; the bundle runtimes by command line, as they have no other way."""
+    names = [name for name in ("wherry api", "wherry in process", "floor", "crun", "runc") if name in peers]
+    goals = {
+        "back to back": {"floor": 1.5, "crun": 0.7, "runc": 1 / 6},
+        "150 ms idle": {"floor": 1.5, "crun": 0.5, "runc": 1 / 6},
+    }
+    subjects = {name: peers[name].once for name in names}
+    return timed(1, "run true, API", subjects, "wherry api", goals, plan)
+
+
+def row_2(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    names = [name for name in ("wherry", "docker", "podman", "runc", "crun") if name in peers]
+    goals = both({"docker": 1 / 10, "podman": 1 / 7, "runc": 1 / 2})
+    return timed(
+        2, "run --rm true, command line", {name: peers[name].once for name in names}, "wherry", goals, plan, slow=True
+    )
+
+
+def row_4(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    lines = []
+    holders = [peers[name] for name in ("wherry api", "wherry", "floor", "crun", "docker", "podman") if name in peers]
+    for peer in holders:
+        peer.hold()
+    try:
+        api = {name: peers[name].execute for name in ("wherry api", "floor", "crun") if name in peers}
+        lines += timed(4, "exec true, API", api, "wherry api", both({"crun": 1 / 3}), plan)
+        shell = {name: peers[name].execute for name in ("wherry", "docker", "podman") if name in peers}
+        goals = both({"docker": 1 / 5, "podman": 1 / 9})
+        lines += timed(4, "exec true, command line", shell, "wherry", goals, plan, slow=True)
+    finally:
+        for peer in holders:
+            peer.drop()
+    return lines
+
+
+def used_memory() -> int:
+    """Bytes of the machine that are neither free nor page cache, kernel memory included (proc_meminfo(5))."""
+    fields = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, value, *_ = line.split()
+        fields[name.rstrip(":")] = int(value) * 1024
+    return fields["MemTotal"] - fields["MemFree"] - fields["Buffers"] - fields["Cached"] - fields["SwapCached"]
+
+
+def row_7(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    """Memory of the runtime's own processes, for each idle container; and the whole machine's, beyond the floor's."""
+    lines = []
+    machine: dict[str, float] = {}
+    for name in ("floor", "wherry api", "podman", "docker"):
+        if name not in peers:
+            continue
+        peer = peers[name]
+        if hasattr(peer, "once"):
+            peer.once()
+        before, count_before = peer.helpers()
+        whole_before = used_memory()
+        peer.idle(plan.containers)
+        time.sleep(1.0)
+        after, count_after = peer.helpers()
+        machine[name] = (used_memory() - whole_before) / plan.containers / 1024
+        own = (after - before) / plan.containers / 1024
+        beyond = machine[name] - machine.get("floor", 0.0)
+        helpers = (count_after - count_before) / plan.containers
+        note = f"{helpers:.2f} helper processes each; whole machine {machine[name]:.0f} KiB each, {beyond:+.0f} beyond the floor"
+        line = Line(
+            7,
+            "idle containers, own memory",
+            f"{plan.containers}",
+            name,
+            own,
+            own,
+            plan.containers,
+            "KiB each",
+            note=note,
+        )
+        if name == "wherry api":
+            line.ratio, line.low, line.high, line.goal = own / 100, own / 100, own / 100, 1.0
+        lines.append(line)
+        if hasattr(peer, "drop_idle"):
+            peer.drop_idle()
+    return lines
+
+
+def row_8(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    lines = []
+    names = [name for name in ("wherry api", "wherry", "podman", "docker") if name in peers]
+    walls: dict[str, list[float]] = {name: [] for name in names}
+    eachs: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(plan.bursts):
+        for name in random.Random(len(walls[names[0]])).sample(names, len(names)):
+            wall, each = peers[name].together(plan.burst)
+            walls[name].append(wall)
+            eachs[name] += each
+    for name in names:
+        plan.samples[f"8 burst / {name}"] = walls[name]
+        middle, late = statistics.median(eachs[name]) * 1e3, percentile(eachs[name], 0.99) * 1e3
+        wall = [seconds * 1e3 for seconds in walls[name]]
+        line = Line(8, f"{plan.burst} starts at once", "", name, statistics.median(wall), max(wall), plan.bursts)
+        line.note = f"each: p50 {middle:.0f} ms, p99 {late:.0f} ms, {late / middle:.1f} times"
+        if name in ("podman", "docker") and "wherry" in names:
+            each_ratio = ratios(walls["wherry"], walls[name])
+            line.ratio, (line.low, line.high) = statistics.median(each_ratio), interval(each_ratio)
+            line.goal = 1 / 15
+        lines.append(line)
+    return lines
+
+
+def row_11(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    lines = []
+    names = [name for name in ("wherry", "docker", "podman") if name in peers]
+    for verb in ("version", "ps"):
+        subjects = {name: getattr(peers[name], verb) for name in names}
+        lines += timed(11, verb, subjects, "wherry", both({"docker": 1.0, "podman": 0.5}), plan, slow=True)
+    return lines
+
+
+ROWS: dict[int, Callable[[Mapping[str, Any], Plan], list[Line]]] = {
+    1: row_1, 2: row_2, 4: row_4, 7: row_7, 8: row_8, 11: row_11,
+}  # fmt: skip
+#: Who takes part in which row; a row runs with those that are there.
+WANTED: dict[int, tuple[str, ...]] = {
+    1: ("wherry api", "wherry in process", "floor", "crun", "runc"),
+    2: ("wherry", "docker", "podman", "runc", "crun"),
+    4: ("wherry api", "wherry", "floor", "crun", "docker", "podman"),
+    7: ("floor", "wherry api", "podman", "docker"),
+    8: ("wherry api", "wherry", "podman", "docker"),
+    11: ("wherry", "docker", "podman"),
+}
