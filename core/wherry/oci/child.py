@@ -21,9 +21,9 @@ Function = Callable[..., None]
 class Failure(Exception):
     """An error that has a class of its own on the wire (wherry.errors by name); OSError needs no wrapping."""
 
-    def __init__(self, name: str, what: str, cause: str, hint: str = "", errno: int = 0) -> None:
-        super().__init__(name, what, cause, hint, errno)
-        self.message = {"class": name, "what": what, "cause": cause, "hint": hint, "errno": errno}
+    def __init__(self, name: str, what: str, cause: str, hint: str = "") -> None:
+        super().__init__(name, what, cause, hint)
+        self.message = {"class": name, "what": what, "cause": cause, "hint": hint, "errno": 0}
 
 
 class Child:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -403,14 +404,17 @@ def _early_hooks(result: Compiled, id: str, bundle: str, spec: Mapping[str, Any]
     wanted = spec.get("hooks") or {}
     for moment in ("prestart", "createRuntime", "poststart", "poststop"):
         if wanted.get(moment):
-            result.hooks[moment] = [list(hook) for hook in reading.hooks(wanted[moment], moment)]
+            result.hooks[moment] = [
+                {"path": path, "args": argv, "env": env, "timeout": timeout}
+                for path, argv, env, timeout in reading.hooks(wanted[moment], moment)
+            ]
     if result.hooks:
         result.hooks["state"] = reading.state(id, bundle, spec, "creating")
     if result.hooks.get("createRuntime") or result.hooks.get("prestart"):
         result.steps.append(s.RuntimeHooks())
     if wanted.get("createContainer"):
         listed = reading.hooks(wanted["createContainer"], "createContainer")
-        result.steps.append(s.Hooks("createContainer", listed, reading.state(id, bundle, spec, "creating")))
+        result.steps.append(s.Hooks("createContainer", listed, json.dumps(reading.state(id, bundle, spec, "creating"))))
 
 
 def _tail(
@@ -431,7 +435,7 @@ def _tail(
     add(s.Created())
     if hooks and (wanted := (spec.get("hooks") or {}).get("startContainer")):
         listed = reading.hooks(wanted, "startContainer")
-        add(s.Hooks("startContainer", listed, reading.state(id, bundle, spec, "created")))
+        add(s.Hooks("startContainer", listed, json.dumps(reading.state(id, bundle, spec, "created"))))
     if label := process.get("apparmorProfile"):
         if not host.apparmor:
             raise SpecError(f"AppArmor profile {label!r}", "AppArmor is not on here")

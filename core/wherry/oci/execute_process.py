@@ -303,14 +303,12 @@ def execute(child: Child) -> None:
                     continue
                 break
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                raise Failure("CommandNotFound", f'exec "{text(candidate)}"', _cause(error), "", error.errno) from None
-            raise Failure(
-                "CommandNotExecutable", f'exec "{text(candidate)}"', _cause(error), "", error.errno or 0
-            ) from None
+                raise Failure("CommandNotFound", f'exec "{text(candidate)}"', _cause(error)) from None
+            raise Failure("CommandNotExecutable", f'exec "{text(candidate)}"', _cause(error)) from None
     name = text(child.argv[0] or b"")
     if denied is not None:
-        raise Failure("CommandNotExecutable", f'exec "{name}"', _cause(denied), "", denied.errno or 0)
-    raise Failure("CommandNotFound", f'exec "{name}"', "executable file not found in $PATH", "", errno.ENOENT)
+        raise Failure("CommandNotExecutable", f'exec "{name}"', _cause(denied))
+    raise Failure("CommandNotFound", f'exec "{name}"', "executable file not found in $PATH")
 
 
 def _cause(error: OSError) -> str:

@@ -122,9 +122,7 @@ def _target(child: Child, name: bytes, *, directory: bool, plain: bool = False) 
             fd = path.make_directories(child.root, clean)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise Failure(
-                    "Invalid", f'mount "{text(name)}"', "the root has no ordinary directory there", "", error.errno
-                ) from None
+                raise Failure("Invalid", f'mount "{text(name)}"', "the root has no ordinary directory there") from None
             raise
     else:
         fd = path.make_target(child.root, clean, directory=directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import stat
 from collections.abc import Collection, Mapping, Sequence
@@ -153,15 +152,13 @@ def hooks(entries: Sequence[Mapping[str, Any]], moment: str) -> list[tuple[str, 
     return result
 
 
-def state(id: str, bundle: str, spec: Mapping[str, Any], status: str) -> str:
-    """The container's state as a hook gets it (runtime.md, "State"), as JSON; the pid is put in by who runs it."""
-    return json.dumps(
-        {
-            "ociVersion": spec.get("ociVersion", "1.2.1"),
-            "id": id,
-            "status": status,
-            "pid": 0,
-            "bundle": bundle,
-            "annotations": spec.get("annotations") or {},
-        }
-    )
+def state(id: str, bundle: str, spec: Mapping[str, Any], status: str) -> dict[str, Any]:
+    """The container's state as a hook gets it (runtime.md, "State"); the pid is put in by who runs it."""
+    return {
+        "ociVersion": spec.get("ociVersion", "1.2.1"),
+        "id": id,
+        "status": status,
+        "pid": 0,
+        "bundle": bundle,
+        "annotations": dict(spec.get("annotations") or {}),
+    }

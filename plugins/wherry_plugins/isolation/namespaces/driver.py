@@ -1,0 +1,390 @@
+"""The Isolation Protocol over the shim and the container's cgroups."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from wherry.api import (
+    Context,
+    CreateRequest,
+    Error,
+    Exit,
+    FailedPrecondition,
+    IdMap,
+    Invalid,
+    NotFound,
+    Plan,
+    Stdio,
+    TaskState,
+    Unavailable,
+)
+from wherry.linux import caps, cgroup, pidfd, probe
+from wherry.linux.cgroup1 import Group1
+from wherry.linux.cgroup2 import Group2
+from wherry.oci import compile, filters
+from wherry.oci.errors import SpecError
+from wherry_plugins.isolation.namespaces.record import Links, Record
+
+if TYPE_CHECKING:
+    from wherry_plugins.isolation.namespaces import NamespacesConfig
+
+_SECCOMP = "io.wherry.seccomp"
+_KILL = 9
+
+
+class Namespaces:
+    """Thread-safe. The shim is the authority on processes, the kernel on cgroups; records only save asking them."""
+
+    def __init__(self, config: NamespacesConfig, context: Context) -> None:
+        self._config = config
+        self._context = context
+        self._shim = context.shim
+        self._layout = cgroup.detect()
+        self._apparmor = probe.apparmor()
+        cache = context.root / "seccomp"
+        cache.mkdir(mode=0o700, exist_ok=True)
+        self._filters = filters.Filters(cache)
+        self._links = Links(context.run)
+        self._records: dict[str, Record] = {}
+
+    # create, start, exec
+
+    def create(self, request: CreateRequest) -> TaskState:
+        spec = request.spec
+        group = self._group(request.id, spec, fresh=True)
+        try:
+            host = self._host(spec, group, sandboxed=bool(request.sandbox_id))
+            compiled = compile.container(
+                request.id, self._with_defaults(spec), request.rootfs, host, bundle=str(request.bundle)
+            )
+        except SpecError as error:
+            raise Invalid(error.what, error.cause, error.hint) from None
+        record = Record(request.id, request.sandbox_id, spec, group)
+        group.create((spec.get("linux") or {}).get("resources") or {})
+        try:
+            self._links.add(request.id, request.bundle, spec)
+            state = self._spawn(
+                request.id, "", self._plan(compiled, group, sandbox_id=request.sandbox_id), request.stdio
+            )
+        except BaseException:
+            self._discard(record)
+            raise
+        record.pids[""] = (state.pid, state.start_time)
+        self._records[request.id] = record
+        return state
+
+    def start(self, id: str, exec_id: str = "") -> None:
+        self._record(id)
+        self._shim.start(id, exec_id)
+
+    def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
+        record = self._record(id)
+        try:
+            host = self._host({**record.spec, "process": process}, record.group)
+            compiled = compile.exec(id, record.spec, process, host)
+        except SpecError as error:
+            raise Invalid(error.what, error.cause, error.hint) from None
+        if record.paused and record.group.frozen():
+            raise FailedPrecondition(f'container "{id}"', "is paused", "resume it first")
+        state = self._spawn(id, exec_id, self._plan(compiled, record.group, target=id), stdio)
+        record.pids[exec_id] = (state.pid, state.start_time)
+        return state
+
+    def _spawn(self, id: str, exec_id: str, plan: Plan, stdio: Stdio) -> TaskState:
+        state = self._shim.spawn(id, exec_id, plan, stdio)
+        if state.status == "stopped":  # one of the same name that the shim was not told to forget
+            forget = getattr(self._shim, "forget", None)
+            if forget is None:
+                raise FailedPrecondition(f'container "{id}"', "the shim still has the one before it", "try again")
+            forget(id, exec_id)
+            state = self._shim.spawn(id, exec_id, plan, stdio)
+        return state
+
+    def _with_defaults(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        score = self._config.oom_score_adj
+        process = spec.get("process") or {}
+        if score is None or process.get("oomScoreAdj") is not None:
+            return spec
+        return {**spec, "process": {**process, "oomScoreAdj": score}}
+
+    def _group(self, id: str, spec: Mapping[str, Any], *, fresh: bool) -> cgroup.Group:
+        linux = spec.get("linux") or {}
+        path = linux.get("cgroupsPath") or f"/wherry/{id}"
+        if not path.startswith("/") or ".." in path.split("/") or "\0" in path or path.strip("/") == "":
+            raise Invalid(f"cgroupsPath {path!r}", "not an absolute path below the root of the hierarchy")
+        if self._layout.unified:
+            return Group2(self._layout, path)
+        return Group1(self._layout, path, (linux.get("resources") or {}) if fresh else None)
+
+    def _host(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> compile.Host:
+        binds, links = group.binds() if isinstance(group, Group1) else ([], [])
+        return compile.Host(
+            sandboxed=sandboxed,
+            unified=self._layout.unified,
+            cgroup_binds=binds,
+            cgroup_links=links,
+            filter=self._filter(spec),
+            apparmor=self._apparmor,
+        )
+
+    def _filter(self, spec: Mapping[str, Any]) -> tuple[bytes, int] | None:
+        """The OCI field linux.seccomp, else the annotation: "default", "unconfined" or a profile in Docker's form."""
+        document = (spec.get("linux") or {}).get("seccomp")
+        if document is None:
+            profile = (spec.get("annotations") or {}).get(_SECCOMP, "unconfined")
+            if profile == "unconfined":
+                return None
+            text, flags = "" if profile == "default" else profile, 0
+        else:
+            text, flags = json.dumps(document, sort_keys=True), filters.flags(document)
+        names = ((spec.get("process") or {}).get("capabilities") or {}).get("bounding") or ()
+        try:
+            held = caps.mask(names)
+        except KeyError as error:
+            raise SpecError(f"capability {error}", "no such capability") from None
+        try:
+            return self._filters.compiled(text, held), flags
+        except FileNotFoundError:
+            raise FailedPrecondition(
+                "seccomp", "libseccomp is not installed", "install the package libseccomp2"
+            ) from None
+
+    @staticmethod
+    def _plan(compiled: compile.Compiled, group: cgroup.Group, *, sandbox_id: str = "", target: str = "") -> Plan:
+        uids, gids = compiled.idmap
+        return Plan(
+            argv=compiled.argv,
+            env=compiled.env,
+            flags=compiled.flags,
+            cgroups=group.directories,
+            sandbox_id=sandbox_id,
+            join=tuple(compiled.join),
+            idmap=IdMap(uids, gids),
+            steps=tuple(compiled.steps),
+            target=target,
+            hooks=compiled.hooks,
+        )
+
+    def _record(self, id: str) -> Record:
+        record = self._records.get(id)
+        if record is None:
+            record = self._found_again(id)
+        if record is None:
+            raise NotFound(f'container "{id}"', "no such container")
+        return record
+
+    def _found_again(self, id: str) -> Record | None:
+        """A container of an engine before this one."""
+        if not id or "/" in id or not (self._context.run / id).is_symlink():
+            return None
+        try:
+            spec = self._links.spec(id)
+        except FailedPrecondition:
+            spec = {}
+        record = Record(id, "", spec, self._group(id, spec, fresh=False))
+        record.paused = record.group.frozen()
+        return self._records.setdefault(id, record)
+
+    # signals, freezer, limits
+
+    def kill(self, id: str, signal: int, exec_id: str = "", *, all: bool = False) -> None:
+        record = self._record(id)
+        if all:
+            record.group.kill(signal)
+        else:
+            self._shim.signal(id, exec_id, signal)
+        if signal == _KILL and record.paused:  # a frozen process dies once it is thawed
+            self._thaw(record)
+
+    def pause(self, id: str) -> None:
+        record = self._record(id)
+        with record.lock:
+            if self._task(id, "").status != "running":
+                raise FailedPrecondition(f'container "{id}"', "does not run")
+            record.group.freeze(True)
+            record.paused = True
+
+    def resume(self, id: str) -> None:
+        record = self._record(id)
+        if not record.paused and not record.group.frozen():
+            raise FailedPrecondition(f'container "{id}"', "is not paused")
+        self._thaw(record)
+
+    @staticmethod
+    def _thaw(record: Record) -> None:
+        with record.lock:
+            record.group.freeze(False)
+            record.paused = False
+
+    def resize(self, id: str, rows: int, columns: int, exec_id: str = "") -> None:
+        self._record(id)
+        self._shim.resize(id, exec_id, rows, columns)
+
+    def close_stdin(self, id: str, exec_id: str = "") -> None:
+        self._record(id)
+        self._shim.close_stdin(id, exec_id)
+
+    def update(self, id: str, resources: Mapping[str, Any]) -> None:
+        record = self._record(id)
+        with record.lock:
+            record.group.apply(resources)
+
+    def stats(self, id: str) -> Mapping[str, int]:
+        return self._record(id).group.stats()
+
+    def pids(self, id: str) -> tuple[int, ...]:
+        return self._record(id).group.pids()
+
+    # state and end
+
+    def _task(self, id: str, exec_id: str) -> TaskState:
+        for state in self._shim.list():
+            if state.id == id and state.exec_id == exec_id:
+                return state
+        what = f'exec "{exec_id}" of container "{id}"' if exec_id else f'container "{id}"'
+        raise NotFound(what, "the shim has no such process")
+
+    def _seen(self, record: Record, state: TaskState) -> TaskState:
+        """The shim's state with what the cgroup knows: frozen, and whether the kernel killed something for want of memory."""
+        if state.exit is not None:
+            known = record.exits.get(state.exec_id)
+            if known is None:
+                killed = state.exit.oom_killed or record.group.oom_kills() > 0
+                known = record.exits[state.exec_id] = attrs.evolve(state.exit, oom_killed=killed)
+            return attrs.evolve(state, exit=known)
+        record.pids[state.exec_id] = (state.pid, state.start_time)
+        if state.status == "running" and not state.exec_id and record.group.frozen():
+            return attrs.evolve(state, status="paused")
+        return state
+
+    def state(self, id: str, exec_id: str = "") -> TaskState:
+        record = self._record(id)
+        return self._seen(record, self._task(id, exec_id))
+
+    def wait(self, id: str, exec_id: str = "", timeout: float | None = None) -> Exit | None:
+        record = self._record(id)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if (known := record.exits.get(exec_id)) is not None:
+                return known
+            state = self._seen(record, self._task(id, exec_id))
+            if state.exit is not None:
+                return state.exit
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            self._until_exit(state, left)
+
+    def _until_exit(self, state: TaskState, left: float | None) -> None:
+        """Sleeps on the pidfd, a second at most, so that the call's deadline is looked at; a moment when it is gone already."""
+        self._context.checkpoint()
+        pause = min(1.0, left) if left is not None else 1.0
+        try:
+            fd = pidfd.open(state.pid)
+        except (ProcessLookupError, OSError):
+            time.sleep(min(0.001, pause))
+            return
+        try:
+            if pidfd.start_time(state.pid) == state.start_time:
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+                if not poll.poll(pause * 1000):
+                    return
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(fd)
+        time.sleep(0.0005)  # the shim reaps it
+
+    def delete(self, id: str, exec_id: str = "", *, force: bool = False) -> Exit | None:
+        record = self._records.get(id) or self._found_again(id)
+        if record is None:
+            return None
+        if exec_id:
+            return self._delete_exec(record, exec_id, force)
+        with record.lock:
+            if not record.group.delete():
+                self._end(record, force)
+        ended = record.exits.get("")
+        if ended is None and not force:
+            ended = self._ended(record, "")
+        self._discard(record)
+        return ended
+
+    def _end(self, record: Record, force: bool) -> None:
+        """There are processes in the cgroup: a live container, or what outlived its first process."""
+        try:
+            state: TaskState | None = self._task(record.id, "")
+        except (NotFound, Unavailable):
+            state = None
+        if not force and state is not None and state.status != "stopped":
+            raise FailedPrecondition(f'container "{record.id}"', f"is {state.status}", "stop it, or delete it by force")
+        deadline = time.monotonic() + self._config.kill_patience
+        while True:
+            record.group.kill(_KILL)
+            if record.group.delete():
+                break
+            if time.monotonic() > deadline:
+                raise FailedPrecondition(
+                    f'container "{record.id}"', "its processes did not end", "one of them may hang in the kernel"
+                )
+            self._context.checkpoint()
+            time.sleep(0.002)
+        if state is not None:
+            self._ended(record, "", patience=self._config.kill_patience)
+
+    def _ended(self, record: Record, exec_id: str, patience: float = 0.0) -> Exit | None:
+        """How a process ended, once the shim has reaped it; None when nobody knows."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                state = self._seen(record, self._task(record.id, exec_id))
+            except (NotFound, Unavailable):
+                return None
+            if state.exit is not None or time.monotonic() >= deadline:
+                return state.exit
+            time.sleep(0.001)
+
+    def _delete_exec(self, record: Record, exec_id: str, force: bool) -> Exit | None:
+        known = record.exits.get(exec_id)
+        if known is None:
+            try:
+                state = self._task(record.id, exec_id)
+            except (NotFound, Unavailable):
+                return None
+            if state.status != "stopped":
+                if not force:
+                    raise FailedPrecondition(f'exec "{exec_id}" of container "{record.id}"', f"is {state.status}")
+                try:
+                    self._shim.signal(record.id, exec_id, _KILL)
+                except Error:
+                    pass  # it ended by itself meanwhile
+            known = self._ended(record, exec_id, patience=self._config.kill_patience)
+        record.exits.pop(exec_id, None)
+        record.pids.pop(exec_id, None)
+        return known
+
+    def _discard(self, record: Record) -> None:
+        """Forgets it and removes what is left of it; a cgroup with processes in it is killed first."""
+        self._records.pop(record.id, None)
+        deadline = time.monotonic() + self._config.kill_patience
+        while not record.group.delete() and time.monotonic() < deadline:
+            record.group.kill(_KILL)
+            time.sleep(0.002)
+        self._links.remove(record.id)
+
+    def adopt(self) -> Iterator[TaskState]:
+        known = set(self._links.ids())
+        for state in list(self._shim.list()):
+            if state.id not in known:
+                continue
+            record = self._record(state.id)
+            record.sandbox_id = record.sandbox_id or state.sandbox_id
+            yield self._seen(record, state)

@@ -1,0 +1,60 @@
+"""What the driver remembers of a container, and finds again after a restart of the engine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wherry.api import Exit, FailedPrecondition
+from wherry.linux.cgroup import Group
+
+
+class Record:
+    """One container. exits and pids are by exec id, "" for the first process; lock guards changes of the cgroup."""
+
+    def __init__(self, id: str, sandbox_id: str, spec: Mapping[str, Any], group: Group) -> None:
+        self.id = id
+        self.sandbox_id = sandbox_id
+        self.spec = spec
+        self.group = group
+        self.lock = threading.Lock()
+        self.exits: dict[str, Exit] = {}
+        self.pids: dict[str, tuple[int, int]] = {}
+        self.paused = False
+
+
+class Links:
+    """One link for each container in the driver's run directory: <run>/<id> -> its bundle, whose config.json is the spec."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def add(self, id: str, bundle: Path, spec: Mapping[str, Any]) -> None:
+        link = self._run / id
+        try:
+            link.symlink_to(bundle)
+        except FileExistsError:
+            link.unlink()
+            link.symlink_to(bundle)
+        config = bundle / "config.json"
+        if not config.exists():
+            config.write_text(json.dumps(spec))
+
+    def remove(self, id: str) -> None:
+        (self._run / id).unlink(missing_ok=True)
+
+    def ids(self) -> list[str]:
+        return sorted(path.name for path in self._run.iterdir() if path.is_symlink())
+
+    def spec(self, id: str) -> dict[str, Any]:
+        """FailedPrecondition when the bundle is gone or damaged."""
+        try:
+            spec = json.loads((self._run / id / "config.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise FailedPrecondition(f'container "{id}"', f"its config.json cannot be read: {error}") from None
+        if not isinstance(spec, dict):
+            raise FailedPrecondition(f'container "{id}"', "its config.json is no object")
+        return spec
