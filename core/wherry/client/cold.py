@@ -113,6 +113,8 @@ class Refused(Exception):
 def start(place: Place, *, restart: bool = False) -> None:
     """An engine answers when this returns: through the shim, which is started first where none runs."""
     arguments: dict[str, Any] = {"restart": True} if restart else {}
+    if place.config:
+        arguments["config"] = place.config
     try:
         try:
             ask(place.run, "engine", **arguments)
@@ -122,7 +124,7 @@ def start(place: Place, *, restart: bool = False) -> None:
             launch(place)
             ask(place.run, "engine")
     except Refused as refused:
-        if refused.error.get("class") == "Unavailable" and (tail := log_tail(place.run)):
+        if (tail := log_tail(place.run)) and refused.error.get("cause", "").encode() not in tail:
             os.write(2, tail)
         refused.fail()
     except OSError as error:

@@ -111,9 +111,14 @@ class Client:
             if key == "mismatch":
                 raise Lost(key)
             if key in {"out", "err"}:
-                data = text.encode("utf-8", "surrogateescape")
-                while data:
-                    data = data[posix.write(1 + (key == "err"), data) :]
+                self.write(1 + (key == "err"), text)
+            if key == "exit":
+                self.exit(text)
+
+    def write(self, fd: int, text: str) -> None:
+        data = text.encode("utf-8", "surrogateescape")
+        while data:
+            data = data[posix.write(fd, data) :]
 
     def raw(self) -> None:
         """As cfmakeraw(3)."""

@@ -5,6 +5,7 @@ Formats: docker's CLI reference of ``run``. Sizes are powers of 1024 there ("512
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
 from datetime import UTC, datetime
@@ -183,18 +184,23 @@ def mount(text: str, resolve: object) -> Bind:
 def port(text: str) -> tuple[Port, ...]:
     """-p [IP:][HOST:]CONTAINER[/tcp|/udp], with ranges "8000-8010:80-90"."""
     rest, _, protocol = text.partition("/")
-    match = re.fullmatch(r"(?:(\[[0-9a-fA-F:.]+\]|[0-9.]+):(?=.*:|[^:]*$))?(?:([0-9-]*):)?([0-9-]+)", rest)
+    match = re.fullmatch(
+        r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[0-9.]+):(?P<on>[0-9-]*):|(?P<host>[0-9-]*):)?(?P<port>[0-9-]+)", rest
+    )
     if not match or protocol not in {"", "tcp", "udp"}:
         raise ValueError(f'"{text}" is not [IP:][HOST_PORT:]PORT[/tcp|/udp]')
-    address, outer, inner = match[1] or "", match[2] or "", match[3]
-    if not outer and address.isdecimal():  # "8080:80" reads as an address otherwise
-        address, outer = "", address
+    address, outer, inner = (match["ip"] or "").strip("[]"), match["on"] or match["host"] or "", match["port"]
+    if address:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise ValueError(f'"{text}": "{address}" is not an address') from None
     inside, outside = _range(inner, text), _range(outer, text) if outer else ()
     if outside and len(outside) != len(inside):
         raise ValueError(f'"{text}": the ranges differ in length')
     kind = "udp" if protocol == "udp" else "tcp"
     return tuple(
-        Port(number, kind, address.strip("[]"), outside[index] if outside else 0)  # type: ignore[arg-type]  # a literal
+        Port(number, kind, address, outside[index] if outside else 0)  # type: ignore[arg-type]  # a literal
         for index, number in enumerate(inside)
     )
 

@@ -17,10 +17,10 @@ HERE = "wherry_plugins.frontend.cli.commands"
 @option("-f", "--force", is_flag=True, help="Do not ask")
 def reset(session: Session, *, force: bool) -> int:
     """Asks on a terminal; elsewhere --force is needed."""
-    root = session.engine.info().root
     if not force:
         if not session.tty[0]:
-            raise FailedPrecondition("system reset", f'it removes everything under "{root}"', "confirm it with --force")
+            raise FailedPrecondition("system reset", "it removes every container and image", "confirm it with --force")
+        root = session.engine.info().root
         session.out(f"This removes every container, image and snapshot under {root}.\nGo on? [y/N] ")
         if os.read(session.fds[0], 64).strip().lower() not in {b"y", b"yes"}:
             session.line("Nothing was removed.")

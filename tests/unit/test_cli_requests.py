@@ -1,0 +1,390 @@
+"""From argv to RunRequest and to calls of the engine, through a real session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.cli import Client, FakeEngine, absent, call, container, image
+from wherry.api import Bind, CommandNotFound, ExecRequest, Exit, InUse, LogLine, Port, RunRequest, Span, Stdio
+
+
+def requested(*argv: str, **options: Any) -> RunRequest:
+    engine = FakeEngine()
+    code, _out, err = call(engine, "create", *argv, **options)
+    assert (code, err) == (0, "")
+    ((request,),) = engine.called("create")
+    return request
+
+
+def refused(*argv: str, **options: Any) -> str:
+    engine = FakeEngine()
+    code, out, err = call(engine, *argv, **options)
+    assert (code, out) == (125, "")
+    assert err.startswith("wherry: ") and err.count("\n") == 1
+    assert engine.calls == []
+    return err
+
+
+def test_an_image_alone() -> None:
+    assert requested("busybox") == RunRequest(image="busybox")
+
+
+def test_options_end_at_the_image() -> None:
+    request = requested("--name", "x", "busybox", "ls", "--name", "-it", "--", "y")
+    assert (request.name, request.command) == ("x", ("ls", "--name", "-it", "--", "y"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "fields"),
+    [
+        (["-it"], {"interactive": True, "tty": True}),
+        (["-ti", "--rm"], {"interactive": True, "tty": True, "remove": True}),
+        (["--rm=false", "-i=true"], {"remove": False, "interactive": True}),
+        (["-m", "512m", "--memory-swap=-1"], {"memory": 512 << 20, "memory_swap": -1}),
+        (["-m512m", "--cpus=1.5", "-c", "512"], {"memory": 512 << 20, "cpus": 1.5, "cpu_shares": 512}),
+        (["--cpuset-cpus", "0-1", "--pids-limit", "-1"], {"cpuset": "0-1", "pids_limit": -1}),
+        (["--shm-size", "1g"], {"shm_size": 1 << 30}),
+        (["--ulimit", "nofile=1:2", "--ulimit", "core=0"], {"ulimits": (("nofile", 1, 2), ("core", 0, 0))}),
+        (["--sysctl", "net.core.somaxconn=1"], {"sysctls": {"net.core.somaxconn": "1"}}),
+        (["--cap-add", "NET_ADMIN", "--cap-drop=ALL"], {"cap_add": ("NET_ADMIN",), "cap_drop": ("ALL",)}),
+        (["--privileged", "--read-only", "--init"], {"privileged": True, "read_only": True, "init": True}),
+        (["--security-opt", "no-new-privileges"], {"no_new_privileges": True}),
+        (["--security-opt", "no-new-privileges:true", "--security-opt", "seccomp=unconfined"], {"no_new_privileges": True, "seccomp": "unconfined"}),
+        (["-h", "box", "-u", "1:2", "-w", "/srv"], {"hostname": "box", "user": "1:2", "workdir": "/srv"}),
+        (["--entrypoint", "/bin/sh"], {"entrypoint": ("/bin/sh",)}),
+        (["--entrypoint="], {"entrypoint": ()}),
+        (["-l", "a=1", "--label", "b"], {"labels": {"a": "1", "b": ""}}),
+        (["--annotation", "a.b=1"], {"annotations": {"a.b": "1"}}),
+        (["--stop-signal", "INT", "--stop-timeout", "3"], {"stop_signal": "INT", "stop_timeout": 3.0}),
+        (["--network", "none"], {"network": "none"}),
+        (["--net=host"], {"network": "host"}),
+        (["-p", "8080:80", "-p", "53/udp"], {"ports": (Port(80, "tcp", "", 8080), Port(53, "udp"))}),
+        (["--dns", "1.1.1.1", "--dns-search", "x", "--dns-option", "ndots:2"], {"dns": ("1.1.1.1",), "dns_search": ("x",), "dns_options": ("ndots:2",)}),
+        (["--add-host", "a:1.2.3.4", "--add-host", "b=::1"], {"extra_hosts": ("a:1.2.3.4", "b:::1")}),
+        (["--tmpfs", "/t:size=1m"], {"mounts": (Bind("tmpfs", "tmpfs", "/t", ("nosuid", "nodev", "noexec", "size=1m")),)}),
+        (["--device", "/dev/fuse"], {"devices": ("/dev/fuse",)}),
+        (["--log-driver", "none", "--log-opt", "max-size=1m"], {"log": "none", "log_options": {"max-size": "1m"}}),
+        (["--platform", "linux/arm64", "--pull", "never"], {"platform": "linux/arm64", "pull": "never"}),
+        (["--variant", "v", "--snapshotter", "vfs", "--isolation", "i", "--store", "s"], {"variant": "v", "snapshotter": "vfs", "isolation": "i", "store": "s"}),
+        (["--option", "a.b=c", "--trace", "/tmp/t"], {"options": {"a.b": "c"}, "trace": True}),
+        (["-eA=1", "-e", "B", "-e", "NONE", "--env=A=2"], {"env": ("A=2", "B=from client")}),
+    ],
+)  # fmt: skip
+def test_options(argv: list[str], fields: dict[str, Any]) -> None:
+    assert requested(*argv, "busybox", environ={"B": "from client"}) == RunRequest(image="busybox", **fields)
+
+
+def test_paths_are_the_clients(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("# comment\nA=1\n\nHOME\n  B=x y\n")
+    (tmp_path / "labels").write_text("tier=db\n")
+    (tmp_path / "seccomp.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    request = requested(
+        "-v", "./data:/data:ro", "--mount", "type=bind,src=data,dst=/x".replace("data", "./data"), "--env-file", "env", "-e", "A=2",
+        "--label-file", "./labels", "--security-opt", "seccomp=seccomp.json", "busybox",
+        cwd=str(tmp_path), environ={"HOME": "/home/me"},
+    )  # fmt: skip
+    assert request.mounts == (
+        Bind("bind", f"{tmp_path}/data", "/data", ("rbind", "ro"), create=True),
+        Bind("bind", f"{tmp_path}/data", "/x", ("rbind",)),
+    )
+    assert request.env == ("A=2", "HOME=/home/me", "B=x y")
+    assert request.labels == {"tier": "db"}
+    assert request.seccomp == '{"defaultAction": "SCMP_ACT_ALLOW"}'
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["run", "--nmae", "x", "busybox"], ['option "--nmae"', 'did you mean "--name"', 'see "wherry run --help"']),
+        (["run", "-Z", "busybox"], ['option "-Z"']),
+        (["run", "-iZ", "busybox"], ['option "-Z" in "-iZ"']),
+        (["run"], ["it needs IMAGE"]),
+        (["run", "--name"], ['option "--name": it needs a value']),
+        (["run", "-m", "lots", "busybox"], ['option "-m"', '"lots" is not a size']),
+        (["run", "--cpus", "many", "busybox"], ['"many" is not a number of cores']),
+        (["run", "--rm=maybe", "busybox"], ["neither true nor false"]),
+        (["run", "--pull", "often", "busybox"], ['option "--pull"', '"often"']),
+        (["run", "-c", "x", "busybox"], ['option "-c"', '"x"']),
+        (["run", "-v", "a:b:c:d", "busybox"], ['option "--volume"']),
+        (["run", "-v", "/a:/x", "--tmpfs", "/x", "busybox"], ['the target "/x" is given twice']),
+        (["run", "-e", "=1", "busybox"], ['variable "=1"']),
+        (["run", "--env-file", "/does/not/exist", "busybox"], ['file "/does/not/exist": no such file']),
+        (["run", "--security-opt", "apparmor=mine", "busybox"], ["not supported here"]),
+        (["run", "--add-host", "x", "busybox"], ["HOST:IP"]),
+        (["run", "-it", "busybox"], ["terminal: the client's stdin is none"]),
+        (["rn"], ['command "rn"', 'did you mean "run"']),
+        (["rm"], ["it needs at least one CONTAINER"]),
+        (["tag", "a", "b", "c"], ['it takes no argument "c"']),
+        (["image", "lss"], ['"wherry image" has no such command']),
+        (["logs", "--tail", "x", "web"], ["neither a number of lines"]),
+        (["images", "--filter", "colour=red"], ['filter "colour"']),
+        (["ps", "--filter", "colour"], ["is not KEY=VALUE"]),
+        (["system", "reset"], ["confirm it with --force"]),
+    ],
+)  # fmt: skip
+def test_bad_command_lines(argv: list[str], parts: list[str]) -> None:
+    engine = FakeEngine()
+    code, _out, err = call(engine, *argv)
+    assert code == 125
+    assert err.startswith("wherry: ") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+    assert not {"run", "create", "remove", "reset"} & {name for name, _args, _kwargs in engine.calls}
+
+
+def test_relative_path_without_a_directory() -> None:
+    assert "the current directory does not exist" in refused("run", "-v", "./x:/y", "busybox", cwd="")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        [],
+        ["help"],
+        ["run", "--help"],
+        ["run", "-m", "1m", "--help"],
+        ["help", "run"],
+        ["image", "--help"],
+        ["image"],
+    ],
+)
+def test_help_is_output(argv: list[str]) -> None:
+    code, out, err = call(FakeEngine(), *argv)
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: wherry")
+
+
+def test_every_command_has_help() -> None:
+    from wherry_plugins.frontend.cli.main import ROOT
+
+    def walk(group: Any, path: list[str]) -> None:
+        for name in group.list_commands(None):
+            code, out, _err = call(None, *path, name, "--help")
+            assert code == 0 and out.startswith(f"Usage: wherry {' '.join([*path, name])}")
+            command = group.get_command(None, name)
+            if hasattr(command, "list_commands"):
+                walk(command, [*path, name])
+            else:
+                assert command.callback.__doc__
+
+    walk(ROOT, [])
+
+
+def test_help_fits_the_terminal() -> None:
+    _code, out, _err = call(None, "run", "--help", environ={"COLUMNS": "60"})
+    assert max(map(len, out.split("Examples:")[0].splitlines())) <= 60
+
+
+def test_no_engine_is_an_error_only_where_one_is_needed() -> None:
+    code, out, _err = call(None, "version")
+    assert (code, out) == (0, "client: 0.1.0\nengine: not running\n")
+    code, _out, err = call(None, "ps")
+    assert (code, err) == (125, 'wherry: engine: not running; run "wherry engine start"\n')
+
+
+def test_run_in_the_foreground() -> None:
+    engine = FakeEngine(wait=Exit(7, 0))
+    client = Client(engine, ("run", "--rm", "busybox", "false"))
+    code, out, err = client.finish()
+    assert (code, out, err) == (7, "", "")
+    assert client.seen == [{"attached": True}, {"exit": 7}]
+    ((request, stdio),) = engine.called("run")
+    assert request == RunRequest(image="busybox", command=("false",), remove=True)
+    assert stdio.stdin == -1 and stdio.stdout > 2 and stdio.stderr > 2 and not stdio.terminal
+
+
+def test_run_detached_prints_the_id() -> None:
+    engine = FakeEngine()
+    code, out, _err = call(engine, "run", "-d", "-i", "busybox")
+    assert (code, out) == (0, container().id + "\n")
+    ((request, stdio),) = engine.called("run")
+    assert request.detach and stdio == Stdio(hold_stdin=True)
+    assert engine.called("wait") == []
+
+
+def test_exit_codes_of_errors() -> None:
+    missing = CommandNotFound('exec "nope"', "executable file not found in $PATH")
+    missing.plugin = "isolation.namespaces"
+    code, _out, err = call(FakeEngine(run=missing), "run", "--rm", "busybox", "nope")
+    assert (code, err) == (127, 'wherry: exec "nope": executable file not found in $PATH (isolation.namespaces)\n')
+    code, _out, err = call(FakeEngine(run=OSError(28, "No space left on device")), "run", "busybox")
+    assert (code, err) == (125, "wherry: system: no space left on device\n")
+    code, _out, err = call(FakeEngine(wait=Exit(None, 0)), "run", "busybox")
+    assert code == 125 and "its exit code is unknown" in err
+    code, _out, err = call(FakeEngine(run=RuntimeError("boom")), "run", "busybox")
+    assert code == 125 and "internal fault: RuntimeError: boom" in err
+
+
+def test_terminal_is_raw_between_create_and_the_end() -> None:
+    engine = FakeEngine(create=container(tty=True), wait=Exit(3, 0))
+    client = Client(engine, ("run", "-it", "--rm", "busybox", "sh"), tty=(True, True, True))
+    code, _out, _err = client.finish()
+    assert code == 3
+    assert client.seen == [{"raw": True}, {"attached": True}, {"raw": False}, {"exit": 3}]
+    assert [name for name, _args, _kwargs in engine.calls] == ["create", "start", "wait"]
+    stdio = engine.called("start")[0][1]
+    assert stdio.terminal and (stdio.rows, stdio.columns) == (24, 80) and stdio.stderr == -1
+
+
+def test_a_failed_start_with_rm_leaves_nothing() -> None:
+    engine = FakeEngine(start=CommandNotFound('exec "x"', "not found"))
+    code, _out, _err = call(engine, "run", "-it", "--rm", "busybox", "x", tty=(True, True, True))
+    assert code == 127
+    assert engine.called("remove") == [(container().id,)]
+
+
+def test_cidfile(tmp_path: Path) -> None:
+    code, _out, _err = call(FakeEngine(), "run", "--cidfile", "cid", "busybox", cwd=str(tmp_path))
+    assert code == 0 and (tmp_path / "cid").read_text() == container().id
+    code, _out, err = call(FakeEngine(), "run", "--cidfile", "cid", "busybox", cwd=str(tmp_path))
+    assert code == 125 and "it exists" in err
+
+
+def test_trace_is_written_in_the_clients_directory(tmp_path: Path) -> None:
+    import json
+
+    span = Span("snapshotter.prepare", "snapshotter.overlayfs", 1_000_000, 2000, 5, 1, 0, {"key": "x"}, "")
+    engine = FakeEngine(spans=(span,))
+    code, _out, _err = call(engine, "run", "--trace", "t.json", "busybox", cwd=str(tmp_path))
+    assert code == 0
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    complete = [event for event in events if event["ph"] == "X"]
+    assert [(event["name"], event["ts"], event["dur"], event["tid"]) for event in complete] == [
+        ("snapshotter.prepare", 1000.0, 2.0, 5)
+    ]
+
+
+def test_exec() -> None:
+    engine = FakeEngine(wait=Exit(4, 0))
+    code, _out, _err = call(engine, "exec", "-i", "-e", "A=1", "-w", "/x", "-u", "me", "web", "cat", "-n")
+    assert code == 4
+    name, request, stdio = engine.called("exec")[0]
+    assert name == "web" and stdio.stdin > 2
+    assert request == ExecRequest(("cat", "-n"), ("A=1",), "me", "/x", interactive=True)
+    assert engine.called("wait") == [("web", "e1")]
+
+
+def test_several_names_each_on_its_own() -> None:
+    def stop(name: str, timeout: float | None, signal: str) -> None:
+        if name == "b":
+            raise absent(name)
+
+    engine = FakeEngine(stop=stop)
+    code, out, err = call(engine, "stop", "-t", "3", "a", "b", "c")
+    assert (code, out) == (125, "a\nc\n")
+    assert err == 'wherry: container "b": there is none of that name or id\n'
+    assert engine.called("stop") == [("a", 3.0, ""), ("b", 3.0, ""), ("c", 3.0, "")]
+
+
+def test_rm_force_is_silent_about_what_is_gone() -> None:
+    assert call(FakeEngine(remove=absent("x")), "rm", "-f", "x") == (0, "", "")
+    assert call(FakeEngine(remove=absent("x")), "rm", "x")[0] == 125
+    code, _out, err = call(FakeEngine(remove=InUse('container "x"', "it runs", "stop it or use --force")), "rm", "x")
+    assert (code, err) == (125, 'wherry: container "x": it runs; stop it or use --force\n')
+
+
+def test_ps() -> None:
+    two = (
+        container(),
+        container(id="b" * 64, name="old", status="stopped", created=5, finished=6 * 10**9, exit_code=1),
+    )
+    engine = FakeEngine(containers=two)
+    code, out, _err = call(engine, "ps", "-a")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].split() == ["CONTAINER", "ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]
+    assert (
+        lines[1].startswith("c0ffeec0ffee   docker.io/library/busybox:latest   ") and '"sh -c sleep 1000"' in lines[1]
+    )
+    assert lines[1].endswith("tidy_tug") and "Exited (1)" in lines[2]
+    assert call(engine, "ps", "-q")[1] == "c0ffeec0ffee\n" + "b" * 12 + "\n"
+    assert call(engine, "ps", "--format", "{{.Names}}:{{.State}}")[1] == "tidy_tug:running\nold:exited\n"
+    table = call(engine, "ps", "--format", r"table {{.Names}}\t{{.ID}}")[1].splitlines()
+    assert table == ["NAMES      CONTAINER ID", "tidy_tug   c0ffeec0ffee", "old        bbbbbbbbbbbb"]
+    assert call(engine, "ps", "--format", '{{.Label "tier"}}')[1] == "db\ndb\n"
+    assert '"Names":"tidy_tug"' in call(engine, "ps", "--format", "json")[1]
+    assert '"exit_code": 1' in call(engine, "ps", "--json")[1]
+    call(engine, "ps", "--filter", "status=exited", "--filter", "name=x")
+    assert engine.calls[-1][2] == {"all": True, "filters": {"status": ["stopped"], "name": ["x"]}}
+    assert call(engine, "ps", "-lq")[1] == "c0ffeec0ffee\n"
+    assert 'no field "Nmaes"' in call(engine, "ps", "--format", "{{.Nmaes}}")[2]
+
+
+def test_images() -> None:
+    engine = FakeEngine(
+        images=(
+            image(names=("docker.io/library/busybox:latest", "r.example:5000/a/b:1")),
+            image(id="sha256:" + "c" * 64, names=()),
+        )
+    )
+    out = call(engine, "images")[1].splitlines()
+    assert out[0].split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]
+    assert [line.split()[:3] for line in out[1:]] == [
+        ["busybox", "latest", "a" * 12], ["r.example:5000/a/b", "1", "a" * 12], ["<none>", "<none>", "c" * 12],
+    ]  # fmt: skip
+    assert out[1].endswith("4.26MB")
+    assert call(engine, "images", "-q")[1] == "a" * 12 + "\n" + "c" * 12 + "\n"
+    assert call(engine, "images", "--filter", "dangling=true", "-q")[1] == "c" * 12 + "\n"
+    assert call(engine, "images", "busybox", "--format", "{{.Repository}}")[1] == "busybox\n"
+
+
+def test_inspect() -> None:
+    details = {
+        "spec": {"process": {"args": ["sh"], "env": ["A=1"], "cwd": "/"}, "mounts": [{"destination": "/proc"}]},
+        "owners": {"": "kernel", "/process/env": "adjust.tz"},
+        "request": {"memory": 5, "mounts": [{"type": "bind", "source": "/a", "target": "/b", "options": ["ro"]}]},
+    }
+    engine = FakeEngine(inspect=details, image=image())
+    assert (
+        call(engine, "inspect", "-f", "{{.State.Status}} {{.State.Pid}} {{.HostConfig.Memory}}", "web")[1]
+        == "running 4242 5\n"
+    )
+    assert call(engine, "inspect", "-f", "{{range .Mounts}}{{.Source}}:{{.RW}}{{end}}", "web")[1] == "/a:false\n"
+    out = call(engine, "inspect", "--explain", "web")[1]
+    assert [line.split() for line in out.splitlines()] == [
+        ["FIELD", "VALUE", "SET", "BY"], ["/process/args", '["sh"]', "kernel"], ["/process/env", '["A=1"]', "adjust.tz"],
+        ["/process/cwd", '"/"', "kernel"], ["/mounts/0/destination", '"/proc"', "kernel"],
+    ]  # fmt: skip
+    code, out, err = call(FakeEngine(container=absent("x"), image=absent("x")), "inspect", "x")
+    assert (code, out) == (125, "[]\n") and 'container or image "x"' in err
+
+
+def test_logs_go_to_their_streams() -> None:
+    lines = [LogLine(10**9, "stdout", b"a\n"), LogLine(2 * 10**9, "stderr", b"b\n"), LogLine(3 * 10**9, "stdout", b"c")]
+    engine = FakeEngine(logs=lambda *args, **kwargs: (line for line in lines))
+    assert call(engine, "logs", "web") == (0, "a\nc", "b\n")
+    assert call(engine, "logs", "-ft", "-n", "5", "web")[1] == "1970-01-01T00:00:01Z a\n1970-01-01T00:00:03Z c"
+    assert engine.calls[-1][2] == {"follow": True, "since": 0, "until": 0, "tail": 5}
+
+
+def test_root_and_config_must_be_the_engines() -> None:
+    class Info:
+        root, run, config = "/var/lib/wherry", "/run/wherry", ""
+
+    engine = FakeEngine(info=Info)
+    assert call(engine, "ps", "-q", given={"root": "/var/lib/wherry"})[0] == 0
+    code, _out, err = call(engine, "ps", given={"root": "/elsewhere"})
+    assert code == 125 and err.startswith(
+        'wherry: root "/elsewhere": the engine at /run/wherry runs with "/var/lib/wherry"; '
+    )
+    code, _out, err = call(engine, "ps", given={"config": "my.toml"}, cwd="/etc")
+    assert code == 125 and "engine stop" in err
+
+
+def test_load_from_a_pipe_is_spooled(tmp_path: Path) -> None:
+    class Info:
+        root = str(tmp_path)
+
+    seen = []
+
+    def load(reference: str, *, platform: str) -> tuple[Any, ...]:
+        seen.append(Path(reference.removeprefix("archive:")).read_bytes())
+        return (image(),)
+
+    code, out, _err = call(FakeEngine(info=Info, load=load), "load", stdin=b"tar bytes")
+    assert (code, out) == (0, "Loaded image: docker.io/library/busybox:latest\n")
+    assert seen == [b"tar bytes"] and list((tmp_path / "tmp").iterdir()) == []
