@@ -19,6 +19,7 @@ from wherry.engine.records import Record, pack_request
 from wherry.engine.specs.builder import RESERVED, check_hostname
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import Undo
+from wherry.spec import runtime
 
 if TYPE_CHECKING:
     from wherry.kernel import Drivers
@@ -194,6 +195,8 @@ class Creation:
         )
         spec, adjusted = state.kernel.adjust(built.spec, created.request)
         owners = {**built.owners, **adjusted}
+        if adjusted:  # a stranger's hand
+            runtime.check(spec, f"spec, changed by {', '.join(sorted(set(adjusted.values())))},")
         if not check_only:
             state.kernel.validate(spec, owners)
         return dict(spec), owners
