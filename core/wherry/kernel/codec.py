@@ -131,10 +131,8 @@ def wire_converter() -> Any:
     converter.register_structure_hook_func(lambda cls: cls is BinaryIO, lambda value, _: _take_stream(value))
     converter.register_unstructure_hook_func(lambda cls: cls is Step, _send_step)
     converter.register_structure_hook_func(lambda cls: cls is Step, lambda value, _: SentStep(value[0], value[1]))
-    converter.register_unstructure_hook_func(lambda cls: get_origin(cls) is frozenset, sorted)
-    converter.register_structure_hook_func(
-        lambda cls: get_origin(cls) is frozenset, lambda value, cls: frozenset(value)
-    )
+    converter.register_unstructure_hook_func(_is_frozenset, sorted)
+    converter.register_structure_hook_func(_is_frozenset, lambda value, cls: frozenset(value))
 
     def records(make: Callable[..., Any], wrap: Callable[..., Any]) -> Callable[[Any], Any]:
         def factory(cls: Any) -> Any:
@@ -146,6 +144,11 @@ def wire_converter() -> Any:
     converter.register_unstructure_hook_factory(has, records(make_dict_unstructure_fn, _sending))
     converter.register_structure_hook_factory(has, records(make_dict_structure_fn, _taking))
     return converter
+
+
+def _is_frozenset(cls: Any) -> bool:
+    origin: Any = get_origin(cls)
+    return origin is frozenset
 
 
 def _nothing(value: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 from attrs import frozen
 
@@ -58,8 +58,24 @@ class Environment:
     context: Callable[[str, str], DriverContext]
 
 
+class Backing(Protocol):
+    """Where a driver lives: in this process, or in one of its own."""
+
+    def prepare(self) -> None:
+        """Import, registration and options. Raises NotFound, PluginFault, Invalid."""
+        ...
+
+    def probe(self) -> str | None: ...
+    def capabilities(self) -> Capabilities: ...
+    def init(self) -> Any:
+        """The driver, or what stands for it here."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Driver:
-    """One driver, shared by all variants that name it. Thread-safe."""
+    """One driver, shared by all variants that name it. Each step is done once and its outcome remembered. Thread-safe."""
 
     def __init__(self, family: str, id: str, environment: Environment) -> None:
         self.family = family
@@ -69,24 +85,17 @@ class Driver:
         self.health = Health(self.key)
         self.process = False
         self._lock = threading.RLock()
-        self._registration: Registration[Any, Any] | None = None
-        self._options: Any = None
+        self._backing: Backing | None = None
         self._probed: tuple[str | None] | None = None
         self._capabilities: Capabilities | None = None
         self._driver: Any = None
         self._broken: Error | None = None
         self._failure: Error | None = None
-        self._context: DriverContext | None = None
-        self.on_hang: Callable[[], None] | None = None
-
-    # what `wherry plugins` shows
 
     def state(self) -> tuple[Literal["ready", "available", "skipped", "failed"], str]:
-        """(state, reason); imports and probes when that was not done yet."""
+        """(state, reason) as ``wherry plugins`` shows them; imports and probes when that was not done yet."""
         if self._driver is not None:
-            if self.health.open:
-                return "failed", self.health.reason
-            return "ready", ""
+            return ("failed", self.health.reason) if self.health.open else ("ready", "")
         if self._failure is not None:
             return "failed", str(self._failure)
         try:
@@ -95,137 +104,172 @@ class Driver:
             return "failed", str(error)
         return ("skipped", reason) if reason else ("available", "")
 
-    # the steps
+    def _prepared(self) -> Backing:
+        if self._broken is not None:
+            raise self._broken
+        if self._backing is None:
+            env = self.environment
+            try:
+                entry = env.plugins.entry(self.family, self.id)
+                self.process = in_process(env.loaded, self.family, self.id)
+                if self.process:
+                    from wherry.kernel.remote import RemoteBacking
 
-    def prepare(self) -> tuple[Registration[Any, Any], Any, DriverContext]:
-        """Import, registration and options. Raises NotFound, PluginFault, Invalid."""
+                    backing: Backing = RemoteBacking(self, entry)
+                else:
+                    backing = LocalBacking(self)
+                backing.prepare()
+            except Error as error:
+                self._broken = error
+                raise
+            self._backing = backing
+        return self._backing
+
+    def probe(self) -> str | None:
+        """The reason why it can't run here, or None; asked once. Raises NotFound, PluginFault, Invalid, DeadlineExceeded."""
         with self._lock:
-            if self._broken is not None:
-                raise self._broken
-            if self._registration is None or self._context is None:
-                env = self.environment
+            if self._probed is None:
+                backing = self._prepared()
                 try:
-                    env.plugins.entry(self.family, self.id)
-                    self.process = in_process(env.loaded, self.family, self.id)
-                    registration = self._bounded("import", lambda: env.plugins.registration(self.family, self.id))
-                    self._options = options(env.loaded, self.family, self.id, registration.config)
+                    self._probed = (backing.probe(),)
                 except Error as error:
                     self._broken = error
                     raise
-                self._context = env.context(self.family, self.id)
-                self._registration = registration
-            return self._registration, self._options, self._context
-
-    def probe(self) -> str | None:
-        """The reason why it can't run here, or None; asked once. Raises as prepare does."""
-        with self._lock:
-            if self._probed is None:
-                registration, config, context = self.prepare()
-                self._probed = (self._asked("probe", lambda: registration.probe(config, context), str | None),)
             return self._probed[0]
 
     def capabilities(self) -> Capabilities:
-        """Its flags; asked once. Raises as prepare does."""
+        """Its flags; asked once. Raises as probe does."""
         with self._lock:
             if self._capabilities is None:
-                registration, config, context = self.prepare()
-                self._capabilities = self._asked(
-                    "capabilities", lambda: registration.capabilities(config, context), Capabilities
-                )
+                self._capabilities = self._prepared().capabilities()
             return self._capabilities
 
     def get(self) -> Any:
-        """The driver itself, unguarded, initialised at the first call. Raises as prepare does, and Unavailable for a probe
-        that says no or an init that failed a moment ago."""
+        """The driver itself, unguarded, initialised at the first call. Raises as probe does, and Unavailable for a probe that
+        says no; what init raised is raised again until a backoff has passed."""
         if self._driver is not None:
             return self._driver
         with self._lock:
             if self._driver is None:
-                if self._failure is not None:
-                    if not self.health.due():
-                        raise self._failure
-                    self._failure = None
+                if self._failure is not None and not self.health.due():
+                    raise self._failure
                 if reason := self.probe():
                     raise Unavailable(f'{self.family} driver "{self.id}"', reason, "it can't run here", plugin=self.key)
                 try:
-                    self._driver = self._init()
-                except Error as error:
-                    self._failure = error
-                    self.health.fail(f"its init failed: {error.cause}")
-                    raise
+                    context = self.context()
+                    make_directories(context.root, context.run)
+                    self._driver = self._prepared().init()
+                except (Error, OSError) as error:
+                    self._failure = error if isinstance(error, Error) else self.fault(f"its init raised {said(error)}")
+                    self.health.fail(f"its init failed: {self._failure.cause}")
+                    raise self._failure from None
+                self._failure = None
                 self.health.reset()
             return self._driver
 
-    def _init(self) -> Any:
-        registration, config, context = self.prepare()
-        make_directories(context.root, context.run)
-        if self.process:
-            from wherry.kernel.remote import RemoteDriver
+    def context(self) -> DriverContext:
+        """Its kernel services."""
+        return self.environment.context(self.family, self.id)
 
-            return RemoteDriver(self, context).driver()
-        driver = self._bounded("init", lambda: registration.init(config, context))
-        self.judge(driver)
-        return driver
+    def on_hang(self) -> None:
+        """A call was given up: a driver's own process is ended, which ends the call."""
+        kill = getattr(self._backing, "kill", None)
+        if kill is not None:
+            kill("a call hung")
 
     def close(self) -> None:
         """Ends the driver's own process, if it has one."""
-        if self.process and self._driver is not None:
-            self._driver.close()
-
-    def judge(self, driver: Any) -> None:
-        """Raises PluginFault when the object is no driver of this family."""
-        lacking = missing(driver, PROTOCOLS[self.family])
-        flags = self.capabilities().provides
-        for flag, names, protocol in OPTIONAL.get(self.family, ()):
-            if flag in flags:
-                lacking += [
-                    name for name in missing(driver, protocol) if name in (names or {flag}) and name not in lacking
-                ]
-            else:
-                lacking = [name for name in lacking if name not in names]
-        if lacking:
-            cause = f"init returned {type(driver).__name__} without {', '.join(lacking)}"
-            raise self.fault(cause, f"the Protocol is {PROTOCOLS[self.family].__name__} in wherry.api")
-
-    def _asked(self, what: str, ask: Callable[[], Any], annotation: Any) -> Any:
-        value = self._bounded(what, ask)
-        if reason := check_for(annotation)(value):
-            raise self.fault(f"{what} returned {reason}")
-        return value
-
-    def _bounded(self, what: str, function: Callable[[], Any]) -> Any:
-        """A step of the plugin's own code, on a pool thread with the deadline, every exception named."""
-        env = self.environment
-        deadline = env.loaded.config.engine.deadline
-
-        def step() -> Any:
-            CURRENT.set(Call(self.key, what, "", None))
-            with process_state.kept(self.key):
-                return function()
-
-        try:
-            return env.pool.run(step, timeout=deadline, back=self.health.back)
-        except Abandoned:
-            self.health.hung(f"its {what} did not return within {deadline:g} s")
-            cause = f"its {what} did not return within {deadline:g} s"
-            raise DeadlineExceeded(self._what(), cause, plugin=self.key) from None
-        except Error as error:
-            if not error.plugin:
-                error.plugin = self.key
-            raise
-        except BaseException as error:
-            raise self.fault(f"its {what} raised {said(error)}") from error
+        if self._backing is not None:
+            self._backing.close()
 
     def fault(self, cause: str, hint: str = "") -> PluginFault:
         """A fault of this plugin."""
-        return PluginFault(self._what(), cause, hint, plugin=self.key)
+        return PluginFault(self.what(), cause, hint, plugin=self.key)
 
-    def _what(self) -> str:
+    def what(self) -> str:
+        """The plugin in messages: name, distribution, version."""
         try:
             entry: Entry = self.environment.plugins.entry(self.family, self.id)
         except Error:
             return f"plugin {self.key}"
         return f"plugin {self.key} ({entry.distribution} {entry.version})"
+
+
+class LocalBacking:
+    """A driver in the engine's process: each step of the plugin's own code runs on a pool thread with the deadline."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._context = driver.context()
+        self._registration: Registration[Any, Any]
+        self._options: Any = None
+
+    def prepare(self) -> None:
+        """See Backing."""
+        driver = self._driver
+        env = driver.environment
+        self._registration = self._bounded("import", lambda: env.plugins.registration(driver.family, driver.id))
+        self._options = options(env.loaded, driver.family, driver.id, self._registration.config)
+
+    def probe(self) -> str | None:
+        """See Backing."""
+        answer = self._asked("probe", lambda: self._registration.probe(self._options, self._context), str | None)
+        return cast("str | None", answer)
+
+    def capabilities(self) -> Capabilities:
+        """See Backing."""
+        ask = self._registration.capabilities
+        return cast(Capabilities, self._asked("capabilities", lambda: ask(self._options, self._context), Capabilities))
+
+    def init(self) -> Any:
+        """See Backing."""
+        driver = self._bounded("init", lambda: self._registration.init(self._options, self._context))
+        if reason := unfit(driver, self._driver.family, self._driver.capabilities()):
+            hint = f"the Protocol is {PROTOCOLS[self._driver.family].__name__} in wherry.api"
+            raise self._driver.fault(f"init returned {reason}", hint)
+        return driver
+
+    def close(self) -> None:
+        """Nothing of it outlives the process."""
+
+    def _asked(self, what: str, ask: Callable[[], Any], annotation: Any) -> Any:
+        value = self._bounded(what, ask)
+        if reason := check_for(annotation)(value):
+            raise self._driver.fault(f"its {what} returned {reason}")
+        return value
+
+    def _bounded(self, what: str, function: Callable[[], Any]) -> Any:
+        driver, env = self._driver, self._driver.environment
+        deadline = env.loaded.config.engine.deadline
+
+        def step() -> Any:
+            CURRENT.set(Call(driver.key, what, "", None))
+            with process_state.kept(driver.key):
+                return function()
+
+        try:
+            return env.pool.run(step, timeout=deadline, back=driver.health.back)
+        except Abandoned:
+            cause = f"its {what} did not return within {deadline:g} s"
+            driver.health.hung(cause)
+            raise DeadlineExceeded(driver.what(), cause, "its thread is given up", plugin=driver.key) from None
+        except Error as error:
+            if not error.plugin:
+                error.plugin = driver.key
+            raise
+        except BaseException as error:
+            raise driver.fault(f"its {what} raised {said(error)}") from error
+
+
+def unfit(driver: Any, family: str, capabilities: Capabilities) -> str:
+    """Why an object is no driver of the family, "" when it is one."""
+    lacking = missing(driver, PROTOCOLS[family])
+    for flag, names, protocol in OPTIONAL.get(family, ()):
+        if flag not in capabilities.provides:
+            lacking = [name for name in lacking if name not in names]
+        else:
+            lacking += [name for name in missing(driver, protocol) if name in names and name not in lacking]
+    return f"{type(driver).__name__} without {', '.join(lacking)}" if lacking else ""
 
 
 def provided(capabilities: Mapping[Any, Capabilities]) -> list[tuple[str, str, frozenset[str]]]:

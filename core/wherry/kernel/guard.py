@@ -208,7 +208,7 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
         hint = "its thread is given up; [engine] deadline sets the limit"
         raise DeadlineExceeded(f"{target.plugin}: {method.name}", cause, hint, plugin=target.plugin) from None
     except (Error, OSError) as error:
-        if target.isolated and getattr(error, "lost_process", False):
+        if getattr(error, "lost_process", False):
             ended = False
             health.crashed(error.cause if isinstance(error, Error) else str(error))
         raise passed(error, target)  # noqa: B904 the same object goes on

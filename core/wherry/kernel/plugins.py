@@ -164,6 +164,7 @@ class Plugins:
 
     def _checked(self, entry: Entry, hook: Call) -> Registration[Any, Any]:
         name = FAMILY_HOOK[entry.family]
+        registration: Any
         try:
             registration = hook()
         except BaseException as error:
@@ -176,8 +177,9 @@ class Plugins:
         if registration.id != entry.id:
             cause = f"it registers the id {registration.id!r}, its entry point says {entry.id!r}"
             raise self._fault(entry, cause, "make the two equal")
-        if not isinstance(registration.config, type) or not attrs.has(registration.config):
-            raise self._fault(entry, f"its config {registration.config!r} is no attrs class")
+        config: Any = registration.config
+        if not isinstance(config, type) or not attrs.has(config):
+            raise self._fault(entry, f"its config {config!r} is no attrs class")
         for part in ("init", "probe", "capabilities"):
             if not callable(getattr(registration, part)):
                 raise self._fault(entry, f"its {part} {getattr(registration, part)!r} can't be called")

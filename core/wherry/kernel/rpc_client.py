@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from inspect import signature
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 from wherry.errors import DeadlineExceeded, Unavailable
 from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
@@ -33,6 +33,12 @@ Frame = tuple[dict[str, Any], list[int]]
 
 class Lost(Unavailable):
     """The other end is gone. The call may or may not have been carried out."""
+
+    lost_process = True
+
+
+class TimedOut(DeadlineExceeded):
+    """The other end did not answer in time, as opposed to a DeadlineExceeded that it answered."""
 
     lost_process = True
 
@@ -112,7 +118,7 @@ class Channel:
                 return RemoteIterator(self, id, waiter, method, limit)
             parcel.finish()
             return self._result(message, fds, method)
-        except DeadlineExceeded:
+        except TimedOut:
             self._send_quietly({"i": id, "z": 1})
             raise
         finally:
@@ -178,7 +184,7 @@ class Channel:
                 raise self._lost()
             rest = None if until is None else until - time.monotonic()
             if rest is not None and rest <= 0:
-                raise DeadlineExceeded(f"{self.name}: {name}", f"did not return within {limit:g} s")
+                raise TimedOut(f"{self.name}: {name}", f"did not return within {limit:g} s")
             waiter.blocked = True
             if self._reading.acquire(blocking=False):
                 try:
@@ -332,7 +338,7 @@ class _End:
     answer = type(None)
     answers_fd = False
     parameters: tuple[str, ...] = ()
-    annotations: dict[str, Any] = {}
+    annotations: ClassVar[dict[str, Any]] = {}
 
 
 _END: Any = _End()

@@ -9,10 +9,11 @@ import collections.abc
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import count
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 from wherry.errors import Error, Invalid, PluginFault
 from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
@@ -24,7 +25,8 @@ MOST_THREADS = 512
 """Requests of one connection at the same time; further ones wait in the socket."""
 SPARE_THREADS = 4
 
-Around = Callable[[Any, dict[str, Any]], AbstractContextManager[Any]]
+Around = Callable[[Any], AbstractContextManager["Extra"]]
+Extra = Callable[[], Any] | None
 Fault = Callable[[str, BaseException], Error]
 
 
@@ -40,12 +42,13 @@ def serve(
 ) -> None:
     """Answers calls of protocol's methods on target until the other side is gone; streams are then closed.
 
-    reader: one that has taken frames off the socket already. others: further objects by name, (Protocol, object). around:
-    (what came along with the request, a dict to answer with) -> a context manager that the call runs in. fault: makes an error
-    of an exception that is neither Error nor OSError. The socket is the caller's to close.
+    reader: one that has taken frames off the socket already. others: further objects by name, (Protocol, object); the mapping
+    may grow. around: makes of what came along with a request a context manager that the call runs in; it yields a function
+    whose answer goes along with the reply, or None. fault: makes an error of an exception that is neither Error nor OSError.
+    The socket is the caller's to close.
     """
-    objects: dict[int | str, tuple[Any, Any]] = {"": (protocol, target), **(others or {})}
-    _Server(sock, reader or Reader(sock), objects, around or (lambda _, __: nullcontext()), fault or _fault).run()
+    objects: MutableMapping[int | str, tuple[Any, Any]] = ChainMap({"": (protocol, target)}, cast(Any, others or {}))
+    _Server(sock, reader or Reader(sock), objects, around or (lambda _: nullcontext()), fault or _fault).run()
 
 
 def _fault(what: str, error: BaseException) -> Error:
@@ -84,7 +87,7 @@ class _Server:
         self,
         sock: socket.socket,
         reader: Reader,
-        objects: dict[int | str, tuple[Any, Any]],
+        objects: MutableMapping[int | str, tuple[Any, Any]],
         around: Around,
         fault: Fault,
     ) -> None:
@@ -166,17 +169,18 @@ class _Server:
 
     def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
         id = message.get("i", 0)
-        extra: dict[str, Any] = {}
         opened: list[Any] = []
         try:
-            with self._around(message.get("x"), extra):
-                self._carry_out(id, message, fds, opened, extra)
+            with self._around(message.get("x")) as extra:
+                try:
+                    self._carry_out(id, message, fds, opened, extra)
+                except _Gone:
+                    raise
+                except BaseException as error:  # nothing that a call raises ends the server
+                    known = error if isinstance(error, Error | OSError) else self._fault(str(message.get("m")), error)
+                    self._reply({"i": id, "e": encode_error(known)}, extra)
         except _Gone:
             pass
-        except BaseException as error:  # nothing that a call raises ends the server
-            known = error if isinstance(error, Error | OSError) else self._fault(str(message.get("m")), error)
-            with suppress(_Gone):
-                self._reply({"i": id, "e": encode_error(known)}, extra)
         finally:
             for stream in opened:
                 with suppress(OSError):
@@ -186,9 +190,7 @@ class _Server:
                     with suppress(OSError):
                         os.close(fd)
 
-    def _carry_out(
-        self, id: int, message: dict[str, Any], fds: list[int], opened: list[Any], extra: dict[str, Any]
-    ) -> None:
+    def _carry_out(self, id: int, message: dict[str, Any], fds: list[int], opened: list[Any], extra: Extra) -> None:
         handle, name = message.get("o", ""), message["m"]
         try:
             protocol, target = self._objects[handle]
@@ -204,7 +206,7 @@ class _Server:
             arguments = message.get("a", {})
             unknown = arguments.keys() - annotations.keys()
             if unknown:
-                raise Invalid(f"call {name!r}", f"no argument {sorted(unknown)[0]!r}")
+                raise Invalid(f"call {name!r}", f"no argument {min(unknown)!r}")
             values, streams = decode(arguments, annotations, fds)
             opened += streams
             value = getattr(target, name)(**values)
@@ -213,9 +215,7 @@ class _Server:
                     stream.flush()
         self._send_value(id, protocol, value, answer, answers_fd, extra)
 
-    def _send_value(
-        self, id: int, protocol: Any, value: Any, answer: Any, answers_fd: bool, extra: dict[str, Any]
-    ) -> None:
+    def _send_value(self, id: int, protocol: Any, value: Any, answer: Any, answers_fd: bool, extra: Extra) -> None:
         if answers_fd:
             try:
                 self._reply({"i": id, "r": 0 if value >= 0 else -1}, extra, [value] if value >= 0 else [])
@@ -237,7 +237,7 @@ class _Server:
                 if hasattr(value, "fileno") and hasattr(value, "close"):
                     value.close()  # the caller has a duplicate of its descriptor
 
-    def _stream(self, id: int, items: Iterator[Any], annotation: Any, extra: dict[str, Any]) -> None:
+    def _stream(self, id: int, items: Iterator[Any], annotation: Any, extra: Extra) -> None:
         stream = self._streams[id] = _Stream()
         try:
             self._send({"i": id, "s": 1})
@@ -277,9 +277,9 @@ class _Server:
 
     # out
 
-    def _reply(self, message: dict[str, Any], extra: dict[str, Any], fds: list[int] | None = None) -> None:
-        if extra:
-            message["x"] = extra
+    def _reply(self, message: dict[str, Any], extra: Extra, fds: list[int] | None = None) -> None:
+        if extra is not None and (along := extra()) is not None:
+            message["x"] = along
         try:
             self._send(message, fds or [])
         except (TypeError, ValueError) as error:  # what came back is no JSON, or too much of it
