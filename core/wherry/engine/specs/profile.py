@@ -52,8 +52,11 @@ ALL_CAPABILITIES = (
     "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 )  # fmt: skip
 
-#: Rules of the device cgroup: nothing, then the harmless nodes (major, minor), each rwm.
-ALLOWED_NODES = ((1, 5), (1, 3), (1, 9), (1, 8), (5, 0), (5, 1))
+#: Rules of the device cgroup after "nothing": making any node, and the harmless ones (major, minor) to be used, None for all.
+#: Docker names some of them, runc adds the rest (libcontainer/specconv, AllowedDevices).
+ALLOWED_NODES: tuple[tuple[int, int | None], ...] = (
+    (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None), (10, 200),
+)  # fmt: skip
 DENIED_NODES = ((10, 229),)
 
 MOUNTS: tuple[dict[str, Any], ...] = (

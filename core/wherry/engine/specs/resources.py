@@ -58,12 +58,16 @@ def limits(request: RunRequest) -> dict[str, Any]:
     return resources
 
 
-def _rule(allow: bool, kind: str = "", node: tuple[int, int] | None = None, access: str = "rwm") -> dict[str, Any]:
+def _rule(
+    allow: bool, kind: str = "", node: tuple[int, int | None] | None = None, access: str = "rwm"
+) -> dict[str, Any]:
     rule: dict[str, Any] = {"allow": allow, "access": access}
     if kind:
         rule["type"] = kind
     if node is not None:
-        rule["major"], rule["minor"] = node
+        rule["major"] = node[0]
+        if node[1] is not None:
+            rule["minor"] = node[1]
     return rule
 
 
@@ -71,6 +75,8 @@ def _rule(allow: bool, kind: str = "", node: tuple[int, int] | None = None, acce
 def _default_rules() -> tuple[dict[str, Any], ...]:
     return (
         _rule(False),
+        _rule(True, "c", access="m"),
+        _rule(True, "b", access="m"),
         *(_rule(True, "c", node) for node in ALLOWED_NODES),
         *(_rule(False, "c", node) for node in DENIED_NODES),
     )
