@@ -10,7 +10,7 @@ import contextvars
 import queue
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
@@ -163,7 +163,7 @@ class Images:
         images = self._find(store, name)
         by_name = self._local_name(store, name)
         if by_name is not None:
-            doomed = [by_name]
+            doomed: Sequence[Image] = [by_name]
         else:
             doomed = images
             if len({_repository(image.name) for image in images}) > 1 and not force:
@@ -213,7 +213,7 @@ class Images:
         report: Report,
         *,
         all_of_them: bool = False,
-    ) -> list[tuple[str, Content]]:
+    ) -> Sequence[tuple[str, Content]]:
         """(name in the store, content) of what a transport finds; only the first, unless all are asked for."""
         source = self._kernel.transport(transport)
         found = source.resolve(rest, platform or host_platform())
@@ -222,7 +222,7 @@ class Images:
         fetcher = Fetcher(
             drivers.store, source, rest, self._documents, self._locks, lease=lease, hold=self._hold, report=report
         )
-        result = []
+        result: Sequence[tuple[str, Content]] = ()
         names = self._names(transport, rest, found)
         for named, name in zip(found, names, strict=True):
             if not all_of_them and result and named.target.digest != found[0].target.digest:
@@ -230,10 +230,10 @@ class Images:
             self._kernel.verify(name, named.target)
             fetcher.image(named.target, platform)
             drivers.store.tag(name, named.target, {})
-            result.append((name, self._documents.content(drivers.store, named.target, platform)))
+            result = (*result, (name, self._documents.content(drivers.store, named.target, platform)))
         return result
 
-    def _names(self, transport: str, rest: str, found: tuple[Named, ...]) -> list[str]:
+    def _names(self, transport: str, rest: str, found: tuple[Named, ...]) -> Sequence[str]:
         """Full names. Unnamed images get the reference that led to them, as far as that is one image's name."""
         names = []
         own = f"{transport}:{rest}"
@@ -276,7 +276,7 @@ class Images:
                 continue
         return None
 
-    def _find(self, store: Store, name: str) -> list[Image]:
+    def _find(self, store: Store, name: str) -> Sequence[Image]:
         """All names of the image that name, digest, id or the beginning of one means."""
         exact = self._local_name(store, name)
         match = _HEX.fullmatch(name)
@@ -306,7 +306,7 @@ class Images:
     def _info(self, store: Store, name: str, platform: str) -> ImageInfo:
         return self._describe(store, self._find(store, name), platform)
 
-    def _describe(self, store: Store, images: list[Image], platform: str) -> ImageInfo:
+    def _describe(self, store: Store, images: Sequence[Image], platform: str) -> ImageInfo:
         return _image_info(images, self._documents.content(store, images[0].target, platform))
 
     def _hold(self, lease: Lease, resource: str) -> None:
@@ -336,7 +336,7 @@ def _repository(name: str) -> str:
     return rest[:colon] if colon > rest.rfind("/") else rest
 
 
-def _image_info(images: list[Image], content: Content) -> ImageInfo:
+def _image_info(images: Sequence[Image], content: Content) -> ImageInfo:
     return ImageInfo(
         id=content.manifest.config.digest,
         names=tuple(image.name for image in images if not image.name.startswith(NAMELESS)),
@@ -350,7 +350,7 @@ def _image_info(images: list[Image], content: Content) -> ImageInfo:
     )
 
 
-def _unreadable(images: list[Image]) -> ImageInfo:
+def _unreadable(images: Sequence[Image]) -> ImageInfo:
     """An image of which a document is missing or broken: listed, so that it can be removed."""
     target = images[0].target
     names = tuple(image.name for image in images if not image.name.startswith(NAMELESS))

@@ -61,7 +61,7 @@ class Unpacker:
         try:
             with drivers.store.open(layer.digest) as stream:
                 if "apply" in self._kernel.capabilities("snapshotter", id).provides:
-                    found = snapshotter.apply(key, layer, stream)  # type: ignore[attr-defined] # the flag says so
+                    found = snapshotter.apply(key, layer, stream)
                 else:
                     found = self._workers.unpack(mounts, layer, stream)
             if found != diff_id:

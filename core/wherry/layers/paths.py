@@ -84,9 +84,11 @@ class Tree:
 
         kept is what the caller still works with; it leaves the cache too, but stays open until the next call.
         """
-        self._spare, closing = None, self._spare
-        cached = [*self._cache.values(), *([closing] if closing else [])]
+        cached = list(self._cache.values())
         self._cache.clear()
+        if self._spare is not None:
+            cached.append(self._spare)
+        self._spare = None
         for found in cached:
             if found is kept:
                 self._spare = kept

@@ -132,8 +132,13 @@ class Snapshots:
             execute("UPDATE snapshots SET bytes = ?, inodes = ? WHERE number = ?", (*usage, number))
 
     def remove(self, name: str) -> Row | None:
-        """Deletes the row and answers it, None when it was gone. InUse while it has children."""
-        with self.database.write() as execute:
+        """Deletes the row and answers it, None when it was gone. InUse while it has children.
+
+        Only a committed one's end is synced to disk: if that were taken back, a later look-up would find a layer whose files
+        are gone. An active one that comes back after a power cut is removed again by whoever knows its container is gone.
+        """
+        found = self.database.row("SELECT kind FROM snapshots WHERE name = ?", (name,))
+        with self.database.write(durable=bool(found) and found[0] == "committed") as execute:
             found = execute(f"{_SELECT} WHERE s.name = ?", (name,)).fetchall()
             if not found:
                 return None

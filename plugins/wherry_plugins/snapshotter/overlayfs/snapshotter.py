@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,16 +12,17 @@ from wherry.api import Context, FailedPrecondition, Invalid, Labels, Mount, Snap
 from wherry.layers.paths import remove as remove_tree
 from wherry.layers.snapshots import Row, Snapshots
 from wherry.layers.usage import usage
+from wherry_plugins.snapshotter.overlayfs.trash import Trash
 
 if TYPE_CHECKING:
     from wherry_plugins.snapshotter.overlayfs import OverlayConfig
 
-_SMALL = 64  # entries of an upper directory that remove deletes itself; a larger one is deleted after it has returned
 UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
 
 
 class OverlaySnapshotter:
-    """Implements ``wherry.api.Snapshotter``. prepare and remove are one commit and three or four directories each."""
+    """Implements ``wherry.api.Snapshotter``. prepare is one commit and three directories; remove is one commit, and the
+    directories go a moment later, off the path of whoever removes a container."""
 
     def __init__(self, config: OverlayConfig, context: Context) -> None:
         self._directory = context.root / "snapshots"
@@ -33,7 +33,7 @@ class OverlaySnapshotter:
         self._options = _options(config)
         self._volatile = config.volatile
         self._roots: dict[int, tuple[int, int, int, int]] = {}  # of committed ones, which never change
-        self._sweeping = threading.Lock()
+        self._trash = Trash(self._erase)
 
     def stat(self, name: str) -> SnapshotInfo:
         return self._rows.get(name).info()
@@ -84,22 +84,19 @@ class OverlaySnapshotter:
         if row is None:
             return
         self._roots.pop(row.number, None)
-        self._delete(row.number)
+        self._trash.add(row.number)
 
     def walk(self) -> Iterator[SnapshotInfo]:
         return (row.info() for row in self._rows.walk())
 
     def cleanup(self) -> int:
-        with self._sweeping:
-            found = [name for name in os.listdir(self._directory) if name.isdecimal()]
-            used = self._rows.numbers()  # after the listing: what is being prepared has its row by now
-            freed = 0
-            for name in found:
-                if int(name) not in used:
-                    freed += self._erase(int(name))
-            return freed
+        self._trash.empty()
+        found = [name for name in os.listdir(self._directory) if name.isdecimal()]
+        used = self._rows.numbers()  # after the listing: what is being prepared has its row by now
+        return self._trash.freed() + sum(self._erase(int(name)) for name in found if int(name) not in used)
 
     def close(self) -> None:
+        self._trash.empty()
         self._rows.close()
 
     # directories
@@ -148,8 +145,6 @@ class OverlaySnapshotter:
         if not row.lowers:
             return (Mount("bind", fs, "", ("rbind", "rw" if row.kind == "active" else "ro")),)
         lowers = [self._fs(number) for number in row.lowers]
-        if row.kind == "committed":
-            lowers = [fs, *lowers]
         if row.kind == "active":
             options = (f"lowerdir={':'.join(lowers)}", f"upperdir={fs}", f"workdir={self._prefix}{row.number}/work")
             extra = ("volatile",) if self._volatile and UNPACK not in row.labels else ()
@@ -157,23 +152,6 @@ class OverlaySnapshotter:
         if len(lowers) == 1:
             return (Mount("bind", lowers[0], "", ("rbind", "ro")),)
         return (Mount("overlay", "overlay", "", ("ro", f"lowerdir={':'.join(lowers)}", *self._options)),)
-
-    def _delete(self, number: int) -> None:
-        """The directories of a row that is gone. Empty or small ones now, others on a thread of their own."""
-        directory = f"{self._prefix}{number}"
-        try:
-            with suppress(FileNotFoundError):
-                os.rmdir(f"{directory}/fs")
-            for name in ("work/work", "work/index", "work", ""):
-                with suppress(FileNotFoundError):
-                    os.rmdir(f"{directory}/{name}")
-            return
-        except OSError:
-            pass
-        if _is_small(f"{directory}/fs"):
-            self._erase(number)
-        else:
-            threading.Thread(target=self._erase, args=(number,), name="overlayfs-remove", daemon=True).start()
 
     def _erase(self, number: int) -> int:
         """Deletes a directory; the bytes freed. What can't be deleted now, cleanup finds again."""
@@ -194,15 +172,6 @@ class OverlaySnapshotter:
         finally:
             os.close(fd)
         return freed
-
-
-def _is_small(path: str) -> bool:
-    count = 0
-    for _path, directories, files in os.walk(path):
-        count += len(directories) + len(files)
-        if count > _SMALL:
-            return False
-    return True
 
 
 def _plain(key: str, options: SnapshotOptions) -> None:

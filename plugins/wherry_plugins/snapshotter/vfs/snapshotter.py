@@ -8,7 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from wherry.api import AlreadyExists, Context, Invalid, Labels, Mount, NotFound, SnapshotInfo, SnapshotOptions
+from wherry.api import (
+    AlreadyExists,
+    Context,
+    FailedPrecondition,
+    Invalid,
+    Labels,
+    Mount,
+    NotFound,
+    SnapshotInfo,
+    SnapshotOptions,
+)
 from wherry.layers.paths import remove as remove_tree
 from wherry.layers.snapshots import Row, Snapshots
 from wherry.layers.usage import usage
@@ -54,7 +64,10 @@ class VfsSnapshotter:
         return found
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
-        return self._mounts(self._rows.get(key))
+        row = self._rows.get(key)
+        if row.kind == "committed":
+            raise FailedPrecondition(f'snapshot "{key}"', "is committed", "view it, or prepare a child")
+        return self._mounts(row)
 
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
         _plain(key, options)

@@ -55,9 +55,9 @@ _IMAGE = "name, media_type, digest, size, annotations, platform, labels, updated
 
 def hex_of(digest: str) -> str:
     """The file name of a digest; Invalid for anything that is none, so that no path is made of unchecked text."""
-    match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
+    match = _DIGEST.fullmatch(digest)
     if match is None:
-        raise Invalid(f'digest "{digest!s:.100}"', "is not sha256:<64 lower-case hex digits>")
+        raise Invalid(f'digest "{digest[:100]}"', "is not sha256:<64 lower-case hex digits>")
     return match[1]
 
 

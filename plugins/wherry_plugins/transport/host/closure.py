@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -141,6 +142,7 @@ def read_object(path: str) -> Object | None:
                 if isinstance(segment, InterpSegment):
                     interpreter = segment.get_interp_name()
                 elif isinstance(segment, DynamicSegment):
+                    tag: Any  # its attributes depend on its kind
                     for tag in segment.iter_tags():
                         if tag.entry.d_tag == "DT_NEEDED":
                             needed.append(tag.needed)

@@ -1,0 +1,57 @@
+"""Directories that nobody needs any more, deleted on a thread of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+_DELAY = 0.05  # seconds: so that the deletion of one container's directories does not delay the start of the next
+
+
+class Trash:
+    """Numbers go in; erase(number) is called for each, soon, and answers the bytes freed. What a crash leaves, cleanup finds."""
+
+    def __init__(self, erase: Callable[[int], int]) -> None:
+        self._erase = erase
+        self._condition = threading.Condition()
+        self._waiting: list[int] = []
+        self._busy = False
+        self._freed = 0
+        self._thread: threading.Thread | None = None
+        self._hurry = threading.Event()
+
+    def add(self, number: int) -> None:
+        with self._condition:
+            self._waiting.append(number)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="overlayfs-trash", daemon=True)
+                self._thread.start()
+            elif not self._busy:
+                self._condition.notify()
+
+    def empty(self) -> None:
+        """Returns when all that was in it is deleted."""
+        self._hurry.set()
+        with self._condition:
+            self._condition.wait_for(lambda: not self._waiting and not self._busy)
+        self._hurry.clear()
+
+    def freed(self) -> int:
+        """The bytes freed since this was asked last."""
+        with self._condition:
+            freed, self._freed = self._freed, 0
+            return freed
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: bool(self._waiting))
+                self._busy = True
+            self._hurry.wait(_DELAY)
+            with self._condition:
+                batch, self._waiting = self._waiting, []
+            freed = sum(self._erase(number) for number in batch)
+            with self._condition:
+                self._freed += freed
+                self._busy = False
+                self._condition.notify_all()
