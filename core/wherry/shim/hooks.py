@@ -1,4 +1,5 @@
-"""createRuntime and prestart hooks, run in the runtime's namespaces while the container's process waits (OCI runtime-spec, config.md)."""
+"""The hooks that run in the runtime's namespaces: prestart and createRuntime while the container's process waits, poststart, poststop
+(OCI runtime-spec, config.md, "POSIX-platform Hooks")."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ class HookRun:
     """Runs hooks one after the other without blocking: done(None) after the last, done(error) after the first that failed.
 
     Each hook is {"path", "args", "env", "timeout"}; its stdin is the state as JSON, its output goes to the shim's log.
+    strict False: a failure is only reported there, and the next hook runs.
     """
 
     def __init__(
@@ -33,12 +35,15 @@ class HookRun:
         hooks: Sequence[dict[str, Any]],
         state: dict[str, Any],
         done: Callable[[BaseException | None], None],
+        *,
+        strict: bool = True,
     ) -> None:
         self._loop = loop
         self._reaper = reaper
         self._left = list(hooks)
         self._state = json.dumps(state).encode()
         self._done = done
+        self._strict = strict
         self._pidfd = -1
         self._late = False
         self._timer: Timer | None = None
@@ -49,12 +54,12 @@ class HookRun:
             self._done(None)
             return
         hook = self._left.pop(0)
-        path = hook["path"]
+        path, environ = hook["path"], hook.get("env")
         stdin = os.memfd_create("state", os.MFD_CLOEXEC)
         try:
             os.write(stdin, self._state)
             os.lseek(stdin, 0, os.SEEK_SET)
-            env = dict(item.partition("=")[::2] for item in hook.get("env") or ())
+            env = dict(item.partition("=")[::2] for item in environ or ())
             pid = os.posix_spawn(
                 path,
                 hook.get("args") or [path],
@@ -65,7 +70,7 @@ class HookRun:
                 setsigdef=range(1, 32),
             )
         except OSError as error:
-            self._done(Fault("FailedPrecondition", f'hook "{path}"', error.strerror or str(error)))
+            self._failed(path, (error.strerror or str(error)).lower())
             return
         finally:
             os.close(stdin)
@@ -83,8 +88,15 @@ class HookRun:
             self._timer.cancel()
         os.close(self._pidfd)
         if self._late:
-            self._done(Fault("FailedPrecondition", f'hook "{path}"', "took longer than its timeout"))
+            self._failed(path, "took longer than its timeout")
         elif code:
-            self._done(Fault("FailedPrecondition", f'hook "{path}"', f"exited with status {code}"))
+            self._failed(path, f"exited with status {code}")
         else:
             self._next()
+
+    def _failed(self, path: str, cause: str) -> None:
+        if self._strict:
+            self._done(Fault("FailedPrecondition", f'hook "{path}"', cause))
+            return
+        os.write(2, f'hook "{path}": {cause}\n'.encode())
+        self._next()

@@ -33,6 +33,8 @@ class Ledger:
             fd = os.memfd_create("wherry-ledger", os.MFD_CLOEXEC)
             os.pwrite(fd, _HEAD.pack(_PAGE), 0)
         self.fd = fd
+        self._start: int
+        self._end: int
         (self._start,) = _HEAD.unpack(os.pread(fd, _HEAD.size, 0))
         self._end = max(self._start, os.fstat(fd).st_size)
 

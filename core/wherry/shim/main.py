@@ -16,6 +16,9 @@ from wherry.shim.loop import Loop
 from wherry.shim.server import Shim
 from wherry.shim.supervise import protect
 
+#: Containers inherit the soft limit, and some programs walk all descriptors up to it: not the billion that hard may be.
+_FILES = 1 << 16
+
 
 def main(fd: int) -> None:
     """fd is the options' memfd. Never returns."""
@@ -23,14 +26,15 @@ def main(fd: int) -> None:
     process.set_name("wherry-shim")
     process.set_child_subreaper()
     protect()
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
+    # handled, not ignored: an ignored signal would stay ignored in every container
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
     options = Options.read(fd)
-    for number in options.descriptors():
-        os.set_inheritable(number, False)
+    for descriptor in options.descriptors():
+        os.set_inheritable(descriptor, False)
     loop = Loop()
     listener = socket.socket(fileno=options.listener)
     shim = Shim(options, loop, listener, f"{os.getpid()}-{os.urandom(6).hex()}")

@@ -40,6 +40,7 @@ def _task(shim: Shim, task: Task) -> dict[str, Any]:
         "foreign": task.foreign,
         "forgotten": task.forgotten,
         "error": task.error,
+        "hooks": task.hooks,
         "streams": task.streams is not None and task.streams.key in shim.keeper.streams,
         "unpublished": task.held is not None,
     }
@@ -161,7 +162,7 @@ def _resume_task(shim: Shim, record: dict[str, Any]) -> None:
     task = Task(record["id"], record["exec_id"], record["sandbox_id"])
     task.status, task.pid, task.start_time = record["status"], record["pid"], record["start_time"]
     task.pidfd, task.user, task.foreign = record["pidfd"], record["user"], record["foreign"]
-    task.forgotten, task.error = record["forgotten"], record["error"]
+    task.forgotten, task.error, task.hooks = record["forgotten"], record["error"], record["hooks"]
     if exit := record["exit"]:
         task.code, task.stopped_at, task.oom = exit["code"], exit["time"], exit["oom_killed"]
     if record["channel"] >= 0:

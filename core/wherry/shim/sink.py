@@ -8,6 +8,7 @@ so nothing is lost: Python's surrogateescape gives them back, other readers see 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
@@ -21,7 +22,7 @@ _second_text = ""
 
 def timestamp(ns: int) -> str:
     """RFC 3339 with nanoseconds, UTC."""
-    global _second, _second_text  # noqa: PLW0603 - one second's text serves thousands of batches
+    global _second, _second_text
     second, fraction = divmod(ns, 1_000_000_000)
     if second != _second:
         _second, _second_text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
@@ -94,19 +95,20 @@ class LogFile:
 
     def rotate(self) -> None:
         """path becomes path.1, path.1 path.2, up to max_file files. Doing it again after a kill in the middle moves nothing twice."""
-        if self.max_file > 1:
-            gap = 1
-            while gap < self.max_file - 1 and os.path.lexists(f"{self.path}.{gap}"):
-                gap += 1
+        gap = 1
+        while gap < self.max_file - 1 and os.path.lexists(f"{self.path}.{gap}"):
+            gap += 1
+        if self.max_file == 1:  # a new file, so that whoever reads the old one can tell
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+        else:
             for index in range(gap, 0, -1):
                 source = f"{self.path}.{index - 1}" if index > 1 else self.path
                 if os.path.lexists(source):
                     os.rename(source, f"{self.path}.{index}")
-            fd = self._open()
-            os.close(self._fd)
-            self._fd = fd
-        else:
-            os.ftruncate(self._fd, 0)
+        fd = self._open()
+        os.close(self._fd)
+        self._fd = fd
         self.size = 0
 
     def write(self, data: bytes, stream: int) -> None:

@@ -15,8 +15,8 @@ from wherry.shim.wire import Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from wherry.shim.loop import Loop, Timer
     from wherry.shim.boot import Options
+    from wherry.shim.loop import Loop, Timer
     from wherry.shim.reaper import Reaper
     from wherry.shim.server import Reply
 

@@ -21,14 +21,14 @@ import time
 from wherry.linux import pidfd
 from wherry.oci import spawn as oci
 from wherry.shim.hooks import HookRun
-from wherry.shim.loop import IN
+from wherry.shim.loop import IN, report
 from wherry.shim.stdio import open_streams
 from wherry.shim.task import Task, plain_spawn
 from wherry.shim.wire import Fault, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from wherry.shim.server import Reply, Shim
@@ -175,6 +175,14 @@ class Tasks:
     # what the child says
 
     def _packet(self, task: Task) -> None:
+        """One packet; whatever goes wrong with it ends that task and nothing else."""
+        try:
+            self._take_packet(task)
+        except Exception as error:
+            report()
+            self._failed(task, describe(error))
+
+    def _take_packet(self, task: Task) -> None:
         sock = task.channel
         if sock is None:
             return
@@ -220,8 +228,16 @@ class Tasks:
 
         HookRun(self._shim.loop, self._shim.reaper, run, state, done)
 
+    def _late_hooks(self, task: Task, moment: str, done: Callable[[], None]) -> None:
+        """poststart or poststop: their failures change nothing."""
+        hooks = task.hooks or {}
+        state = {**(hooks.get("state") or {}), "status": task.status, "pid": task.pid}
+        run = hooks.get(moment) or ()
+        HookRun(self._shim.loop, self._shim.reaper, run, state, lambda _error: done(), strict=False)
+
     def _created(self, task: Task, record: dict[str, Any], fds: list[int]) -> None:
-        task.hooks = None
+        if task.hooks and not (task.hooks.get("poststart") or task.hooks.get("poststop")):
+            task.hooks = None
         task.user = record.get("user", "")
         if task.streams is not None and task.streams.terminal and fds:
             master = fds.pop()
@@ -246,11 +262,18 @@ class Tasks:
             if task.status == "created":
                 task.status = "running"
                 self._note(task)
-            waiting, task.waiting = task.waiting, []
-            for reply in waiting:
-                reply.ok(None)
+            if task.hooks:
+                self._late_hooks(task, "poststart", lambda: self._started(task))
+            else:
+                self._started(task)
         elif task.status == "creating" and task.pid == 0 and task.error is None:  # the intermediate died
             self._failed(task, describe(Fault("Error", task.name, "its first process ended before it was ready")))
+
+    @staticmethod
+    def _started(task: Task) -> None:
+        waiting, task.waiting = task.waiting, []
+        for reply in waiting:
+            reply.ok(None)
 
     def _failed(self, task: Task, record: dict[str, Any]) -> None:
         """The child cannot go on; whoever waits hears why, and a task that never was is forgotten."""
@@ -328,14 +351,12 @@ class Tasks:
 
     def ended(self, task: Task, code: int | None) -> None:
         """The process has been reaped."""
-        if task.channel is not None:
-            self._packet(task)  # an error that it sent last
-            while task.channel is not None and task.error is None and self._more(task):
-                self._packet(task)
+        while self._more(task):  # what it sent last, an error perhaps
+            self._packet(task)
         self._unchannel(task)
         if task.foreign:
             self._shim.loop.remove(task.pidfd)
-        if task.waiting:
+        if task.waiting and task.status != "running":
             record = task.error or describe(
                 Fault("Error", task.name, f"its process ended with status {code} before it was ready")
             )
@@ -359,7 +380,7 @@ class Tasks:
 
     @staticmethod
     def _more(task: Task) -> bool:
-        if task.channel is None:
+        if task.channel is None or task.error is not None:
             return False
         try:
             return bool(task.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -408,6 +429,8 @@ class Tasks:
                 raise Fault("FailedPrecondition", task.name, f"is {task.status}")
             task.forgotten = True  # it failed to start, and its end is on the way
             return
+        if task.hooks and task.hooks.get("poststop"):
+            self._late_hooks(task, "poststop", lambda: None)
         self._drop(task)
 
     def _drop(self, task: Task) -> None:
