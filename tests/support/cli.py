@@ -103,6 +103,7 @@ class Client:
         tty: tuple[bool, bool, bool] = (False, False, False),
         stdin: bytes = b"",
         cli: Cli | None = None,
+        blocking: bool = True,
     ) -> None:
         self.cli = cli or Cli(CliConfig(), None)
         self.cli.engine = engine
@@ -116,6 +117,7 @@ class Client:
         os.close(write_end)
         self.out_end, out = os.pipe()
         self.err_end, err = os.pipe()
+        os.set_blocking(out, blocking)
         hello = {
             "wherry": 1,
             "version": "0.1.0",

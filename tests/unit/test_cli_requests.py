@@ -23,7 +23,8 @@ def refused(*argv: str, **options: Any) -> str:
     engine = FakeEngine()
     code, out, err = call(engine, *argv, **options)
     assert (code, out) == (125, "")
-    assert err.startswith("wherry: ") and err.count("\n") == 1
+    assert err.startswith("wherry: ")
+    assert err.count("\n") == 1
     assert engine.calls == []
     return err
 
@@ -52,7 +53,10 @@ def test_options_end_at_the_image() -> None:
         (["--cap-add", "NET_ADMIN", "--cap-drop=ALL"], {"cap_add": ("NET_ADMIN",), "cap_drop": ("ALL",)}),
         (["--privileged", "--read-only", "--init"], {"privileged": True, "read_only": True, "init": True}),
         (["--security-opt", "no-new-privileges"], {"no_new_privileges": True}),
-        (["--security-opt", "no-new-privileges:true", "--security-opt", "seccomp=unconfined"], {"no_new_privileges": True, "seccomp": "unconfined"}),
+        (
+            ["--security-opt", "no-new-privileges:true", "--security-opt", "seccomp=unconfined"],
+            {"no_new_privileges": True, "seccomp": "unconfined"},
+        ),
         (["-h", "box", "-u", "1:2", "-w", "/srv"], {"hostname": "box", "user": "1:2", "workdir": "/srv"}),
         (["--entrypoint", "/bin/sh"], {"entrypoint": ("/bin/sh",)}),
         (["--entrypoint="], {"entrypoint": ()}),
@@ -62,13 +66,19 @@ def test_options_end_at_the_image() -> None:
         (["--network", "none"], {"network": "none"}),
         (["--net=host"], {"network": "host"}),
         (["-p", "8080:80", "-p", "53/udp"], {"ports": (Port(80, "tcp", "", 8080), Port(53, "udp"))}),
-        (["--dns", "1.1.1.1", "--dns-search", "x", "--dns-option", "ndots:2"], {"dns": ("1.1.1.1",), "dns_search": ("x",), "dns_options": ("ndots:2",)}),
+        (
+            ["--dns", "1.1.1.1", "--dns-search", "x", "--dns-option", "ndots:2"],
+            {"dns": ("1.1.1.1",), "dns_search": ("x",), "dns_options": ("ndots:2",)},
+        ),
         (["--add-host", "a:1.2.3.4", "--add-host", "b=::1"], {"extra_hosts": ("a:1.2.3.4", "b:::1")}),
         (["--tmpfs", "/t:size=1m"], {"mounts": (Bind("tmpfs", "tmpfs", "/t", ("nosuid", "nodev", "noexec", "size=1m")),)}),
         (["--device", "/dev/fuse"], {"devices": ("/dev/fuse",)}),
         (["--log-driver", "none", "--log-opt", "max-size=1m"], {"log": "none", "log_options": {"max-size": "1m"}}),
         (["--platform", "linux/arm64", "--pull", "never"], {"platform": "linux/arm64", "pull": "never"}),
-        (["--variant", "v", "--snapshotter", "vfs", "--isolation", "i", "--store", "s"], {"variant": "v", "snapshotter": "vfs", "isolation": "i", "store": "s"}),
+        (
+            ["--variant", "v", "--snapshotter", "vfs", "--isolation", "i", "--store", "s"],
+            {"variant": "v", "snapshotter": "vfs", "isolation": "i", "store": "s"},
+        ),
         (["--option", "a.b=c", "--trace", "/tmp/t"], {"options": {"a.b": "c"}, "trace": True}),
         (["-eA=1", "-e", "B", "-e", "NONE", "--env=A=2"], {"env": ("A=2", "B=from client")}),
     ],
@@ -129,7 +139,8 @@ def test_bad_command_lines(argv: list[str], parts: list[str]) -> None:
     engine = FakeEngine()
     code, _out, err = call(engine, *argv)
     assert code == 125
-    assert err.startswith("wherry: ") and err.count("\n") == 1
+    assert err.startswith("wherry: ")
+    assert err.count("\n") == 1
     for part in parts:
         assert part in err
     assert not {"run", "create", "remove", "reset"} & {name for name, _args, _kwargs in engine.calls}
@@ -164,7 +175,8 @@ def test_every_command_has_help() -> None:
     def walk(group: Any, path: list[str]) -> None:
         for name in group.list_commands(None):
             code, out, _err = call(None, *path, name, "--help")
-            assert code == 0 and out.startswith(f"Usage: wherry {' '.join([*path, name])}")
+            assert code == 0
+            assert out.startswith(f"Usage: wherry {' '.join([*path, name])}")
             command = group.get_command(None, name)
             if hasattr(command, "list_commands"):
                 walk(command, [*path, name])
@@ -194,7 +206,10 @@ def test_run_in_the_foreground() -> None:
     assert client.seen == [{"attached": True}, {"exit": 7}]
     ((request, stdio),) = engine.called("run")
     assert request == RunRequest(image="busybox", command=("false",), remove=True)
-    assert stdio.stdin == -1 and stdio.stdout > 2 and stdio.stderr > 2 and not stdio.terminal
+    assert stdio.stdin == -1
+    assert stdio.stdout > 2
+    assert stdio.stderr > 2
+    assert not stdio.terminal
 
 
 def test_run_detached_prints_the_id() -> None:
@@ -202,7 +217,8 @@ def test_run_detached_prints_the_id() -> None:
     code, out, _err = call(engine, "run", "-d", "-i", "busybox")
     assert (code, out) == (0, container().id + "\n")
     ((request, stdio),) = engine.called("run")
-    assert request.detach and stdio == Stdio(hold_stdin=True)
+    assert request.detach
+    assert stdio == Stdio(hold_stdin=True)
     assert engine.called("wait") == []
 
 
@@ -214,9 +230,11 @@ def test_exit_codes_of_errors() -> None:
     code, _out, err = call(FakeEngine(run=OSError(28, "No space left on device")), "run", "busybox")
     assert (code, err) == (125, "wherry: system: no space left on device\n")
     code, _out, err = call(FakeEngine(wait=Exit(None, 0)), "run", "busybox")
-    assert code == 125 and "its exit code is unknown" in err
+    assert code == 125
+    assert "its exit code is unknown" in err
     code, _out, err = call(FakeEngine(run=RuntimeError("boom")), "run", "busybox")
-    assert code == 125 and "internal fault: RuntimeError: boom" in err
+    assert code == 125
+    assert "internal fault: RuntimeError: boom" in err
 
 
 def test_terminal_is_raw_between_create_and_the_end() -> None:
@@ -227,7 +245,9 @@ def test_terminal_is_raw_between_create_and_the_end() -> None:
     assert client.seen == [{"raw": True}, {"attached": True}, {"raw": False}, {"exit": 3}]
     assert [name for name, _args, _kwargs in engine.calls] == ["create", "start", "wait"]
     stdio = engine.called("start")[0][1]
-    assert stdio.terminal and (stdio.rows, stdio.columns) == (24, 80) and stdio.stderr == -1
+    assert stdio.terminal
+    assert (stdio.rows, stdio.columns) == (24, 80)
+    assert stdio.stderr == -1
 
 
 def test_a_failed_start_with_rm_leaves_nothing() -> None:
@@ -239,9 +259,11 @@ def test_a_failed_start_with_rm_leaves_nothing() -> None:
 
 def test_cidfile(tmp_path: Path) -> None:
     code, _out, _err = call(FakeEngine(), "run", "--cidfile", "cid", "busybox", cwd=str(tmp_path))
-    assert code == 0 and (tmp_path / "cid").read_text() == container().id
+    assert code == 0
+    assert (tmp_path / "cid").read_text() == container().id
     code, _out, err = call(FakeEngine(), "run", "--cidfile", "cid", "busybox", cwd=str(tmp_path))
-    assert code == 125 and "it exists" in err
+    assert code == 125
+    assert "it exists" in err
 
 
 def test_trace_is_written_in_the_clients_directory(tmp_path: Path) -> None:
@@ -263,7 +285,8 @@ def test_exec() -> None:
     code, _out, _err = call(engine, "exec", "-i", "-e", "A=1", "-w", "/x", "-u", "me", "web", "cat", "-n")
     assert code == 4
     name, request, stdio = engine.called("exec")[0]
-    assert name == "web" and stdio.stdin > 2
+    assert name == "web"
+    assert stdio.stdin > 2
     assert request == ExecRequest(("cat", "-n"), ("A=1",), "me", "/x", interactive=True)
     assert engine.called("wait") == [("web", "e1")]
 
@@ -297,10 +320,10 @@ def test_ps() -> None:
     lines = out.splitlines()
     assert code == 0
     assert lines[0].split() == ["CONTAINER", "ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]
-    assert (
-        lines[1].startswith("c0ffeec0ffee   docker.io/library/busybox:latest   ") and '"sh -c sleep 1000"' in lines[1]
-    )
-    assert lines[1].endswith("tidy_tug") and "Exited (1)" in lines[2]
+    assert lines[1].startswith("c0ffeec0ffee   docker.io/library/busybox:latest   ")
+    assert '"sh -c sleep 1000"' in lines[1]
+    assert lines[1].endswith("tidy_tug")
+    assert "Exited (1)" in lines[2]
     assert call(engine, "ps", "-q")[1] == "c0ffeec0ffee\n" + "b" * 12 + "\n"
     assert call(engine, "ps", "--format", "{{.Names}}:{{.State}}")[1] == "tidy_tug:running\nold:exited\n"
     table = call(engine, "ps", "--format", r"table {{.Names}}\t{{.ID}}")[1].splitlines()
@@ -350,7 +373,8 @@ def test_inspect() -> None:
         ["/process/cwd", '"/"', "kernel"], ["/mounts/0/destination", '"/proc"', "kernel"],
     ]  # fmt: skip
     code, out, err = call(FakeEngine(container=absent("x"), image=absent("x")), "inspect", "x")
-    assert (code, out) == (125, "[]\n") and 'container or image "x"' in err
+    assert (code, out) == (125, "[]\n")
+    assert 'container or image "x"' in err
 
 
 def test_logs_go_to_their_streams() -> None:
@@ -368,11 +392,11 @@ def test_root_and_config_must_be_the_engines() -> None:
     engine = FakeEngine(info=Info)
     assert call(engine, "ps", "-q", given={"root": "/var/lib/wherry"})[0] == 0
     code, _out, err = call(engine, "ps", given={"root": "/elsewhere"})
-    assert code == 125 and err.startswith(
-        'wherry: root "/elsewhere": the engine at /run/wherry runs with "/var/lib/wherry"; '
-    )
+    assert code == 125
+    assert err.startswith('wherry: root "/elsewhere": the engine at /run/wherry runs with "/var/lib/wherry"; ')
     code, _out, err = call(engine, "ps", given={"config": "my.toml"}, cwd="/etc")
-    assert code == 125 and "engine stop" in err
+    assert code == 125
+    assert "engine stop" in err
 
 
 def test_load_from_a_pipe_is_spooled(tmp_path: Path) -> None:
@@ -387,4 +411,5 @@ def test_load_from_a_pipe_is_spooled(tmp_path: Path) -> None:
 
     code, out, _err = call(FakeEngine(info=Info, load=load), "load", stdin=b"tar bytes")
     assert (code, out) == (0, "Loaded image: docker.io/library/busybox:latest\n")
-    assert seen == [b"tar bytes"] and list((tmp_path / "tmp").iterdir()) == []
+    assert seen == [b"tar bytes"]
+    assert list((tmp_path / "tmp").iterdir()) == []
