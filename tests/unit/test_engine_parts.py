@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from wherry.api import Event, FailedPrecondition, Invalid, RunRequest, Unavailable
-from wherry.engine import hostfiles, names, signals
+from wherry.engine import bundles, hostfiles, names, signals
 from wherry.engine.acks import Acks
 from wherry.engine.database import FORMAT, Database
 from wherry.engine.events import Bus
@@ -190,7 +190,7 @@ def test_host_files(tmp_path: Path) -> None:
         image="x", extra_hosts=("db:10.0.0.9", "six=[::9]"), dns=("9.9.9.9",), dns_search=("a.example",)
     )
     files = hostfiles.make(request, hostname="h", host=False, addresses=("10.1.2.3/24",), names=("web",))
-    files.write(tmp_path)
+    bundles.write(str(tmp_path), files.files())
     hosts = (tmp_path / "hosts").read_text()
     assert "10.1.2.3\th web\n" in hosts
     assert "10.0.0.9\tdb\n" in hosts

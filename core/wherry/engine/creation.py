@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
@@ -216,9 +214,6 @@ class Creation:
         with state.database.transaction(durable=False) as tx:
             tx.execute("DELETE FROM containers WHERE id = ?", (record.id,))
             state.leases.erase(tx, record.id)
-        directory: Path = state.containers / record.id
-        if directory.exists():
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def must_not_be_removing(record: Record) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from wherry.api import Error, Event, Exit
+from wherry.engine import bundles
 from wherry.engine.acks import Acks
 from wherry.engine.database import Transaction
 from wherry.engine.records import Exec, Record
@@ -109,28 +109,26 @@ class Ending:
         state = self._state
         gate, execs = record.gate, list(record.execs.values())
         with state.traced(record.id, record.traced):
-            self._end(record, exit, done)
+            if not (record.remove and self.remove(record, exit)):
+                self._stop(record, exit)
         for exec in execs:
             if not exec.gate.is_set():
                 exec.gate.open(Exit(None, exit.time))
         gate.open(exit)
+        # Durable by now, and nobody who waits needs to wait for the shim's bookkeeping.
+        done()
+        state.forget(record.id)
 
-    def _end(self, record: Record, exit: Exit, done: Callable[[], None]) -> None:
+    def _stop(self, record: Record, exit: Exit) -> None:
         state = self._state
-        if record.remove and self.remove(record, exit):
-            done()
-            state.forget(record.id)
-        else:
-            changes = self._stopped(exit)
-            leaving = self._leaving(record)
-            with state.database.transaction() as tx:
-                tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
-                self._leave_sandbox(tx, record, leaving)
-                self._exit_event(tx, record, exit)
-            done()
-            state.report(self.release(record), f"end of container {record.id[:12]}")
-            record.apply(changes)
-            state.forget(record.id)
+        changes = self._stopped(exit)
+        leaving = self._leaving(record)
+        with state.database.transaction() as tx:
+            tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
+            self._leave_sandbox(tx, record, leaving)
+            self._exit_event(tx, record, exit)
+        state.report(self.release(record), f"end of container {record.id[:12]}")
+        record.apply(changes)
 
     @staticmethod
     def _stopped(exit: Exit) -> dict[str, Any]:
@@ -178,7 +176,7 @@ class Ending:
         if not others and record.sandbox_id in state.attached:
             self._release_sandbox(record, failures)
         if not (others and record.sandbox_id == id):  # its hosts files are mounted in those that joined it
-            shutil.rmtree(state.bundle(record), ignore_errors=True)
+            bundles.remove(str(state.bundle(record)))
         return failures
 
     def _release_sandbox(self, record: Record, failures: list[tuple[str, Exception]]) -> None:
@@ -187,7 +185,8 @@ class Ending:
             detach = state.network(driver, record).detach
             attempt(failures, "network.detach", partial(detach, sandbox, network))
         attempt(failures, "shim.remove_sandbox", partial(state.shim.remove_sandbox, sandbox))
-        shutil.rmtree(state.bundles / sandbox, ignore_errors=True)
+        if sandbox != record.id:
+            bundles.remove(str(state.bundles / sandbox))
         state.attached.pop(sandbox, None)
 
     def remove(self, record: Record, exit: Exit | None = None) -> bool:
@@ -207,7 +206,6 @@ class Ending:
             record.removing = False
             record.error = f"removal failed: {vital[0][1]}"
             return False
-        shutil.rmtree(state.containers / record.id, ignore_errors=True)
         with state.database.transaction(durable=not record.remove) as tx:
             tx.execute("DELETE FROM containers WHERE id = ?", (record.id,))
             if exit is not None:

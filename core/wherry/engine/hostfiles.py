@@ -6,9 +6,9 @@ resolv.conf(5); contents as Docker gives them (docker run, "Managing /etc/hosts"
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable
-from pathlib import Path
 
 from attrs import frozen
 
@@ -32,11 +32,10 @@ class HostFiles:
     hosts: str
     resolv_conf: str
 
-    def write(self, directory: Path) -> None:
-        """Raises OSError. The directory exists."""
-        for name, text in zip(NAMES, (self.hosts, self.hostname + "\n", self.resolv_conf), strict=True):
-            with (directory / name).open("w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
+    def files(self) -> dict[str, bytes]:
+        """Name -> content."""
+        texts = (self.hosts, self.hostname + "\n", self.resolv_conf)
+        return {name: text.encode("utf-8", "surrogateescape") for name, text in zip(NAMES, texts, strict=True)}
 
 
 def make(
@@ -105,6 +104,12 @@ def _is_address(text: str) -> bool:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(fd, 1 << 20).decode("utf-8", "surrogateescape")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

@@ -115,7 +115,6 @@ class Recovery:
             return  # the row stays, so that the next engine or doctor tries again
         if record.log != "none":
             attempt(failures, "log.remove", lambda: state.kernel.log(record.log).remove(id))
-        shutil.rmtree(state.containers / id, ignore_errors=True)
         with state.database.transaction(durable=False) as tx:
             tx.execute("DELETE FROM containers WHERE id = ?", (id,))
             tx.execute("DELETE FROM sandboxes WHERE id = ?", (id,))

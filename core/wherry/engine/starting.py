@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
+from functools import partial
 from typing import Any, cast
 
 import attrs
@@ -22,7 +21,7 @@ from wherry.api import (
     Stdio,
     TaskState,
 )
-from wherry.engine import hostfiles
+from wherry.engine import bundles, hostfiles
 from wherry.engine.creation import Created, Creation, must_not_be_removing
 from wherry.engine.records import Gate
 from wherry.engine.state import State, attributes
@@ -122,27 +121,23 @@ class Starting:
 
     def _bundle(self, created: Created, net: _Net, spec: str, undo: Undo) -> None:
         bundle = str(self._state.bundle(created.record))
-        undo.add("bundle", lambda: shutil.rmtree(bundle, ignore_errors=True))
-        try:
-            os.mkdir(bundle, 0o700)
-        except FileExistsError:
-            shutil.rmtree(bundle)
-            os.mkdir(bundle, 0o700)
-        with open(bundle + "/config.json", "w", encoding="ascii") as file:
-            file.write(spec)
+        undo.add("bundle", partial(bundles.remove, bundle))
+        bundles.make(bundle)
+        bundles.write(bundle, {"config.json": spec.encode("ascii")})
         if net.kind != "shared":
             self._files(created, net)
 
     def _files(self, created: Created, net: _Net) -> None:
         attachment = net.attachment
-        hostfiles.make(
+        made = hostfiles.make(
             created.request,
             hostname=net.hostname,
             host=net.kind == "host",
             addresses=attachment.addresses if attachment else (),
             names=(created.record.name, *created.request.aliases),
             nameservers=attachment.nameservers if attachment else (),
-        ).write(self._state.bundle(created.record))
+        )
+        bundles.write(str(self._state.bundle(created.record)), made.files())
 
     def _stdio(self, created: Created, stdio: Stdio) -> Stdio:
         record, request = created.record, created.request

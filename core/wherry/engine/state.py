@@ -59,7 +59,6 @@ class State:
         self.images = images
         self.registry = Registry()
         self.bundles = run / "bundles"
-        self.containers = root / "containers"
         self.cgroup = "/wherry-" + hashlib.sha256(str(run).encode("utf-8", "surrogateescape")).hexdigest()[:8]
         self.finishers = ThreadPoolExecutor(FINISHERS, "wherry-finish")
         self.closing = threading.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +93,6 @@ class System:
             if "attachments" in what
         ]
         findings += self._snapshots(repair)
-        findings += self._directories(repair)
         findings += self._leftover_removals(repair)
         return tuple(findings)
 
@@ -126,17 +124,6 @@ class System:
             if repair and stray:
                 attempt(failures, "cleanup", driver.cleanup)
             state.report(failures, f"doctor: snapshotter {plugin.id}")
-        return findings
-
-    def _directories(self, repair: bool) -> list[Finding]:
-        state = self._state
-        findings = []
-        for path in sorted(state.containers.iterdir()) if state.containers.exists() else ():
-            if state.registry.get(path.name) is None:
-                if repair:
-                    shutil.rmtree(path, ignore_errors=True)
-                what = f"directory of container {path.name[:12]}"
-                findings.append(Finding(what, "belongs to no container", "removed" if repair else ""))
         return findings
 
     def _leftover_removals(self, repair: bool) -> list[Finding]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import threading
 from collections.abc import Collection, Iterator
@@ -92,7 +94,7 @@ class SingleNetwork:
             )
         reservation = Reservation(request, self.netns)
         with self._lock:
-            if request.sandbox_id in self._reserved or self._file(request.sandbox_id).exists():
+            if request.sandbox_id in self._reserved or os.path.lexists(f"{self._directory}/{request.sandbox_id}"):
                 raise InUse(f"sandbox {request.sandbox_id!r}", f"has a place in network {self.name!r} already")
             self._reserved[request.sandbox_id] = reservation
         return reservation
@@ -105,8 +107,12 @@ class SingleNetwork:
                 f"sandbox {sandbox.id!r}",
                 f"its network namespace is {sandbox.netns or 'its own'!r}, not what network {self.name!r} reserved",
             )
-        # A file that is there whole or not at all: readers skip what they can't parse.
-        self._file(sandbox.id).write_text(json.dumps(attrs.asdict(request)))
+        # Readers skip what they can't parse: a file cut short by a crash. os.open and os.write: this is on the path of each start.
+        fd = os.open(f"{self._directory}/{sandbox.id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, json.dumps(attrs.asdict(request)).encode())
+        finally:
+            os.close(fd)
         with self._lock:
             self._reserved.pop(sandbox.id, None)
         return self._attachment(reservation)
@@ -119,7 +125,8 @@ class SingleNetwork:
             return
         with self._lock:
             self._reserved.pop(sandbox_id, None)
-        self._file(sandbox_id).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._directory}/{sandbox_id}")
 
     def check(self, sandbox_id: str, network: str) -> None:
         self._own(network)
