@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
@@ -19,8 +19,20 @@ from wherry.kernel.discovery import closest
 from wherry.kernel.locate import line_of
 from wherry.kernel.structure import Problem, StructureError, structure
 
+if TYPE_CHECKING:
+    from wherry.kernel.plugins import Plugins
+
 KINDS = ("store", "snapshotter", "isolation", "network")
 DEFAULTS = "defaults"
+
+
+class Several(Invalid):
+    """More than one problem of a config; the cause has them one a line."""
+
+    def __init__(self, problems: list[Error], file: str) -> None:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f'config file "{file}"' if file else "config", f"{len(problems)} problems:\n{lines}")
+        self.problems = problems
 
 
 @frozen
@@ -109,16 +121,18 @@ def parse(text: str, file: str, defaults: str | None = None) -> tuple[LoadedConf
     return loaded, list(_references(loaded))
 
 
-def check(text: str, file: str) -> list[Error]:
+def check(text: str, file: str, plugins: Plugins | None = None) -> list[Error]:
     """Everything that is wrong with a config file's text, drivers and plugin tables included; an empty list: nothing.
 
-    Modules of the plugins that have a table are imported to learn their config class; no driver is initialised.
+    Modules of the plugins that have a table are imported to learn their config class; no driver is initialised. plugins: those
+    to judge by, None for the installed ones.
     """
     from wherry.kernel.plugins import installed
 
-    loaded, problems = parse(text, file)
+    plugins = plugins or installed()
+    loaded, problems = parse(text, file, plugins.default_config())
     if loaded is not None:
-        problems += installed().check(loaded)
+        problems += plugins.check(loaded)
     return problems
 
 
@@ -126,8 +140,7 @@ def combined(problems: list[Error], file: str) -> Error:
     """One error of several: the single one itself, or an Invalid whose cause has one a line."""
     if len(problems) == 1:
         return problems[0]
-    lines = "\n".join(f"  {problem}" for problem in problems)
-    return Invalid(f'config file "{file}"' if file else "config", f"{len(problems)} problems:\n{lines}")
+    return Several(problems, file)
 
 
 def place(file: str, text: str, path: tuple[str, ...]) -> str:

@@ -100,6 +100,7 @@ class Driver:
             return "failed", str(self._failure)
         try:
             reason = self.probe()
+            self.capabilities()
         except Error as error:
             return "failed", str(error)
         return ("skipped", reason) if reason else ("available", "")
@@ -141,7 +142,12 @@ class Driver:
         """Its flags; asked once. Raises as probe does."""
         with self._lock:
             if self._capabilities is None:
-                self._capabilities = self._prepared().capabilities()
+                backing = self._prepared()
+                try:
+                    self._capabilities = backing.capabilities()
+                except Error as error:
+                    self._broken = error
+                    raise
             return self._capabilities
 
     def get(self) -> Any:

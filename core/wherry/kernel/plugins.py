@@ -234,6 +234,8 @@ class Plugins:
                 yield Invalid(loaded.place(*path), f'{family} {word} "{id}": {error.cause}', error.hint)
 
     def _tables(self, loaded: LoadedConfig) -> Iterator[Error]:
+        from wherry.kernel.config import Several
+
         for family, tables in loaded.config.plugin.items():
             if family not in FAMILY_HOOK:
                 match = closest(family, FAMILY_HOOK)
@@ -248,6 +250,8 @@ class Plugins:
                     yield Invalid(
                         loaded.place("plugin", family, id), f'no {family} plugin "{id}" is installed', error.hint
                     )
+                except Several as error:
+                    yield from error.problems
                 except Error as error:
                     yield error
 

@@ -61,9 +61,22 @@ def structure(data: Any, cls: Any) -> Any:
 def strict_converter() -> Any:
     """The one converter of the kernel: forbid_extra_keys, no coercion, detailed errors."""
     from cattrs import Converter
+    from cattrs.gen import make_dict_structure_fn
 
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
     configure(converter)
+
+    def record(cls: Any) -> Any:
+        plain = make_dict_structure_fn(cls, converter)
+
+        def hook(value: Any, wanted: Any) -> Any:
+            if not isinstance(value, Mapping):
+                raise _Wrong(f"{_shown(value)} is {_a(type(value))}, expected a table")
+            return plain(value, wanted)  # type: ignore[arg-type]
+
+        return hook
+
+    converter.register_structure_hook_factory(attrs.has, record)
     return converter
 
 

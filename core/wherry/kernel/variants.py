@@ -103,9 +103,8 @@ class Variants:
         passed: dict[str, str] = {}
         errors: list[Error] = []
         for id in ids:
-            driver = self._driver(kind, id)
             try:
-                reason = driver.probe()
+                reason = self._driver(kind, id).probe()
             except Error as error:
                 if len(ids) == 1:
                     raise
