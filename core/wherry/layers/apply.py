@@ -105,7 +105,7 @@ class _Unpacker:
     def finish(self) -> None:
         """Directories' times, deepest first, where they still are directories."""
         for parts in self.tree.made:
-            self._times.setdefault(parts, 0)
+            self._times.setdefault(parts, 0)  # the same tree whenever it is unpacked
         for parts in sorted(self._times, key=len, reverse=True):
             try:
                 directory = self.tree.directory(parts, make=False)
@@ -241,7 +241,8 @@ class _Unpacker:
     def _keep_times(self, directory: Directory) -> None:
         """A directory that this layer has no entry for keeps the mtime it had."""
         if directory.real not in self._times:
-            self._times[directory.real] = os.fstat(directory.fd).st_mtime_ns
+            known = 0 if directory.real in self.tree.made else os.fstat(directory.fd).st_mtime_ns
+            self._times[directory.real] = known
 
     def _create(self, parent: Directory, name: bytes, make: Callable[[], int | None]) -> int:
         try:

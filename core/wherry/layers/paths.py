@@ -53,7 +53,7 @@ class Tree:
     def __init__(self, root: int, owner: tuple[int, int] = (0, 0)) -> None:
         self.root = Directory(root, ())
         self.owner = owner  # of the directories made on the way, as the file system has the ids
-        self.made: list[tuple[bytes, ...]] = []  # directories made because a name needed them
+        self.made: set[tuple[bytes, ...]] = set()  # directories made because a name needed them
         self._cache: OrderedDict[tuple[bytes, ...], Directory] = OrderedDict()
         self._spare: Directory | None = None
 
@@ -118,7 +118,7 @@ class Tree:
                         raise
                     os.mkdir(part, 0o755, dir_fd=current)
                     os.chown(part, self.owner[0], self.owner[1], dir_fd=current, follow_symlinks=False)
-                    self.made.append((*real, part))
+                    self.made.add((*real, part))
                     mode = stat.S_IFDIR
                 if stat.S_ISLNK(mode):
                     links += 1

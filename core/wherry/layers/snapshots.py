@@ -137,8 +137,8 @@ class Snapshots:
         Only a committed one's end is synced to disk: if that were taken back, a later look-up would find a layer whose files
         are gone. An active one that comes back after a power cut is removed again by whoever knows its container is gone.
         """
-        found = self.database.row("SELECT kind FROM snapshots WHERE name = ?", (name,))
-        with self.database.write(durable=bool(found) and found[0] == "committed") as execute:
+        kinds = self.database.all("SELECT kind FROM snapshots WHERE name = ?", (name,))
+        with self.database.write(durable=kinds == [("committed",)]) as execute:
             found = execute(f"{_SELECT} WHERE s.name = ?", (name,)).fetchall()
             if not found:
                 return None

@@ -48,12 +48,19 @@ class VfsSnapshotter:
         return self._rows.update(name, labels).info()
 
     def usage(self, name: str) -> tuple[int, int]:
-        """The whole copy, for it shares nothing with its parents but reflinked data, which the kernel counts for each."""
+        """What this copy has more than its parent's. On disk it takes all of it, unless data is shared by reflink."""
         row = self._rows.get(name)
+        size, inodes = self._whole(row)
+        if row.parent:
+            above = self._whole(self._rows.get(row.parent))
+            size, inodes = max(0, size - above[0]), max(0, inodes - above[1])
+        return size, inodes
+
+    def _whole(self, row: Row) -> tuple[int, int]:
+        if row.kind == "view" and row.parent:
+            return self._whole(self._rows.get(row.parent))  # it shows its parent's directory
         if row.bytes >= 0:
             return row.bytes, row.inodes
-        if row.kind == "view" and row.lowers:
-            return 0, 0  # it shows its parent's directory
         fd = os.open(self._path(row.number), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             found = usage(fd)
