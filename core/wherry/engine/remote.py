@@ -97,4 +97,8 @@ def _start(root: Path, run: Path, config: str | os.PathLike[str] | None) -> None
     """Through the shim, which is the engine's parent."""
     from wherry.engine.shim import start_shim
 
-    start_shim(run, root, config=Path(config).absolute() if config is not None else None, engine=True).close()
+    shim = start_shim(run, root, config=Path(config).absolute() if config is not None else None, engine=True)
+    try:
+        shim.engine()
+    finally:
+        shim.close()
