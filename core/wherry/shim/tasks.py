@@ -353,6 +353,8 @@ class Tasks:
         """The process has been reaped."""
         while self._more(task):  # what it sent last, an error perhaps
             self._packet(task)
+        if task.starting and task.error is None:  # so short a life that its end was seen before its execve
+            self._silent(task)
         self._unchannel(task)
         if task.foreign:
             self._shim.loop.remove(task.pidfd)

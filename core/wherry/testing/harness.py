@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +37,12 @@ class Later:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
         self._made: Any = None
+        self._lock = threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
-        if self._made is None:
-            self._made = self._make()
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
         return getattr(self._made, name)
 
 
@@ -142,7 +145,10 @@ class Harness(Generic[D]):
         self._close_driver()
         if self._shim is not None:
             shim, self._shim = self._shim, None
-            shim.quit()
+            try:
+                shim.quit()
+            finally:
+                shim.close()
 
     def _start_shim(self) -> Any:
         from wherry.engine.shim import start_shim

@@ -111,6 +111,7 @@ class IsolationContract(Contract):
             task = harness.create(command)
             with pytest.raises(CommandNotFound):
                 task.start()
+            assert task.code() == CommandNotFound.exit_code
             harness.open().delete(task.id)
             with pytest.raises(NotFound):
                 task.status()
@@ -119,6 +120,7 @@ class IsolationContract(Contract):
         task = harness.create("/bin/plain")
         with pytest.raises(CommandNotExecutable):
             task.start()
+        assert task.wait().code not in {0, None}
         harness.open().delete(task.id)
 
     # streams
@@ -354,8 +356,7 @@ class IsolationContract(Contract):
         driver.kill(task.id, signal.SIGKILL, more.exec_id)
         assert more.code() == 128 + signal.SIGKILL
         assert task.status() == "running"
-        ended = driver.delete(task.id, more.exec_id)
-        assert ended is not None
+        assert harness.delete(more) is not None
         driver.delete(task.id, more.exec_id)
         with pytest.raises(NotFound):
             driver.state(task.id, more.exec_id)

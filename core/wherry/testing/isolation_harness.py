@@ -7,11 +7,12 @@ import os
 import select
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from wherry.errors import FailedPrecondition, InUse
 from wherry.interfaces.common import Mount
 from wherry.interfaces.isolation import CreateRequest, Isolation
 from wherry.interfaces.process import Exit, Sandbox, Stdio, TaskState
@@ -217,16 +218,34 @@ class IsolationHarness(Harness[Isolation]):
             task.driver = driver
         return driver
 
+    def delete(self, task: Task, *, force: bool = False) -> Exit | None:
+        """As the engine deletes: by the driver, then the shim forgets the process too."""
+        ended = self.open().delete(task.id, task.exec_id, force=force)
+        if self.with_shim:
+            self._insist(lambda: self.shim.forget(task.id, task.exec_id))
+        return ended
+
+    def _insist(self, call: Callable[[], None]) -> None:
+        """The shim may not have reaped yet what the driver saw end."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return call()
+            except (InUse, FailedPrecondition):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+
     def close(self) -> None:
-        driver = self.open()
-        for task in self._tasks:
-            task.close()
-            if not task.exec_id:
-                driver.delete(task.id, force=True)
-        for id in self._sandboxes:
-            self.shim.remove_sandbox(id)
-        super().close()
-        remove_cgroups(f"wherry-test-{os.getpid()}")
+        try:
+            for task in self._tasks[::-1]:
+                task.close()
+                self.delete(task, force=True)
+            for id in self._sandboxes:
+                self._insist(lambda id=id: self.shim.remove_sandbox(id))  # type: ignore[misc]
+        finally:
+            super().close()
+            remove_cgroups(f"wherry-test-{os.getpid()}")
 
 
 def remove_cgroups(name: str) -> None:
