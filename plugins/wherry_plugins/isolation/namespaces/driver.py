@@ -81,7 +81,7 @@ class Namespaces:
         return state
 
     def start(self, id: str, exec_id: str = "") -> None:
-        self._record(id)
+        self._record(id, exec_id)
         self._shim.start(id, exec_id)
 
     def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
@@ -93,6 +93,7 @@ class Namespaces:
             raise Invalid(error.what, error.cause, error.hint) from None
         if record.paused and record.group.frozen():
             raise FailedPrecondition(f'container "{id}"', "is paused", "resume it first")
+        record.gone.discard(exec_id)
         state = self._spawn(id, exec_id, self._plan(compiled, record.group, target=id), stdio)
         record.pids[exec_id] = (state.pid, state.start_time)
         return state
@@ -172,12 +173,14 @@ class Namespaces:
             hooks=compiled.hooks,
         )
 
-    def _record(self, id: str) -> Record:
+    def _record(self, id: str, exec_id: str = "") -> Record:
         record = self._records.get(id)
         if record is None:
             record = self._found_again(id)
         if record is None:
             raise NotFound(f'container "{id}"', "no such container")
+        if exec_id in record.gone:
+            raise NotFound(f'exec "{exec_id}" of container "{id}"', "no such process")
         return record
 
     def _found_again(self, id: str) -> Record | None:
@@ -195,7 +198,7 @@ class Namespaces:
     # signals, freezer, limits
 
     def kill(self, id: str, signal: int, exec_id: str = "", *, all: bool = False) -> None:
-        record = self._record(id)
+        record = self._record(id, exec_id)
         if all:
             record.group.kill(signal)
         else:
@@ -224,11 +227,11 @@ class Namespaces:
             record.paused = False
 
     def resize(self, id: str, rows: int, columns: int, exec_id: str = "") -> None:
-        self._record(id)
+        self._record(id, exec_id)
         self._shim.resize(id, exec_id, rows, columns)
 
     def close_stdin(self, id: str, exec_id: str = "") -> None:
-        self._record(id)
+        self._record(id, exec_id)
         self._shim.close_stdin(id, exec_id)
 
     def update(self, id: str, resources: Mapping[str, Any]) -> None:
@@ -265,11 +268,11 @@ class Namespaces:
         return state
 
     def state(self, id: str, exec_id: str = "") -> TaskState:
-        record = self._record(id)
+        record = self._record(id, exec_id)
         return self._seen(record, self._task(id, exec_id))
 
     def wait(self, id: str, exec_id: str = "", timeout: float | None = None) -> Exit | None:
-        record = self._record(id)
+        record = self._record(id, exec_id)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if (known := record.exits.get(exec_id)) is not None:
@@ -353,6 +356,8 @@ class Namespaces:
             time.sleep(0.001)
 
     def _delete_exec(self, record: Record, exec_id: str, force: bool) -> Exit | None:
+        if exec_id in record.gone:
+            return None
         known = record.exits.get(exec_id)
         if known is None:
             try:
@@ -369,6 +374,7 @@ class Namespaces:
             known = self._ended(record, exec_id, patience=self._config.kill_patience)
         record.exits.pop(exec_id, None)
         record.pids.pop(exec_id, None)
+        record.gone.add(exec_id)
         return known
 
     def _discard(self, record: Record) -> None:

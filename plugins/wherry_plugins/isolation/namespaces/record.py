@@ -23,6 +23,7 @@ class Record:
         self.lock = threading.Lock()
         self.exits: dict[str, Exit] = {}
         self.pids: dict[str, tuple[int, int]] = {}
+        self.gone: set[str] = set()  # deleted execs that the shim may not have forgotten yet
         self.paused = False
 
 
