@@ -175,6 +175,9 @@ class FakeIsolation:
     def resize(self, id: str, rows: int, columns: int, exec_id: str = "") -> None:
         self.world.note(f"resize {rows}x{columns}", id)
 
+    def state(self, id: str) -> TaskState:
+        return self.world.tasks[id, ""]
+
     def stats(self, id: str) -> Mapping[str, int]:
         return {"pids.current": 1}
 

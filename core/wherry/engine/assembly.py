@@ -22,11 +22,12 @@ from wherry.engine.ownership import Claim
 from wherry.engine.recovery import Recovery
 from wherry.engine.removal import ImageRemoval
 from wherry.engine.starting import Starting
-from wherry.engine.state import State
+from wherry.engine.state import State, cgroup_parent
 from wherry.engine.streams import Streams
 from wherry.engine.system import System
 from wherry.engine.views import Views
 from wherry.kernel.config import LoadedConfig, load
+from wherry.linux import cgroup
 
 if TYPE_CHECKING:
     from wherry.engine.shim import ShimClient
@@ -143,11 +144,15 @@ def _directories(root: Path, run: Path, group: str) -> None:
     (run / "bundles").mkdir(mode=0o700, exist_ok=True)
 
 
-def _leave_shim(shim: ShimClient, resident: bool) -> None:
+def _leave_shim(shim: ShimClient, run: Path, resident: bool) -> None:
     if not resident:
         with suppress(Error):  # InUse: it stays with its containers, for the next engine of this root
             shim.quit()
     shim.close()
+    layout = cgroup.detect()
+    for mount in {*layout.v1.values(), layout.v2} - {""}:
+        with suppress(OSError):  # it was never made, or containers stay
+            os.rmdir(mount + cgroup_parent(run))
 
 
 def _state(
@@ -166,7 +171,7 @@ def _state(
     from wherry.kernel import Kernel
 
     shim = start_shim(run, root, config=Path(loaded.file) if loaded.file else None, engine=resident)
-    stack.callback(_leave_shim, shim, resident)
+    stack.callback(_leave_shim, shim, run, resident)
 
     def publish(event: Event) -> None:
         database.publish(event)

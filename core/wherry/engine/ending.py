@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import attrs
+
 from wherry.api import Error, Event, Exit
 from wherry.engine import bundles
 from wherry.engine.acks import Acks
@@ -18,6 +20,7 @@ from wherry.engine.undo import attempt
 from wherry.kernel.log import logger as log
 
 _RETRY_SECONDS = 0.2
+_KILLED = 128 + 9
 
 
 class Ending:
@@ -98,11 +101,21 @@ class Ending:
         with record.lock:
             # A start that failed has been undone by its own thread, and a late echo of it is not this run's end.
             if record.live and (not pid or not record.pid or pid == record.pid):
-                self.ended(record, exit, done)
+                self.ended(record, self._with_oom(record, exit), done)
                 return
         done()
         if not record.live:
             self._state.forget(record.id)
+
+    def _with_oom(self, record: Record, exit: Exit) -> Exit:
+        """Whether it was the kernel that killed it, for want of memory: its cgroup knows."""
+        if exit.code != _KILLED or exit.oom_killed:
+            return exit
+        try:
+            known = self._state.isolation(record).state(record.id).exit
+        except (Error, OSError):
+            return exit
+        return attrs.evolve(exit, oom_killed=known is not None and known.oom_killed)
 
     def ended(self, record: Record, exit: Exit, done: Callable[[], None] = lambda: None) -> None:
         """Records the end of a live container and takes down what it ran in. The caller holds its lock."""

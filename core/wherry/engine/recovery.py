@@ -54,7 +54,7 @@ class Recovery:
                 self._settle(record, tasks)
             except (Error, OSError) as error:
                 log.error("container {}: not recovered: {}", record.id[:12], error)
-        self.sweep(networks)
+        self.sweep(networks, ended=True)
         self._ending.follow()
 
     def _adopt(self) -> None:
@@ -123,11 +123,12 @@ class Recovery:
 
     # what nobody owns
 
-    def orphans(self) -> tuple[list[TaskState], list[str], list[Path]]:
-        """(tasks, sandboxes, bundles) that belong to no live container."""
+    def orphans(self, *, ended: bool = False) -> tuple[list[TaskState], list[str], list[Path]]:
+        """(tasks, sandboxes, bundles) that belong to no live container. ended: also tasks that have, whose event is told but not
+        yet worked off."""
         state = self._state
         live = {record.sandbox_id for record in state.registry if busy(record)}
-        tasks = [task for task in state.shim.list() if not self._owned(task.id)]
+        tasks = [task for task in state.shim.list() if (ended or task.status != "stopped") and not self._owned(task.id)]
         sandboxes = [sandbox.id for sandbox in state.shim.sandboxes() if sandbox.id not in live]
         paths = state.bundles.iterdir() if state.bundles.exists() else ()
         bundles = [path for path in paths if path.name not in live and not self._owned(path.name)]
@@ -137,12 +138,12 @@ class Recovery:
         record = self._state.registry.get(id)
         return record is not None and busy(record)
 
-    def sweep(self, networks: Iterable[str] | None = None) -> list[str]:
-        """Takes down the orphans and what networks (driver ids; None is all) hold for nobody; what was done."""
+    def sweep(self, networks: Iterable[str] | None = None, *, ended: bool = False) -> list[str]:
+        """Takes down the orphans (see there) and what networks (driver ids; None is all) hold for nobody; what was done."""
         state = self._state
         failures: list[tuple[str, Exception]] = []
         done = []
-        tasks, sandboxes, bundles = self.orphans()
+        tasks, sandboxes, bundles = self.orphans(ended=ended)
         for task in sorted(tasks, key=lambda task: not task.exec_id):
             self._kill(task, failures)
             done.append(

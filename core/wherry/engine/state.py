@@ -59,7 +59,7 @@ class State:
         self.images = images
         self.registry = Registry()
         self.bundles = run / "bundles"
-        self.cgroup = "/wherry-" + hashlib.sha256(str(run).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        self.cgroup = cgroup_parent(run)
         self.finishers = ThreadPoolExecutor(FINISHERS, "wherry-finish")
         self.closing = threading.Event()
         #: What each sandbox that was made is attached to: (network, driver) pairs. Stored in the table sandboxes.
@@ -177,6 +177,11 @@ class State:
         """Logs steps of a clean-up that failed; doctor finds what they left."""
         for name, error in failures:
             log.warning("{}: {} failed: {}", what, name, error)
+
+
+def cgroup_parent(run: Path) -> str:
+    """The cgroup, in each hierarchy, that all containers of a run directory are below."""
+    return "/wherry-" + hashlib.sha256(str(run).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def attributes(record: Record, **more: object) -> Mapping[str, str]:

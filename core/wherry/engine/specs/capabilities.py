@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from wherry.api import Invalid
-from wherry.engine.specs.profile import ALL_CAPABILITIES, DEFAULT_CAPABILITIES, known_capabilities
+from wherry.api import Denied, Invalid
+from wherry.engine.specs.profile import ALL_CAPABILITIES, DEFAULT_CAPABILITIES, held_capabilities
 
 ALL = "ALL"
 
@@ -27,20 +27,24 @@ def normalise(name: str, option: str) -> str:
 
 
 def choose(add: Iterable[str], drop: Iterable[str], *, privileged: bool) -> tuple[str, ...]:
-    """The set, in the order of the default profile, then of the request. "ALL" in add wins over "ALL" in drop."""
+    """The set, in the order of the default profile, then of the request. "ALL" in add wins over "ALL" in drop.
+
+    Never more than this process holds: of the defaults and of "ALL" what is missing is left out, as runc does. Denied where
+    one is asked for by name.
+    """
     added = [normalise(name, "cap-add") for name in add]
     dropped = {normalise(name, "cap-drop") for name in drop}
-    known = known_capabilities()
+    held = held_capabilities()
     if privileged:
-        return known
-    if not added and not dropped:
-        return DEFAULT_CAPABILITIES
-    missing = [name for name in added if name != ALL and name not in known]
+        return held
+    missing = [name for name in added if name != ALL and name not in held]
     if missing:
-        raise Invalid(f"cap-add {missing[0]!r}", "the running kernel does not have it")
+        raise Denied(f"cap-add {missing[0]!r}", "the engine does not have it itself, so it can't give it")
     if ALL in added:
-        return tuple(name for name in known if name not in dropped)
-    base = () if ALL in dropped else tuple(name for name in DEFAULT_CAPABILITIES if name not in dropped)
+        return tuple(name for name in held if name not in dropped)
+    base = (
+        () if ALL in dropped else tuple(name for name in DEFAULT_CAPABILITIES if name in held and name not in dropped)
+    )
     return (*base, *dict.fromkeys(name for name in added if name not in base))
 
 

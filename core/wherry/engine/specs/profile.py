@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from wherry.linux import caps
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 MASKED_PATHS = (
@@ -94,13 +96,11 @@ NET_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_
 
 
 @cache
-def known_capabilities() -> tuple[str, ...]:
-    """Those that the running kernel has; a name it does not know could not be set."""
-    try:
-        last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    except (OSError, ValueError):
-        last = len(ALL_CAPABILITIES) - 1
-    return ALL_CAPABILITIES[: last + 1]
+def held_capabilities() -> tuple[str, ...]:
+    """Those that this process may hand on: a kernel may lack the newest, and an engine in a container some others."""
+    _effective, permitted, _inheritable = caps.get()
+    held = frozenset(caps.names(permitted & caps.bounding()))
+    return tuple(name for name in ALL_CAPABILITIES if name in held)
 
 
 @cache
