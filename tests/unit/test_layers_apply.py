@@ -169,7 +169,7 @@ def test_no_marks_of_overlayfs_from_an_image(root: Path) -> None:
         "SCHILY.xattr.user.overlay.opaque": "y",
     }
     unpack(root, tar(directory("d", pax_headers=headers)))
-    assert [name for name in os.listxattr(root / "d")] == ["trusted.other"]
+    assert os.listxattr(root / "d") == ["trusted.other"]
     with pytest.raises(Invalid, match="0:0"):
         unpack(root, tar(member("x", tarfile.CHRTYPE, devmajor=0, devminor=0)))
 
@@ -261,7 +261,7 @@ ATTACKS: dict[str, Attack] = {
     "chmod by a link": lambda out: [link("l", f"{out}/sub"), directory("l", mode=0o777, uid=99)],
     "directory onto a link": lambda out: [link("l", str(out)), directory("l"), member("l/file", data=b"evil")],
     "hard link to outside": lambda out: [hard("h", f"../{out.name}/file"), member("h", data=b"evil")],
-    "hard link by a link": lambda out: [link("l", str(out)), hard("h", "l/file"), member("h", data=b"evil")],
+    "hard link by a link": lambda out: [link("l", str(out)), hard("h", "l/file")],
     "hard link to a link": lambda out: [
         link("l", f"{out}/file"),
         hard("h", "l"),

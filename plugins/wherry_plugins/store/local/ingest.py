@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import time
 from contextlib import suppress
@@ -29,6 +30,11 @@ def fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def dump(labels: Labels) -> str:
+    """Labels as a row has them."""
+    return json.dumps(dict(labels), separators=(",", ":"), sort_keys=True)
 
 
 class Claim:
@@ -128,24 +134,21 @@ class LocalIngest:
             try:
                 info = store.info(digest)
             except NotFound:
-                info = None
-            if info is None:
                 self._claim.path.rename(target)
                 if store.fsync:
                     fsync_directory(target.parent)
+                info = BlobInfo(digest, self.offset, time.time_ns(), dict(labels))
             else:
                 self._claim.path.unlink(missing_ok=True)
+                info = BlobInfo(digest, info.size, info.created, {**info.labels, **labels})
             with store.database.write() as execute:
-                if info is None:
-                    from wherry_plugins.store.local.store import dump
-
-                    execute(
-                        "INSERT OR REPLACE INTO blobs (digest, size, created, labels) VALUES (?, ?, ?, ?)",
-                        (digest, self.offset, time.time_ns(), dump(labels)),
-                    )
+                execute(
+                    "INSERT OR REPLACE INTO blobs (digest, size, created, labels) VALUES (?, ?, ?, ?)",
+                    (digest, info.size, info.created, dump(info.labels)),
+                )
                 execute("DELETE FROM ingests WHERE ref = ?", (self.ref,))
         self._claim.release()
-        return store.label(digest, dict(labels)) if info is not None and labels else store.info(digest)
+        return info
 
     def close(self) -> None:
         self._claim.release()

@@ -25,7 +25,7 @@ from wherry.api import (
     NotFound,
 )
 from wherry.layers.database import Database
-from wherry_plugins.store.local.ingest import LocalIngest, fsync_directory, ingest_file
+from wherry_plugins.store.local.ingest import LocalIngest, dump, fsync_directory, ingest_file
 
 SCHEMA = """
 CREATE TABLE blobs (
@@ -255,7 +255,3 @@ def _image(row: Any) -> Image:
     name, media_type, digest, size, annotations, platform, labels, updated = row
     target = Descriptor(media_type, Digest(digest), size, json.loads(annotations), platform)
     return Image(name, target, json.loads(labels), updated)
-
-
-def dump(labels: Labels) -> str:
-    return json.dumps(dict(labels), separators=(",", ":"), sort_keys=True)
