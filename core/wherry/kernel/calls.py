@@ -65,6 +65,10 @@ class Abandoned(Exception):
     """The call did not end in time; its thread is lost until it does."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The caller was interrupted while it waited; the call goes on without it."""
+
+
 class _Job:
     __slots__ = ("args", "claim", "context", "done", "error", "function", "kwargs", "lost", "value")
 
@@ -143,7 +147,11 @@ class Pool:
             worker = _Worker(self, next(self._numbers))
         worker.job = job
         worker.wake.release()
-        if not job.done.acquire(timeout=-1 if timeout is None else timeout):
+        try:
+            in_time = job.done.acquire(timeout=-1 if timeout is None else timeout)
+        except KeyboardInterrupt:  # Ctrl-C while the main thread waits: the caller's, whatever the driver raises
+            raise Interrupted from None
+        if not in_time:
             job.lost = back
             if job.claim.acquire(blocking=False):
                 raise Abandoned

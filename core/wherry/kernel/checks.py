@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,10 +45,7 @@ def short(annotation: Any) -> str:
         return "None"
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
-    text = str(annotation)
-    for prefix in ("typing.", "collections.abc.", "wherry.interfaces."):
-        text = text.replace(prefix, "")
-    return text
+    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", str(annotation))
 
 
 def _compile(annotation: Any) -> Check:

@@ -18,7 +18,7 @@ from wherry.errors import DeadlineExceeded, Error, PluginFault, Unavailable
 from wherry.interfaces.engine import Span
 from wherry.interfaces.tracing import CURRENT as SPANS
 from wherry.interfaces.tracing import describe, new_id
-from wherry.kernel.calls import CURRENT, Abandoned, Call, Pool
+from wherry.kernel.calls import CURRENT, Abandoned, Call, Interrupted, Pool
 from wherry.kernel.checks import attributes_of, check_for, hints_of, is_protocol, methods_of, owner_of
 from wherry.kernel.health import Health
 from wherry.kernel.plugins import said
@@ -61,7 +61,7 @@ class Target:
 class Method:
     """What the guard knows of one method of a Protocol."""
 
-    __slots__ = ("check", "item", "name", "policy", "span", "stream", "wrap")
+    __slots__ = ("check", "fetch", "item", "name", "policy", "span", "stream", "wrap")
 
     def __init__(self, name: str, family: str, annotation: Any, policy: Policy) -> None:
         self.name = name
@@ -71,8 +71,10 @@ class Method:
         self.wrap = annotation if is_protocol(annotation) else None
         self.stream = annotation is BinaryIO
         self.item: Method | None = None
+        self.fetch: Method = self
         if get_origin(annotation) is collections.abc.Iterator:
-            self.item = Method("next", f"{family}.{name}", get_args(annotation)[0], policy)
+            self.item = Method(name, family, get_args(annotation)[0], policy)
+            self.item.fetch = Method(name, family, Any, policy)
 
 
 class Guarded:
@@ -157,13 +159,13 @@ def invoke(target: Target, method: Method, function: Callable[..., Any], args: A
     """One guarded call. See the module."""
     current = SPANS.get()
     if current is None:
-        return _judged(target, method, _call(target, method, function, args, kwargs))
+        return _wrapped(target, method, _call(target, method, function, args, kwargs))
     collector, parent = current
     id = new_id()
     token = SPANS.set((collector, id))
     start, began, error = time.time_ns(), time.perf_counter_ns(), ""
     try:
-        return _judged(target, method, _call(target, method, function, args, kwargs))
+        return _wrapped(target, method, _call(target, method, function, args, kwargs))
     except BaseException as problem:
         error = describe(problem)
         raise
@@ -179,7 +181,7 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
     outer = CURRENT.get()
     if outer is not None:  # a driver calls a driver: same thread, same deadline
         try:
-            return function(*args, **kwargs)
+            return _judged(target, method, function, args, kwargs)
         except (Error, OSError) as error:
             raise passed(error, target)  # noqa: B904 the same object goes on
         except BaseException as error:
@@ -197,8 +199,9 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
         if target.isolated or policy.mode == "caller":
             if policy.mode == "caller":
                 CURRENT.set(None)  # it calls the engine, whose driver calls are guarded on their own
-            return function(*args, **kwargs)
-        return target.pool.run(function, args, kwargs, timeout=timeout, back=health.back)
+            return _judged(target, method, function, args, kwargs)
+        arguments = (target, method, function, args, kwargs)
+        return target.pool.run(_judged, arguments, timeout=timeout, back=health.back)
     except Abandoned:
         ended = False
         health.lost(f'its call "{method.name}" did not return within {timeout:g} s')
@@ -213,8 +216,8 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
             health.crashed(error.cause if isinstance(error, Error) else str(error))
         raise passed(error, target)  # noqa: B904 the same object goes on
     except BaseException as error:
-        if not target.isolated and policy.mode == "pool" and isinstance(error, KeyboardInterrupt) and _ours():
-            raise  # Ctrl-C in the waiting main thread, not an exception of the driver
+        if isinstance(error, Interrupted):
+            raise
         raise fault(target, method.name, error) from error
     finally:
         CURRENT.reset(token)
@@ -222,13 +225,15 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
             health.leave()
 
 
-def _ours() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _judged(target: Target, method: Method, value: Any) -> Any:
+def _judged(target: Target, method: Method, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """On the thread of the call: looking at an answer may run the plugin's code too."""
+    value = function(*args, **kwargs)
     if reason := method.check(value):
         raise PluginFault(f"{target.plugin}: {method.name}", f"returned {reason}", plugin=target.plugin)
+    return value
+
+
+def _wrapped(target: Target, method: Method, value: Any) -> Any:
     if method.item is not None:
         return GuardedIterator(value, target, method.item)
     if method.wrap is not None:
@@ -280,14 +285,14 @@ class GuardedIterator:
     def _fetch(self) -> None:
         """At least one item, the end, or an error."""
         try:
-            got = invoke(self._target, _BATCHES[self._item.policy.batch].of(self._item), self._take, (), {})
+            got = invoke(self._target, self._item.fetch, self._take, (), {})
         except BaseException:
             self._ended = True
             raise
         for value in got:
             if reason := self._item.check(value):
                 plugin = self._target.plugin
-                name = self._item.span.split(".")[1]
+                name = self._item.name
                 self._error = PluginFault(f"{plugin}: {name}", f"yielded {reason}", plugin=plugin)
                 return
             self._ready.append(value)
@@ -312,7 +317,7 @@ class GuardedIterator:
     def _converted(self, error: BaseException) -> BaseException:
         if isinstance(error, Error | OSError):
             return passed(error, self._target)
-        return fault(self._target, self._item.span.split(".")[1], error)
+        return fault(self._target, self._item.name, error)
 
     def close(self) -> None:
         """Ends the iteration; what the driver's iterator does in its own close is guarded too."""
@@ -323,22 +328,6 @@ class GuardedIterator:
             invoke(self._target, _CLOSE, close, (), {})
 
 
-class _Batch:
-    """The Method under which items are fetched: the item's policy and span, a list as the answer."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Method] = {}
-
-    def of(self, item: Method) -> Method:
-        try:
-            return self._made[item.span]
-        except KeyError:
-            family, _, name = item.span.rpartition(".")
-            method = self._made[item.span] = Method(name, family, Any, item.policy)
-            return method
-
-
-_BATCHES = {False: _Batch(), True: _Batch()}
 _CLOSE = Method("close", "iterator", Any, NORMAL)
 
 

@@ -47,7 +47,9 @@ def serve(
     whose answer goes along with the reply, or None. fault: makes an error of an exception that is neither Error nor OSError.
     The socket is the caller's to close.
     """
-    objects: MutableMapping[int | str, tuple[Any, Any]] = ChainMap({"": (protocol, target)}, cast(Any, others or {}))
+    objects: MutableMapping[int | str, tuple[Any, Any]] = ChainMap(
+        {"": (protocol, target)}, cast(Any, {} if others is None else others)
+    )
     _Server(sock, reader or Reader(sock), objects, around or (lambda _: nullcontext()), fault or _fault).run()
 
 
