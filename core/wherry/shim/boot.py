@@ -60,7 +60,7 @@ class Options:
         try:
             for fd in self.descriptors():
                 os.set_inheritable(fd, True)
-            argv = [self.exe, "-I", "-S", "-c", BOOT, self.core, self.version, str(memory)]
+            argv = [self.exe, "-I", "-S", "-c", BOOT, self.core, self.version, str(memory), "--run", self.run]
             exe.reexec(argv, {"LC_ALL": "C.UTF-8"}, self.exe)
         finally:
             os.close(memory)

@@ -43,6 +43,7 @@ class Keeper:
         self._pidfd = -1
         self._started = 0.0
         self._failures = 0
+        self.starts = 0  # how many loggers there were
         self.dropped: dict[str, int] = {}  # slots that the logger has not released yet
         self._closing = False
 
@@ -50,6 +51,7 @@ class Keeper:
         """Forks a logger and gives it every stream there is."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._started = time.monotonic()
+        self.starts += 1
         pid = os.fork()
         if pid == 0:
             keep = (2, theirs.fileno(), self.listener.fileno(), self.memory, self.ledger.fd)
@@ -143,7 +145,7 @@ class Keeper:
             return
         self._failures = self._failures + 1 if time.monotonic() - self._started < 1.0 else 0
         if self._failures > 3:
-            self.loop.later(min(5.0, 0.05 * 2**self._failures), self.start)
+            self.loop.later(min(1.0, 0.05 * 2**self._failures), self.start)
         else:
             self.start()
 

@@ -217,7 +217,8 @@ class Logger:
                 streams.close()
                 return
             task = self.tasks[streams.key] = Task(self, streams)
-            task.settle()
+            for output in task.outputs:
+                task.resume(output)
             return
         if op == "takeover":
             self._hand_over()

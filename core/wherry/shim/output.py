@@ -108,7 +108,7 @@ class Output:
         if self.blocked or not self.served():
             return False
         fan = self._kept("fan", make=False)
-        if fan >= 0 and pipes.pending(fan) and not self._spread(fan):
+        if fan >= 0 and pipes.pending(fan) and not (self._spread(fan) and self.served()):
             return False
         if self.eof or self.hung:
             return False
