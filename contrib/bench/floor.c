@@ -44,6 +44,7 @@ static const char *rootfs, *work;
 static struct sock_fprog filter;
 static int syncs, hierarchies, journal, serial;
 static const char *hierarchy[MAX_HIERARCHIES];
+static char group[32];
 static char run_directory[] = "/dev/shm/wherry-floor-XXXXXX";
 
 struct life {
@@ -146,7 +147,7 @@ static void set_mounts(struct life *life)
 		const char *base = strrchr(hierarchy[i], '/') + 1;
 		snprintf(path, sizeof path, "sys/fs/cgroup/%s", base);
 		must(mkdir(path, 0755), path);
-		snprintf(source, sizeof source, "%s/wherry-floor/%s", hierarchy[i], life->name);
+		snprintf(source, sizeof source, "%s/%s/%s", hierarchy[i], group, life->name);
 		bind(source, path, no | MOUNT_ATTR_RDONLY);
 	}
 	struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
@@ -279,7 +280,7 @@ static void create(struct life *life, char *const argv[])
 		put(path, i < 3 ? "127.0.0.1 localhost\n" : "{}");
 	}
 	for (int i = 0; i < hierarchies; i++) {
-		snprintf(path, sizeof path, "%s/wherry-floor/%s", hierarchy[i], life->name);
+		snprintf(path, sizeof path, "%s/%s/%s", hierarchy[i], group, life->name);
 		must(mkdir(path, 0755), path);
 		if (strstr(hierarchy[i], "devices")) {
 			static const char *rules[] = {"a", "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm",
@@ -344,7 +345,7 @@ static void finish(struct life *life)
 	close(life->err);
 	close(life->pidfd);
 	for (int i = 0; i < hierarchies; i++) {
-		snprintf(path, sizeof path, "%s/wherry-floor/%s", hierarchy[i], life->name);
+		snprintf(path, sizeof path, "%s/%s/%s", hierarchy[i], group, life->name);
 		must(rmdir(path), path);
 	}
 	snprintf(path, sizeof path, "%s/work", life->scratch);
@@ -368,7 +369,7 @@ static void execute(struct life *life)
 	char path[600], byte;
 	int tasks[MAX_HIERARCHIES], report[2], status;
 	for (int i = 0; i < hierarchies; i++) {
-		snprintf(path, sizeof path, "%s/wherry-floor/%s/tasks", hierarchy[i], life->name);
+		snprintf(path, sizeof path, "%s/%s/%s/tasks", hierarchy[i], group, life->name);
 		tasks[i] = must(open(path, O_WRONLY | O_CLOEXEC), path);
 	}
 	must(pipe2(report, O_CLOEXEC), "pipe");
@@ -412,6 +413,7 @@ int main(int argc, char **argv)
 	rootfs = argv[1];
 	work = argv[2];
 	syncs = atoi(argv[4]);
+	snprintf(group, sizeof group, "wherry-floor-%d", getpid());
 	int fd = must(open(argv[3], O_RDONLY | O_CLOEXEC), argv[3]);
 	struct stat status;
 	must(fstat(fd, &status), argv[3]);
@@ -426,7 +428,7 @@ int main(int argc, char **argv)
 	journal = must(open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600), path);
 	for (int i = 5; i < argc && hierarchies < MAX_HIERARCHIES; i++) {
 		hierarchy[hierarchies++] = argv[i];
-		snprintf(path, sizeof path, "%s/wherry-floor", argv[i]);
+		snprintf(path, sizeof path, "%s/%s", argv[i], group);
 		if (mkdir(path, 0755) < 0 && errno != EEXIST)
 			fail(path);
 	}
@@ -462,7 +464,7 @@ int main(int argc, char **argv)
 	while (count > 0)
 		end(&kept[--count]);
 	for (int i = 0; i < hierarchies; i++) {
-		snprintf(path, sizeof path, "%s/wherry-floor", hierarchy[i]);
+		snprintf(path, sizeof path, "%s/%s", hierarchy[i], group);
 		failed |= rmdir(path);
 	}
 	snprintf(path, sizeof path, "%s/journal", work);

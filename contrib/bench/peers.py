@@ -97,7 +97,7 @@ class Bundled:
         self.spawner: Spawner = world.legacy
         self.state = world.run / name
         self.base = world.base / name
-        self.group = f"wherry-bench-{name}"
+        self.group = f"wherry-bench-{os.getpid()}-{name}"
         self.bundle = make_bundle(self.base / "true", world.rootfs, ["true"], f"/{self.group}/true")
         self.sleeper = make_bundle(self.base / "sleep", world.rootfs, ["sleep", "100000"], f"/{self.group}/sleep")
         self.command = [self.program, "--root", str(self.state)]
@@ -196,7 +196,7 @@ class Podman(Engine):
             program, "--root", str(self.root), "--runroot", str(self.runroot), "--tmpdir", str(world.run / "podman-tmp"),
             "--cgroup-manager", "cgroupfs", "--events-backend", "file",
         ]  # fmt: skip
-        self.group = "wherry-bench-podman"
+        self.group = f"wherry-bench-{os.getpid()}-podman"
         self.options = (
             "--pull", "never", "--log-driver", "k8s-file", "--security-opt", f"seccomp={profile}",
             "--cgroup-parent", f"/{self.group}",
@@ -232,7 +232,7 @@ class Docker(Engine):
         program, daemon = need("docker"), need("dockerd")
         need("containerd")
         self.spawner = world.spawner
-        self.group = "wherry-bench-docker"
+        self.group = f"wherry-bench-{os.getpid()}-docker"
         self.socket = world.run / "docker.sock"
         self.exec_root = world.run / "docker"
         self.environ = {**ENVIRON, "DOCKER_CONFIG": str(world.base / "docker-config")}

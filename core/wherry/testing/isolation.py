@@ -272,7 +272,7 @@ class IsolationContract(Contract):
         for code in (1, 2):
             task = harness.launch("sh", "-c", f"exit {code}", id="again")
             assert task.code() == code
-            harness.open().delete("again")
+            harness.delete(task)
             if harness.shim is not None:
                 harness.shim.remove_sandbox("again")
 
