@@ -68,15 +68,16 @@ def bounding() -> int:
 
 def drop_bounding(keep: int, last: int) -> None:
     """Drops from the bounding set every capability up to number last that is not in the mask keep."""
+    drop, prctl = process.PR_CAPBSET_DROP, process.raw_prctl
     for number in range(last + 1):
         if not keep >> number & 1:
-            process.prctl(process.PR_CAPBSET_DROP, number)
+            check(prctl(drop, number, 0, 0, 0), "prctl PR_CAPBSET_DROP")
 
 
 def set_ambient(mask: int) -> None:
     """Makes the ambient set equal to mask; permitted and inheritable must hold it already."""
     process.prctl(process.PR_CAP_AMBIENT, process.PR_CAP_AMBIENT_CLEAR_ALL)
-    for number in range(len(NAMES)):
+    for number in range(mask.bit_length()):
         if mask >> number & 1:
             process.prctl(process.PR_CAP_AMBIENT, process.PR_CAP_AMBIENT_RAISE, number)
 

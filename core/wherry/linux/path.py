@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import stat
+from typing import Any
 
 from wherry.linux.syscall import Int, Pointer, Text, bind, call, check
 
@@ -31,14 +32,19 @@ class OpenHow(ctypes.Structure):
 _openat2 = call("openat2", Int, Text, ctypes.POINTER(OpenHow), ctypes.c_size_t)
 _fstatfs = bind("fstatfs", Int, Pointer)
 _statfs_buffer = ctypes.create_string_buffer(256)
+_statfs_type = ctypes.c_ulong.from_buffer(_statfs_buffer)  # f_type comes first
+_hows: dict[tuple[int, int, int], Any] = {}
 
 
 def open_at(fd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2), close-on-exec. Raises OSError; EXDEV and ELOOP tell what resolve forbids."""
-    how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    key = (flags, mode, resolve)
+    how = _hows.get(key)
+    if how is None:
+        how = _hows[key] = ctypes.pointer(OpenHow(flags | os.O_CLOEXEC, mode, resolve))
     name = os.fsencode(path)
     for _attempt in range(_ATTEMPTS):
-        result = _openat2(fd, name, ctypes.byref(how), 24)
+        result = _openat2(fd, name, how, 24)
         if result >= 0:
             return int(result)
         if ctypes.get_errno() != errno.EAGAIN:
@@ -61,7 +67,7 @@ def open_below(fd: int, path: str | bytes, flags: int = os.O_PATH, mode: int = 0
 def filesystem(fd: int) -> int:
     """f_type of fstatfs(2): PROC_MAGIC and so on."""
     check(_fstatfs(fd, _statfs_buffer), "fstatfs")
-    return ctypes.c_ulong.from_buffer(_statfs_buffer).value
+    return _statfs_type.value
 
 
 def make_directories(root: int, path: str | bytes, mode: int = 0o755) -> int:

@@ -15,7 +15,8 @@ CLOSE_RANGE_CLOEXEC = 4
 _KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_SETPERM, _KEYCTL_DESCRIBE = 1, 5, 6
 _LAST = 0xFFFFFFFF
 
-_prctl = bind("prctl", Int, Ulong, Ulong, Ulong, Ulong)
+#: prctl(2) with all five arguments, its result unchecked.
+raw_prctl = bind("prctl", Int, Ulong, Ulong, Ulong, Ulong)
 _close_range = call("close_range", Uint, Uint, Int)
 _keyctl = call("keyctl", Int, Text, Ulong, Ulong, Ulong)
 _execveat = call("execveat", Int, Text, Pointer, Pointer, Int)
@@ -26,7 +27,7 @@ _setdomainname = bind("setdomainname", Text, ctypes.c_size_t)
 
 def prctl(option: int, second: int = 0, third: int = 0, fourth: int = 0, fifth: int = 0) -> int:
     """prctl(2) with integer arguments."""
-    return check(_prctl(option, second, third, fourth, fifth), f"prctl {option}")
+    return check(raw_prctl(option, second, third, fourth, fifth), f"prctl {option}")
 
 
 def set_dumpable(dumpable: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from functools import partial
 from typing import Any
 
 MACHINE = os.uname().machine
@@ -59,16 +60,9 @@ def bind(name: str, *argtypes: Any, restype: Any = Int, library: Any = libc) -> 
 
 
 def call(name: str, *argtypes: Any, library: Any = libc) -> Any:
-    """A system call by its number, as a function of the given argument types; the caller checks the result."""
-    number = NUMBERS[name]
+    """A system call by its number, as a function of the given argument types; the caller checks the result with ``check``."""
     prototype = ctypes.CFUNCTYPE(Long, Long, *argtypes, use_errno=True)
-    function = prototype(("syscall", library))
-
-    def invoke(*args: Any) -> int:
-        result: int = function(number, *args)
-        return result
-
-    return invoke
+    return partial(prototype(("syscall", library)), NUMBERS[name])
 
 
 def failed(what: str | bytes) -> OSError:

@@ -140,7 +140,7 @@ def _target(child: Child, name: bytes, *, directory: bool, plain: bool = False) 
 def _keep(child: Child, name: bytes, fd: int) -> None:
     """Remembers the descriptors of /proc, /sys, /dev and /dev/pts, or closes the mount's."""
     slot = _KEPT.get(name)
-    if slot is not None and path.filesystem(fd) == _MAGIC.get(slot, path.filesystem(fd)):
+    if slot is not None and (slot == "dev" or path.filesystem(fd) == _MAGIC[slot]):
         setattr(child, slot, fd)
     else:
         os.close(fd)

@@ -18,14 +18,21 @@ from typing import Any
 from wherry.linux import libseccomp, syscall
 from wherry.linux.caps import NUMBER
 from wherry.linux.seccomp import FLAGS
+from wherry.oci import bpf
 from wherry.oci.errors import SpecError
 
 DEFAULT = Path(__file__).with_name("seccomp_default.json")
 
 _GO_ARCH = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _OCI_ARCH = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64", "arm64": "SCMP_ARCH_AARCH64"}
+#: AUDIT_ARCH_* (linux/audit.h) of a machine and of its 32-bit programs; x32 is told from x86_64 by the number.
+_AUDIT_ARCH = {
+    "x86_64": (0xC000003E, 0x40000003),
+    "aarch64": (0xC00000B7, 0x40000028),
+    "arm64": (0xC00000B7, 0x40000028),
+}
 _KERNEL = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
-_FORMAT = "2"  # of the cache: how rules become a filter
+_FORMAT = "3"  # of the cache: how rules become a filter
 
 
 def default_profile() -> str:
@@ -115,7 +122,7 @@ def compile_profile(document: Mapping[str, Any], capabilities: int) -> bytes:
             args = _arguments(rule, where)
             for name in _names(rule, where):
                 _add(result, value, name, args)
-        return result.export()
+        return bpf.compressed(result.export(), _AUDIT_ARCH.get(syscall.MACHINE, ()))
 
 
 def _add(result: libseccomp.Filter, value: int, name: str, args: tuple[tuple[int, int, int, int], ...]) -> None:
