@@ -40,6 +40,10 @@ from wherry.kernel.variants import protocols
 _TOKEN: ContextVar[int] = ContextVar("wherry_call_token", default=0)
 
 
+START_SECONDS = 10.0
+"""The least that a new process gets for its start: an interpreter and its imports take most of a second on a busy machine."""
+
+
 @frozen
 class Order:
     """What a driver's process is told first."""
@@ -100,8 +104,12 @@ class RemoteBacking:
 
     def prepare(self) -> None:
         """See Backing."""
-        with self._bounded("import"):
-            self._start()
+        try:
+            with self._bounded("import", at_least=START_SECONDS):
+                self._start()
+        except BaseException:
+            self.close()
+            raise
 
     def probe(self) -> str | None:
         """See Backing; it was asked with prepare."""
@@ -198,9 +206,9 @@ class RemoteBacking:
             self._prepared = prepared
 
     @contextmanager
-    def _bounded(self, what: str) -> Iterator[None]:
+    def _bounded(self, what: str, at_least: float = 0.0) -> Iterator[None]:
         """The deadline for a step, and errors in the words of the same step in the engine's process."""
-        deadline = self._driver.environment.loaded.config.engine.deadline
+        deadline = max(self._driver.environment.loaded.config.engine.deadline, at_least)
         token = calls.CURRENT.set(calls.Call(self.name, what, "", time.monotonic() + deadline))
         try:
             yield
@@ -255,7 +263,7 @@ class _Process:
 
     @property
     def dead(self) -> bool:
-        return bool(self.channel.dead) or self._reap()
+        return self.channel.over()
 
     def kill(self, reason: str) -> None:
         """SIGKILL; the socket then ends whatever waits for it."""

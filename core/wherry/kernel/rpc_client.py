@@ -246,6 +246,17 @@ class Channel:
         """Why the connection is over, "" while it is not known to be."""
         return self._dead
 
+    def over(self) -> bool:
+        """Whether the other end is gone, as far as the socket knows (poll(2), POLLHUP)."""
+        if self._dead:
+            return True
+        try:
+            poll = select.poll()  # one of its own: a poll object serves one thread at a time
+            poll.register(self._socket, 0)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
+
     def close(self) -> None:
         """Ends the connection; calls under way raise Lost."""
         self._die("the connection was closed")

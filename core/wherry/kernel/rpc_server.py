@@ -9,6 +9,7 @@ import collections.abc
 import os
 import socket
 import threading
+import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,12 +19,15 @@ from typing import Any, cast, get_args, get_origin
 from wherry.errors import Error, Invalid, PluginFault
 from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
 from wherry.kernel.codec import FD_ANSWERS, decode, encode, encode_error, is_object
+from wherry.kernel.policy import NORMAL, POLICIES
 from wherry.kernel.rpc_client import CREDIT
 from wherry.linux.framing import FrameError, Reader, send
 
 MOST_THREADS = 512
 """Requests of one connection at the same time; further ones wait in the socket."""
 SPARE_THREADS = 4
+BATCH_SECONDS = 0.001
+"""Items of a listing wait so long for others to go along with."""
 
 Around = Callable[[Any], AbstractContextManager["Extra"]]
 Extra = Callable[[], Any] | None
@@ -215,9 +219,11 @@ class _Server:
             for stream in streams:
                 if stream.writable() and not stream.closed:
                     stream.flush()
-        self._send_value(id, protocol, value, answer, answers_fd, extra)
+        self._send_value(id, protocol, name, value, answer, answers_fd, extra)
 
-    def _send_value(self, id: int, protocol: Any, value: Any, answer: Any, answers_fd: bool, extra: Extra) -> None:
+    def _send_value(
+        self, id: int, protocol: Any, name: str, value: Any, answer: Any, answers_fd: bool, extra: Extra
+    ) -> None:
         if answers_fd:
             try:
                 self._reply({"i": id, "r": 0 if value >= 0 else -1}, extra, [value] if value >= 0 else [])
@@ -229,7 +235,8 @@ class _Server:
             self._objects[handle] = (answer, value)
             self._reply({"i": id, "h": handle}, extra)
         elif get_origin(answer) is collections.abc.Iterator:
-            self._stream(id, value, (get_args(answer) or (Any,))[0], extra)
+            policy = POLICIES.get((owner_of(protocol, name), name), NORMAL)
+            self._stream(id, value, answer, policy.batch, extra)
         else:
             parcel = encode({"answer": value}, {"answer": answer})
             try:
@@ -239,8 +246,11 @@ class _Server:
                 if hasattr(value, "fileno") and hasattr(value, "close"):
                     value.close()  # the caller has a duplicate of its descriptor
 
-    def _stream(self, id: int, items: Iterator[Any], annotation: Any, extra: Extra) -> None:
+    def _stream(self, id: int, items: Iterator[Any], answer: Any, batch: bool, extra: Extra) -> None:
+        annotation = (get_args(answer) or (Any,))[0]
         stream = self._streams[id] = _Stream()
+        ready: list[Any] = []
+        until = 0.0
         try:
             self._send({"i": id, "s": 1})
             if self._over.is_set():
@@ -249,11 +259,17 @@ class _Server:
                 try:
                     item = next(items)
                 except StopIteration:
-                    self._reply({"i": id, "q": 1}, extra)
+                    self._reply({"i": id, "v": ready, "q": 1}, extra)
                     return
                 parcel = encode({"item": item}, {"item": annotation})
-                self._send({"i": id, "v": [parcel.data["item"]]}, parcel.fds)
-                parcel.sent()
+                if not batch:
+                    self._send({"i": id, "v": [parcel.data["item"]]}, parcel.fds)
+                    parcel.sent()
+                    continue
+                ready.append(parcel.data["item"])
+                if len(ready) >= CREDIT // 2 or time.monotonic() > until:
+                    self._send({"i": id, "v": ready})
+                    ready, until = [], time.monotonic() + BATCH_SECONDS
         finally:
             self._streams.pop(id, None)
             close = getattr(items, "close", None)

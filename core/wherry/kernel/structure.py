@@ -72,7 +72,7 @@ def strict_converter() -> Any:
         def hook(value: Any, wanted: Any) -> Any:
             if not isinstance(value, Mapping):
                 raise _Wrong(f"{_shown(value)} is {_a(type(value))}, expected a table")
-            return plain(value, wanted)  # type: ignore[arg-type]
+            return plain(value, wanted)
 
         return hook
 
