@@ -146,19 +146,23 @@ class Creation:
                 raise Invalid(option, f"belongs to the network of {request.network}", "set it on that container")
 
     def _take_image(self, record: Record, request: RunRequest, ready: Any, image: Mapping[str, Any]) -> None:
-        record.image_digest = ready.image.target.digest
-        record.image_id = ready.image.id
-        record.chain_id = ready.chain_id
-        record.command = specs.command_of(image, request)[0]
         # Labels of an image must not speak to us (CVE-2026-53488): those in our own name space are dropped.
         labels = {
             str(key): str(value)
             for key, value in (image.get("Labels") or {}).items()
             if not str(key).startswith(RESERVED)
         }
-        record.labels = {**labels, **request.labels}
-        record.stop_signal = request.stop_signal or self._image_signal(image)
-        record.user = request.user or str(image.get("User") or "")
+        record.apply(
+            {
+                "image_digest": ready.image.target.digest,
+                "image_id": ready.image.id,
+                "chain_id": ready.chain_id,
+                "command": specs.command_of(image, request)[0],
+                "labels": {**labels, **request.labels},
+                "stop_signal": request.stop_signal or self._image_signal(image),
+                "user": request.user or str(image.get("User") or ""),
+            }
+        )
 
     @staticmethod
     def _image_signal(image: Mapping[str, Any]) -> str:

@@ -217,7 +217,7 @@ class Ending:
         state.report(failures + vital, what)
         if vital:
             record.removing = False
-            record.error = f"removal failed: {vital[0][1]}"
+            record.apply({"error": f"removal failed: {vital[0][1]}"})
             return False
         with state.database.transaction(durable=not record.remove) as tx:
             tx.execute("DELETE FROM containers WHERE id = ?", (record.id,))

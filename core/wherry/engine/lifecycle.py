@@ -151,7 +151,7 @@ class Lifecycle:
             with state.database.transaction() as tx:
                 tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(status=after), record.id))
                 tx.event("task.paused" if after == "paused" else "task.resumed", record.id, attributes(record))
-            record.status = after
+            record.apply({"status": after})
 
     def _tell(self, topic: str, record: Record, **more: object) -> None:
         self._state.database.publish(Event(topic, record.id, time.time_ns(), attributes(record, **more)))

@@ -43,7 +43,8 @@ class Exec:
 
 @attrs.define(eq=False)
 class Record:
-    """A container as the engine holds it. Fields before ``lock`` are stored; they change under the lock, after the commit.
+    """A container as the engine holds it. Fields before ``lock`` are stored; they change by ``apply``, under the lock and after
+    the commit.
 
     status is that of ``api.Container``. chain_id and image_id are of the image it was made from, snapshot is its key in the
     snapshotter, generation counts its starts.
@@ -89,6 +90,7 @@ class Record:
     request: RunRequest | None = attrs.field(default=None, repr=False)
     process: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     """The OCI process object of the running container: execs start from it."""
+    _view: Container | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def live(self) -> bool:
@@ -96,6 +98,11 @@ class Record:
 
     def view(self) -> Container:
         """The record as front ends see it."""
+        if self._view is None:
+            self._view = self._make_view()
+        return self._view
+
+    def _make_view(self) -> Container:
         return Container(
             id=self.id,
             name=self.name,
@@ -130,6 +137,7 @@ class Record:
     def apply(self, changes: Mapping[str, Any]) -> None:
         for name, value in changes.items():
             setattr(self, name, value)
+        self._view = None
 
 
 _STORED = tuple(a.name for a in attrs.fields(Record))

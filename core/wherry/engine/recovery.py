@@ -89,7 +89,7 @@ class Recovery:
             # Its event may be covered by no ack and come again: by then this record is not live and it is passed over.
             self._ending.ended(record, task.exit or Exit(None, time.time_ns()))
         elif task.pid and task.pid != record.pid:
-            record.pid = task.pid
+            record.apply({"pid": task.pid})
 
     @staticmethod
     def _settle_exec(record: Record, task: TaskState) -> None:

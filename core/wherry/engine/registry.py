@@ -87,7 +87,7 @@ class Registry:
                 raise AlreadyExists(f"container name {name!r}", "in use by another container")
             del self._names[record.name]
             self._names[name] = record
-            record.name = name
+            record.apply({"name": name})
 
     def members(self, sandbox_id: str) -> list[Record]:
         """The containers of one sandbox."""

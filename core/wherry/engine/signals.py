@@ -9,6 +9,7 @@ from wherry.api import Invalid
 
 LAST = 64
 _REALTIME = {"RTMIN": 34, "RTMAX": LAST}
+_NAMES = {entry.name.removeprefix("SIG"): int(entry) for entry in signal.Signals}
 
 
 def parse(text: str) -> int:
@@ -18,14 +19,13 @@ def parse(text: str) -> int:
             return int(text)
         raise Invalid(f"signal {text!r}", f"not between 1 and {LAST}")
     name = text.upper().removeprefix("SIG")
+    if name in _NAMES:
+        return _NAMES[name]
     for base, number in _REALTIME.items():
         rest = name.removeprefix(base)
         if rest != name and (not rest or (rest[0] in "+-" and rest[1:].isdecimal())):
             value = number + int(rest or "0")
             if _REALTIME["RTMIN"] <= value <= LAST:
                 return value
-    names = {entry.name.removeprefix("SIG"): int(entry) for entry in signal.Signals}
-    if name in names:
-        return names[name]
-    near = difflib.get_close_matches(name, names, 1)
+    near = difflib.get_close_matches(name, _NAMES, 1)
     raise Invalid(f"signal {text!r}", "no such signal", f"did you mean {near[0]}?" if near else "see signal(7)")

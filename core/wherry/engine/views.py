@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from wherry.engine.records import Record, plain_request
 from wherry.engine.state import State
 
 _STATUS = {"exited": "stopped", "dead": "stopped"}
+_created = operator.attrgetter("created")
 _ZERO_TIME = "0001-01-01T00:00:00Z"
 
 
@@ -19,17 +21,15 @@ class Views:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def list(self, all: bool, filters: Mapping[str, Collection[str]]) -> tuple[Container, ...]:
+    def list(self, everything: bool, filters: Mapping[str, Collection[str]]) -> tuple[Container, ...]:
         """Newest first. Filters: the values of one are alternatives (labels add up), all filters must hold."""
         tests = [self._filter(name, values) for name, values in filters.items()]
-        shown = all or "status" in filters or "exited" in filters
-        found = [
-            record
-            for record in self._state.registry
-            if (shown or record.live) and record.status != "creating" and all_true(tests, record)
-        ]
-        found.sort(key=lambda record: record.created, reverse=True)
-        return tuple(record.view() for record in found)
+        shown = everything or "status" in filters or "exited" in filters
+        found = [record for record in self._state.registry if record.status != "creating" and (shown or record.live)]
+        if tests:
+            found = [record for record in found if all(test(record) for test in tests)]
+        found.sort(key=_created, reverse=True)
+        return tuple([record.view() for record in found])
 
     def _filter(self, name: str, values: Collection[str]) -> Callable[[Record], bool]:
         if name == "id":
@@ -108,10 +108,6 @@ class Views:
             return ""
         path = self._state.kernel.log(record.log).sink(record.id, request.log_options).path
         return path if path and Path(path).exists() else ""
-
-
-def all_true(tests: Collection[Callable[[Record], bool]], record: Record) -> bool:
-    return all(test(record) for test in tests)
 
 
 def _descends(record: Record, image: str) -> bool:

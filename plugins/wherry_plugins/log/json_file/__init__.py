@@ -5,6 +5,7 @@ Docker documentation, "JSON File logging driver"; moby daemon/logger/jsonfilelog
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -75,11 +76,18 @@ class JsonFile:
         return read(self._path(id), follow=follow, since=since, until=until, tail=tail)
 
     def remove(self, id: str) -> None:
-        path = self._root / f"{id}-json.log"
-        for rotated in self._root.glob(f"{id}-json.log.*"):
-            if rotated.name[len(path.name) + 1 :].isdecimal():
-                rotated.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        # The files in turn rather than a search of the directory, which holds the logs of all containers.
+        path, number = f"{self._root}/{id}-json.log", 1
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        try:
+            while True:
+                os.unlink(f"{path}.{number}")
+                number += 1
+        except FileNotFoundError:
+            return
 
 
 @hookimpl
