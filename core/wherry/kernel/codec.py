@@ -35,6 +35,7 @@ class Transfer(threading.local):
         self.fds: list[int] = []
         self.opened: list[Any] = []
         self.pumps: list[Pump] = []
+        self.sink = False
 
 
 _transfer = Transfer()
@@ -67,6 +68,7 @@ def encode(values: dict[str, Any], annotations: dict[str, Any]) -> Parcel:
     _transfer.fds, _transfer.opened, _transfer.pumps = [], [], []
     data = {}
     for name, value in values.items():
+        _transfer.sink = name == "sink"  # the contract's word for a stream that is written to
         data[name] = encoder(annotations.get(name, Any))(value)
     return Parcel(data, _transfer)
 
@@ -234,7 +236,7 @@ class Pump:
 
 def _send_stream(stream: Any) -> list[Any]:
     """[index, mode]: the stream's own descriptor, or one end of a pipe."""
-    writable = _writable(stream)
+    writable = _transfer.sink
     try:
         fd = stream.fileno()
     except (AttributeError, OSError):
@@ -257,15 +259,6 @@ def _settle(stream: Any, writable: bool) -> None:
         stream.flush()
     elif isinstance(stream, io.BufferedReader | io.BufferedRandom) and stream.seekable():
         os.lseek(stream.fileno(), stream.tell(), os.SEEK_SET)
-
-
-def _writable(stream: Any) -> bool:
-    try:
-        if stream.readable():
-            return False
-        return bool(stream.writable())
-    except AttributeError:
-        return not hasattr(stream, "read")
 
 
 def _take_stream(data: Any) -> BinaryIO:

@@ -117,9 +117,13 @@ class _Server:
             self._work(spare=False)
             self._over.wait()
         finally:
-            self._over.set()
-            for stream in list(self._streams.values()):
-                stream.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody is there any more: whoever notices ends the streams, whose threads would wait for credit for ever."""
+        self._over.set()
+        for stream in list(self._streams.values()):
+            stream.cancel()
 
     # threads
 
@@ -137,34 +141,37 @@ class _Server:
                 short = self._waiting == 0 and self._threads < MOST_THREADS and frame is not None
                 self._threads += short
             if frame is None:
-                self._over.set()
+                self._end()
                 return
             if short:
                 threading.Thread(target=self._work, name="wherry-serve", daemon=True).start()
             self._answer(*frame)
 
     def _next(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next request; frames that only steer streams are dealt with here."""
+        """The next request, None at the end of the connection or of its sense."""
         while True:
             try:
                 frame = self._reader.next()
-            except (FrameError, OSError):
+                if frame is None or self._is_request(*frame):
+                    return frame
+            except (FrameError, OSError, TypeError, ValueError):
                 return None
-            if frame is None:
-                return None
-            message, fds = frame
-            for handle in message.pop("f", ()):
-                self._objects.pop(handle, None)
-            for id in message.pop("c", ()):
-                self._cancel(id)
-            if "m" in message:
-                return frame
-            for fd in fds:
-                os.close(fd)
-            if "z" in message:
-                self._cancel(message.get("i", 0))
-            elif (stream := self._streams.get(message.get("i", 0))) is not None:
-                stream.add(int(message.get("n", 0)))
+
+    def _is_request(self, message: dict[str, Any], fds: list[int]) -> bool:
+        """Deals with what only steers objects and streams."""
+        for handle in message.pop("f", ()):
+            self._objects.pop(handle, None)
+        for id in message.pop("c", ()):
+            self._cancel(id)
+        if "m" in message:
+            return True
+        for fd in fds:
+            os.close(fd)
+        if "z" in message:
+            self._cancel(message.get("i", 0))
+        elif (stream := self._streams.get(message.get("i", 0))) is not None:
+            stream.add(int(message.get("n", 0)))
+        return False
 
     def _cancel(self, id: int) -> None:
         stream = self._streams.get(id)
@@ -310,7 +317,7 @@ class _Server:
         except (FrameError, TypeError, ValueError):
             raise
         except OSError:
-            self._over.set()
+            self._end()
             raise _Gone from None
 
 
