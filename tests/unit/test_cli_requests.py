@@ -381,7 +381,10 @@ def test_logs_go_to_their_streams() -> None:
     lines = [LogLine(10**9, "stdout", b"a\n"), LogLine(2 * 10**9, "stderr", b"b\n"), LogLine(3 * 10**9, "stdout", b"c")]
     engine = FakeEngine(logs=lambda *args, **kwargs: (line for line in lines))
     assert call(engine, "logs", "web") == (0, "a\nc", "b\n")
-    assert call(engine, "logs", "-ft", "-n", "5", "web")[1] == "1970-01-01T00:00:01Z a\n1970-01-01T00:00:03Z c"
+    assert (
+        call(engine, "logs", "-ft", "-n", "5", "web")[1]
+        == "1970-01-01T00:00:01.000000000Z a\n1970-01-01T00:00:03.000000000Z c"
+    )
     assert engine.calls[-1][2] == {"follow": True, "since": 0, "until": 0, "tail": 5}
 
 

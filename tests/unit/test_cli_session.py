@@ -129,6 +129,19 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert client.finish()[2] == ""
 
 
+def test_a_stdout_that_nobody_reads_ends_the_client() -> None:
+    held = Held()
+    client = Client(held.engine, ("run", "busybox", "yes"))
+    assert client.reader.next() == ({"attached": True}, [])
+    os.close(client.out_end)
+    assert client.reader.next() == ({"exit": 141}, [])
+    until(lambda: held.engine.called("detach") == [(container().id, "", "")])
+    held.end()
+    client.out_end = os.open("/dev/null", os.O_RDONLY)
+    client.finish()
+    assert client.cli.hub.sessions == {}
+
+
 def test_a_non_blocking_stdout_gets_everything() -> None:
     containers = tuple(container(id=f"{number:064x}") for number in range(5_000))
     client = Client(FakeEngine(containers=containers), ("ps", "-q", "--no-trunc"), blocking=False)

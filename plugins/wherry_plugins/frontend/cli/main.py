@@ -12,11 +12,9 @@ import click
 from wherry.api import Error, Invalid
 from wherry_plugins.frontend.cli.command import Group, HelpWanted
 from wherry_plugins.frontend.cli.nearest import hint
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import BROKEN_PIPE, Gone, Session
 
 HERE = "wherry_plugins.frontend.cli.commands"
-BROKEN_PIPE = 141
-"""As a shell shows a program that SIGPIPE ended."""
 
 
 def _at(module: str, section: str, text: str, attribute: str = "command") -> tuple[str, str, str, str]:

@@ -39,9 +39,30 @@ class Hub:
             self.sessions[sock.fileno()] = session
             self.epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
 
-    def drop(self, session: Session) -> None:
-        """Before the socket is closed: its number is free for another one after that."""
+    def watch(self, session: Session) -> None:
+        """From now on a stdout that nobody reads any more (``| head -1``) counts as the client's leaving."""
         with self.lock:
+            try:
+                fd = session.fds[1]
+                self.epoll.register(fd, 0)
+            except (OSError, IndexError):  # a regular file can't break, and epoll(7) does not take it
+                return
+            self.sessions[fd] = session
+
+    def unwatch(self, session: Session) -> None:
+        """Before the descriptor is closed; nothing happens when it is not watched."""
+        with self.lock:
+            self._unwatch(session)
+
+    def _unwatch(self, session: Session) -> None:
+        for fd in [fd for fd in session.fds[1:2] if self.sessions.get(fd) is session]:
+            del self.sessions[fd]
+            self.epoll.unregister(fd)
+
+    def drop(self, session: Session) -> None:
+        """Before the descriptors are closed: their numbers are free for others after that."""
+        with self.lock:
+            self._unwatch(session)
             self._drop(session.connection.socket)
 
     def _drop(self, sock: socket.socket) -> None:
@@ -52,8 +73,13 @@ class Hub:
         while not self.stopped:
             for fd, _events in self.epoll.poll():
                 with self.lock:
-                    if (session := self.sessions.get(fd)) is not None:
+                    if (session := self.sessions.get(fd)) is None:
+                        continue
+                    if fd == session.connection.socket.fileno():
                         self._read(session)
+                    else:
+                        self._unwatch(session)
+                        session.broken()
 
     def _read(self, session: Session) -> None:
         try:
@@ -102,7 +128,7 @@ class Cli:
         """Runs one command; the last thing the client gets is its exit code."""
         from wherry_plugins.frontend.cli.main import execute
 
-        session = Session(connection, self.engine)
+        session = Session(connection, self.engine, self.hub)
         self.hub.add(session)
         try:
             code = execute(session, self.identity)

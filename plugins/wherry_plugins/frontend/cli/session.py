@@ -13,12 +13,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wherry.api import Connection, Engine, Error, Invalid, Unavailable
 from wherry.linux import framing
 
+if TYPE_CHECKING:
+    from wherry_plugins.frontend.cli.server import Hub
+
 FATAL = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
+BROKEN_PIPE = 141
+"""Exit code, as a shell shows a program that SIGPIPE ended."""
 SLOW_CLIENT = 30_000
 """Milliseconds that a client may leave its socket unread before it counts as gone."""
 
@@ -30,8 +35,9 @@ class Gone(Exception):
 class Session:
     """See the module. stdin, stdout and stderr are descriptors, owned until ``close``."""
 
-    def __init__(self, connection: Connection, engine: Engine | None) -> None:
+    def __init__(self, connection: Connection, engine: Engine | None, hub: Hub) -> None:
         hello = connection.hello
+        self._hub = hub
         self._engine = engine
         self.connection = connection
         self.argv = [str(word) for word in hello.get("argv", ())]
@@ -164,6 +170,7 @@ class Session:
         held, self._held = self._held or [], None
         for frame in held:
             self.feed(frame)
+        self._hub.watch(self)
 
     def feed(self, frame: dict[str, Any]) -> None:
         """Takes one frame; called by the hub's thread."""
@@ -181,6 +188,11 @@ class Session:
         if self._target is not None:
             self._enqueue({"gone": True})
 
+    def broken(self) -> None:
+        """Nobody reads the client's stdout any more; called by the hub's thread."""
+        self.exit(BROKEN_PIPE)
+        self.lost()
+
     def _enqueue(self, frame: dict[str, Any]) -> None:
         self._frames.put(frame)
         if self._worker is None:
@@ -195,13 +207,20 @@ class Session:
                 except (Error, OSError):
                     continue  # the container is gone, or going
 
+    def release(self) -> None:
+        """Closes the client's streams, so that whoever is at their other ends sees the end of file; only while no call to
+        the engine has them as arguments. Idempotent."""
+        self._hub.unwatch(self)
+        with self._lock:
+            fds, self.fds = self.fds, []
+        for fd in fds:
+            os.close(fd)
+
     def close(self) -> None:
         """Closes socket and descriptors; nothing happens when they are closed."""
         with self._lock:
             self.finished = self.gone = True
-            fds, self.fds = self.fds, []
         if self._worker is not None:
             self._frames.put(None)
-        for fd in fds:
-            os.close(fd)
+        self.release()
         self.connection.socket.close()

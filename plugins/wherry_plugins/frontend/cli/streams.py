@@ -51,11 +51,17 @@ def forward(
             if tty or not proxy:
                 session.exit(128 + number)
                 session.gone = True
-                session.engine.detach(container, token, exec_id)
+                let_go()
             else:
                 session.engine.kill(container, signal.Signals(number).name.removeprefix("SIG"), exec_id)
         elif "gone" in frame:
+            let_go()
+
+    def let_go() -> None:
+        try:
             session.engine.detach(container, token, exec_id)
+        finally:
+            session.release()
 
     return deliver
 

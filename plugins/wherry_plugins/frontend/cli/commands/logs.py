@@ -9,7 +9,7 @@ import click
 
 from wherry_plugins.frontend.cli import values
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.human import iso
+from wherry_plugins.frontend.cli.human import stamp
 from wherry_plugins.frontend.cli.session import Gone, Session
 
 BATCH = 1 << 16
@@ -54,7 +54,7 @@ def command(
                 pending, size = [], 0
             if line.data:
                 stream = number
-                data = iso(line.time).encode() + b" " + line.data if timestamps else line.data
+                data = stamp(line.time).encode() + b" " + line.data if timestamps else line.data
                 pending.append(data)
                 size += len(data)
                 if follow:
