@@ -80,9 +80,14 @@ class FakeShim:
         self.world = world
         self.closed = False
 
-    def create_sandbox(self, sandbox: Sandbox) -> Sandbox:
+    def create_sandbox_soon(self, sandbox: Sandbox) -> Any:
         self.world.note("create_sandbox", sandbox.id)
-        return self.world.sandboxes.setdefault(sandbox.id, sandbox)
+        self.world.sandboxes.setdefault(sandbox.id, sandbox)
+        return lambda: sandbox
+
+    def remove_sandbox_soon(self, id: str) -> Any:
+        self.remove_sandbox(id)
+        return lambda: None
 
     def remove_sandbox(self, id: str) -> None:
         self.world.note("remove_sandbox", id)
@@ -110,7 +115,9 @@ class FakeShim:
     def ack(self, sequence: int) -> None:
         self.world.acked = max(self.world.acked, sequence)
 
-    def forget(self, id: str, exec_id: str) -> None:
+    ack_soon = ack
+
+    def forget_soon(self, id: str, exec_id: str) -> None:
         self.world.tasks.pop((id, exec_id), None)
 
     pid, start_time, version = 1, 1, "0"

@@ -62,8 +62,8 @@ def test_run_and_remove_goes_in_order_and_leaves_nothing(world: World, parts: Pa
     assert exit is not None
     assert exit.code == 0
     order = [
-        "prepare",
         "create_sandbox",
+        "prepare",
         "isolation.create",
         "isolation.start",
         "isolation.delete",

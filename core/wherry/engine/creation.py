@@ -26,12 +26,18 @@ _LABEL_LIMIT = 64 << 10
 
 
 @define
-class Created:
-    """A container that is not running, and what a start would otherwise have to look up again."""
+class Begun:
+    """A container in the making."""
 
     record: Record
     request: RunRequest
     drivers: Drivers
+
+
+@define
+class Created(Begun):
+    """A container that is not running, and what a start would otherwise have to look up again."""
+
     image: Mapping[str, Any]
     mounts: tuple[Mount, ...]
 
@@ -40,11 +46,8 @@ class Creation:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def create(self, request: RunRequest, id: str, *, pending: bool = False, undo: Undo) -> Created:
-        """Makes the container; on any error the caller runs undo, and nothing is left.
-
-        pending: the row stays "creating" and the lease stays, for a start follows at once whose transaction tells of both.
-        """
+    def begin(self, request: RunRequest, id: str, *, undo: Undo) -> Begun:
+        """Takes the name and writes the row, status "creating", under a lease. On any error the caller runs undo."""
         state = self._state
         drivers = state.kernel.variant(
             request.variant, store=request.store, snapshotter=request.snapshotter, isolation=request.isolation
@@ -60,6 +63,12 @@ class Creation:
             )
             state.leases.write(tx, record.id)
         undo.add("row", lambda: self._erase(record))
+        return Begun(record, request, drivers)
+
+    def complete(self, begun: Begun, *, undo: Undo) -> Created:
+        """Image and snapshot. The status stays: whoever makes it another one also ends the lease."""
+        state = self._state
+        record, request, drivers = begun.record, begun.request, begun.drivers
         with state.leases.under(record.id) as lease:
             lease.add(f"snapshot/{record.drivers['snapshotter']}/{record.id}")
             ready = state.images.ensure(request.image, drivers, request.platform, request.pull)
@@ -67,19 +76,24 @@ class Creation:
             self._take_image(record, request, ready, image)
             mounts = drivers.snapshotter.prepare(record.id, ready.chain_id)
             undo.add("snapshot", lambda: drivers.snapshotter.remove(record.id))
-        created = Created(record, request, drivers, image, mounts)
-        if not pending:
-            self.build(created, check_only=True)
-            changes = {"status": "created"}
-            with state.database.transaction() as tx:
-                tx.execute(
-                    "UPDATE containers SET data = ?, image = ? WHERE id = ?",
-                    (record.pack(**changes), json.dumps(image), record.id),
-                )
-                state.leases.erase(tx, record.id)
-                tx.event("container.created", record.id, attributes(record))
-            record.apply(changes)
-        return created
+        return Created(record, request, drivers, image, mounts)
+
+    def create(self, request: RunRequest, id: str, *, undo: Undo) -> Record:
+        """The container, to be started later; on any error the caller runs undo, and nothing is left."""
+        state = self._state
+        created = self.complete(self.begin(request, id, undo=undo), undo=undo)
+        record = created.record
+        self.build(created, check_only=True)
+        changes = {"status": "created"}
+        with state.database.transaction() as tx:
+            tx.execute(
+                "UPDATE containers SET data = ?, image = ? WHERE id = ?",
+                (record.pack(**changes), json.dumps(created.image), record.id),
+            )
+            state.leases.erase(tx, record.id)
+            tx.event("container.created", record.id, attributes(record))
+        record.apply(changes)
+        return record
 
     def _record(self, id: str, request: RunRequest, drivers: Drivers) -> Record:
         state = self._state
@@ -173,7 +187,7 @@ class Creation:
             return "TERM"
         return text
 
-    def hostname(self, created: Created, host: bool) -> str:
+    def hostname(self, created: Begun, host: bool) -> str:
         """The request's, else the host's where its network is used, else the short id of the sandbox's first container."""
         if created.request.hostname:
             return created.request.hostname

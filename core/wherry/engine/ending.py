@@ -91,7 +91,7 @@ class Ending:
 
     def _ack(self, sequence: int) -> None:
         try:
-            self._state.shim.ack(sequence)
+            self._state.shim.ack_soon(sequence)
         except Error as error:
             log.debug("shim.ack {}: {}", sequence, error)
 
@@ -140,7 +140,10 @@ class Ending:
             tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
             self._leave_sandbox(tx, record, leaving)
             self._exit_event(tx, record, exit)
-        state.report(self.release(record), f"end of container {record.id[:12]}")
+        failures: list[tuple[str, Exception]] = []
+        for step in self.release(record, failures):
+            attempt(failures, "shim.remove_sandbox", step)
+        state.report(failures, f"end of container {record.id[:12]}")
         record.apply(changes)
 
     @staticmethod
@@ -178,26 +181,29 @@ class Ending:
         oom = "true" if exit.oom_killed else ""
         tx.event("task.exited", record.id, attributes(record, code=code, oom_killed=oom), exit.time)
 
-    def release(self, record: Record) -> list[tuple[str, Exception]]:
-        """Takes down what a start made: process, network, sandbox, bundle. Idempotent; answers what failed."""
+    def release(self, record: Record, failures: list[tuple[str, Exception]]) -> list[Callable[[], None]]:
+        """Takes down what a start made: process, network, sandbox, bundle. Idempotent; what failed is added to failures. What
+        comes back is still to be waited for."""
         state = self._state
-        failures: list[tuple[str, Exception]] = []
+        pending: list[Callable[[], None]] = []
         id = record.id
         isolation = state.isolation(record)
-        attempt(failures, "isolation.delete", lambda: isolation.delete(id, force=True))
+        attempt(failures, "isolation.delete", partial(isolation.delete, id, force=True))
         others = self._others(record)
         if not others and record.sandbox_id in state.attached:
-            self._release_sandbox(record, failures)
+            self._release_sandbox(record, failures, pending)
         if not (others and record.sandbox_id == id):  # its hosts files are mounted in those that joined it
             bundles.remove(str(state.bundle(record)))
-        return failures
+        return pending
 
-    def _release_sandbox(self, record: Record, failures: list[tuple[str, Exception]]) -> None:
+    def _release_sandbox(
+        self, record: Record, failures: list[tuple[str, Exception]], pending: list[Callable[[], None]]
+    ) -> None:
         state, sandbox = self._state, record.sandbox_id
         for network, driver in state.attached.get(sandbox, ()):
             detach = state.network(driver, record).detach
             attempt(failures, "network.detach", partial(detach, sandbox, network))
-        attempt(failures, "shim.remove_sandbox", partial(state.shim.remove_sandbox, sandbox))
+        attempt(failures, "shim.remove_sandbox", lambda: pending.append(state.shim.remove_sandbox_soon(sandbox)))
         if sandbox != record.id:
             bundles.remove(str(state.bundles / sandbox))
         state.attached.pop(sandbox, None)
@@ -209,11 +215,14 @@ class Ending:
         what = f"removal of container {record.id[:12]}"
         record.removing = True
         leaving = self._leaving(record)
-        failures = self.release(record) if record.live or exit is not None else []
+        failures: list[tuple[str, Exception]] = []
+        pending = self.release(record, failures) if record.live or exit is not None else []
         vital: list[tuple[str, Exception]] = []
         attempt(vital, "snapshotter.remove", lambda: state.snapshotter(record).remove(record.id))
         if record.log != "none":
             attempt(failures, "log.remove", lambda: state.kernel.log(record.log).remove(record.id))
+        for step in pending:
+            attempt(failures, "shim.remove_sandbox", step)
         state.report(failures + vital, what)
         if vital:
             record.removing = False

@@ -6,11 +6,11 @@ import time
 
 from wherry.api import Container, Event, Exit, FailedPrecondition, InUse, NotFound, RunRequest, Stdio
 from wherry.engine import signals
-from wherry.engine.creation import Created, Creation, must_not_be_removing
+from wherry.engine.creation import Begun, Created, Creation, must_not_be_removing
 from wherry.engine.ending import Ending
 from wherry.engine.names import new_id
 from wherry.engine.records import Gate, Record
-from wherry.engine.starting import Starting
+from wherry.engine.starting import Net, Starting
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import Undo
 
@@ -31,31 +31,40 @@ class Lifecycle:
         undo = Undo()
         with self._state.traced(id, request.trace):
             try:
-                return self._creation.create(request, id, undo=undo).record.view()
+                return self._creation.create(request, id, undo=undo).view()
             except BaseException:
                 self._state.report(undo.run(), "undo of create")
                 raise
 
     def run(self, request: RunRequest, stdio: Stdio) -> Container:
+        """While this side looks for the image, the shim makes the sandbox."""
         id = new_id()
-        making = Undo()
+        making, starting = Undo(), Undo()
+        created: Created | None = None
         with self._state.traced(id, request.trace):
             try:
-                created = self._creation.create(request, id, pending=True, undo=making)
-            except BaseException:
-                self._state.report(making.run(), "undo of create")
+                begun = self._creation.begin(request, id, undo=making)
+                with begun.record.lock:
+                    net = self._reserve(begun, starting)
+                    created = self._creation.complete(begun, undo=making)
+                    if isinstance(net, Exception):
+                        raise net
+                    self._starting.start(created, net, stdio, undo=starting)
+                    return created.record.view()
+            except BaseException as error:
+                self._state.report(starting.run(), f"undo of start of container {id[:12]}")
+                if created is None or request.remove or not isinstance(error, Exception):
+                    self._state.report(making.run(), f"undo of create of container {id[:12]}")
+                else:
+                    self._starting.failed(created, error)
                 raise
-            record = created.record
-            with record.lock:
-                try:
-                    self._start(created, stdio)
-                except BaseException as error:
-                    if request.remove or not isinstance(error, Exception):
-                        self._state.report(making.run(), "undo of create")
-                    else:
-                        self._starting.failed(created, error)
-                    raise
-                return record.view()
+
+    def _reserve(self, begun: Begun, undo: Undo) -> Net | Exception:
+        """What goes wrong here is a failed start, which leaves a container, and not a failed create: so it is told later."""
+        try:
+            return self._starting.reserve(begun, undo=undo)
+        except Exception as error:
+            return error
 
     def start(self, name: str, stdio: Stdio) -> Container:
         record = self._state.registry.find(name)
@@ -64,23 +73,19 @@ class Lifecycle:
             if record.live:
                 return record.view()  # as docker: to start what runs changes nothing
             created = self._creation.again(record)
+            undo = Undo()
             try:
-                self._start(created, stdio)
-            except Exception as error:
+                self._starting.start(created, self._starting.reserve(created, undo=undo), stdio, undo=undo)
+            except BaseException as error:
+                self._state.report(undo.run(), f"undo of start of container {record.id[:12]}")
+                if not isinstance(error, Exception):
+                    raise
                 if record.remove:
                     self._ending.remove(record)
                 else:
                     self._starting.failed(created, error)
                 raise
             return record.view()
-
-    def _start(self, created: Created, stdio: Stdio) -> None:
-        undo = Undo()
-        try:
-            self._starting.start(created, stdio, undo=undo)
-        except BaseException:
-            self._state.report(undo.run(), f"undo of start of container {created.record.id[:12]}")
-            raise
 
     # signals
 

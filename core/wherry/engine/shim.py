@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,11 +63,12 @@ def launch(run: Path, root: Path, *, config: Path | None = None, engine: bool = 
 class _Slot:
     """One request in flight: its thread sleeps on lock until it is answered, or is to read for all."""
 
-    __slots__ = ("answer", "fds", "lock")
+    __slots__ = ("answer", "fds", "lock", "waiting")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.lock.acquire()
+        self.waiting = False
         self.answer: dict[str, Any] | None = None
         self.fds: list[int] = []
 
@@ -87,6 +88,10 @@ class _Link:
 
     def call(self, op: str, fields: Mapping[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
         """The answer and its descriptors. ConnectionError when there will be none."""
+        return self.wait(*self.post(op, fields, fds))
+
+    def post(self, op: str, fields: Mapping[str, Any], fds: Sequence[int]) -> tuple[int, _Slot]:
+        """Sends a request; ``wait`` takes its answer, now, later or never. ConnectionError when the shim is lost."""
         slot = _Slot()
         with self._state:
             if self.lost:
@@ -99,12 +104,17 @@ class _Link:
                 framing.send(self._socket, {"id": number, "op": op, **fields}, fds)
         except OSError:
             self._lose()
+        return number, slot
+
+    def wait(self, number: int, slot: _Slot) -> tuple[dict[str, Any], list[int]]:
+        """The answer to a request that was posted. ConnectionError when there will be none."""
         while slot.answer is None:
             with self._state:
                 if self.lost and slot.answer is None:
                     self._slots.pop(number, None)
                     raise ConnectionResetError(errno.ECONNRESET, _LOST)
                 mine = not self._reading
+                slot.waiting = not mine
                 if mine:
                     self._reading = True
             if mine:
@@ -127,7 +137,7 @@ class _Link:
         finally:
             with self._state:
                 self._reading = False
-                heir = next((slot for slot in self._slots.values() if slot is not own), None)
+                heir = next((slot for slot in self._slots.values() if slot.waiting), None)
             if heir is not None:
                 _wake(heir)
 
@@ -377,6 +387,9 @@ class ShimClient:
 
     def forget(self, id: str, exec_id: str) -> None:
         self._call("forget", container=id, exec_id=exec_id)
+        self._unremember(id, exec_id)
+
+    def _unremember(self, id: str, exec_id: str) -> None:
         known = self._pidfds.pop((id, exec_id), None)
         if known is not None:
             os.close(known[1])
@@ -393,6 +406,54 @@ class ShimClient:
                 self._greet(link)
 
     # beyond the contract
+
+    def _post(self, op: str, **fields: Any) -> Callable[[], Any]:
+        """Sends a request whose answer is asked for later, by a call of what comes back, or not at all."""
+        link = self._connected()
+        try:
+            ticket = link.post(op, fields, ())
+        except OSError:
+            raise errors.Unavailable("shim", _LOST, "try again") from None
+
+        def result() -> Any:
+            try:
+                return _value(link.wait(*ticket)[0])
+            except OSError as error:
+                if isinstance(error, ConnectionError):
+                    raise errors.Unavailable("shim", _LOST, "try again") from None
+                raise
+
+        return result
+
+    def create_sandbox_soon(self, sandbox: Sandbox) -> Callable[[], Sandbox]:
+        """As create_sandbox, while the caller goes on; its call of what comes back waits, or raises."""
+        result = self._post("create_sandbox", sandbox=encode_sandbox(sandbox))
+
+        def made() -> Sandbox:
+            record = result()
+            self._boxes[sandbox.id] = record
+            return sandbox_of(record)
+
+        return made
+
+    def remove_sandbox_soon(self, id: str) -> Callable[[], None]:
+        """As remove_sandbox, while the caller goes on."""
+        result = self._post("remove_sandbox", sandbox=id)
+
+        def gone() -> None:
+            result()
+            self._boxes.pop(id, None)
+
+        return gone
+
+    def ack_soon(self, sequence: int) -> None:
+        """As ack; nobody waits for the answer, since the next ack covers this one."""
+        self._post("ack", sequence=sequence)
+
+    def forget_soon(self, id: str, exec_id: str) -> None:
+        """As forget, for a process whose end was told: nobody waits for the answer."""
+        self._post("forget", container=id, exec_id=exec_id)
+        self._unremember(id, exec_id)
 
     def engine(self, *, restart: bool = False) -> int:
         """Has the shim start its engine, if none runs; its pid."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -22,15 +23,15 @@ from wherry.api import (
     TaskState,
 )
 from wherry.engine import bundles, hostfiles
-from wherry.engine.creation import Created, Creation, must_not_be_removing
+from wherry.engine.creation import Begun, Created, Creation, must_not_be_removing
 from wherry.engine.records import Gate
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import Undo
 
 
 @attrs.define
-class _Net:
-    """A start's place in the network: what was reserved, and how it went on."""
+class Net:
+    """A start's place in the network: what was reserved, and how it went on. kind: "own", "host" or "shared"."""
 
     kind: str = "own"
     hostname: str = ""
@@ -39,6 +40,8 @@ class _Net:
     name: str = ""
     driver_id: str = ""
     driver: Network | None = None
+    made: Callable[[], object] = lambda: None
+    """Waits until the sandbox is there."""
 
 
 class Starting:
@@ -46,15 +49,15 @@ class Starting:
         self._state = state
         self._creation = creation
 
-    def start(self, created: Created, stdio: Stdio, *, undo: Undo) -> None:
-        """Starts a container that is not running; the caller holds its lock and, on any error, runs undo."""
+    def start(self, created: Created, net: Net, stdio: Stdio, *, undo: Undo) -> None:
+        """Starts a container that is not running, in what ``reserve`` gave; the caller holds its lock and, on any error, runs
+        undo."""
         state, record = self._state, created.record
-        must_not_be_removing(record)
-        net = self._reserve(created, undo)
         spec, owners = self._creation.build(created, hostname=net.hostname, network=net.kind)
         text = json.dumps(spec, separators=(",", ":"))
         self._bundle(created, net, text, undo)
         isolation = created.drivers.isolation
+        net.made()
         undo.add("isolation", lambda: self._drop(created))
         task = isolation.create(
             CreateRequest(
@@ -73,7 +76,9 @@ class Starting:
 
     # network and sandbox
 
-    def _reserve(self, created: Created, undo: Undo) -> _Net:
+    def reserve(self, created: Begun, *, undo: Undo) -> Net:
+        """Its place in the network, and the sandbox, which the shim makes meanwhile. On any error the caller runs undo."""
+        must_not_be_removing(created.record)
         state, record, request = self._state, created.record, created.request
         if record.sandbox_id != record.id:
             members = [
@@ -83,7 +88,7 @@ class Starting:
                 raise FailedPrecondition(
                     f"network {request.network!r}", "that container is not running", "start it first"
                 )
-            return _Net(kind="shared", hostname=self._creation.hostname(created, False))
+            return Net(kind="shared", hostname=self._creation.hostname(created, False))
         name, driver_id, driver = state.find_network(request.network, created.drivers)
         names = tuple(dict.fromkeys((record.name, *request.aliases)))
         wish = AttachRequest(
@@ -97,7 +102,7 @@ class Starting:
         undo.add("network", lambda: driver.detach(record.id, name))
         reservation = driver.reserve(wish)
         host = reservation.netns == "host"
-        net = _Net(
+        net = Net(
             kind="host" if host else "own",
             hostname=self._creation.hostname(created, host),
             reservation=reservation,
@@ -106,10 +111,10 @@ class Starting:
             driver=driver,
         )
         undo.add("sandbox", lambda: state.shim.remove_sandbox(record.id))
-        state.shim.create_sandbox(state.sandbox(record, reservation.netns, net.hostname))
+        net.made = state.shim.create_sandbox_soon(state.sandbox(record, reservation.netns, net.hostname))
         return net
 
-    def _attach(self, created: Created, net: _Net) -> None:
+    def _attach(self, created: Created, net: Net) -> None:
         if net.reservation is None or net.driver is None:
             return
         sandbox = self._state.sandbox(created.record, net.reservation.netns, net.hostname)
@@ -119,7 +124,7 @@ class Starting:
 
     # the bundle
 
-    def _bundle(self, created: Created, net: _Net, spec: str, undo: Undo) -> None:
+    def _bundle(self, created: Created, net: Net, spec: str, undo: Undo) -> None:
         bundle = str(self._state.bundle(created.record))
         undo.add("bundle", partial(bundles.remove, bundle))
         bundles.make(bundle)
@@ -127,7 +132,7 @@ class Starting:
         if net.kind != "shared":
             self._files(created, net)
 
-    def _files(self, created: Created, net: _Net) -> None:
+    def _files(self, created: Created, net: Net) -> None:
         attachment = net.attachment
         made = hostfiles.make(
             created.request,
@@ -153,7 +158,7 @@ class Starting:
 
     # the end of a start
 
-    def _commit(self, created: Created, net: _Net, task: TaskState, spec: str, owners: dict[str, str]) -> None:
+    def _commit(self, created: Created, net: Net, task: TaskState, spec: str, owners: dict[str, str]) -> None:
         state, record = self._state, created.record
         fresh = record.status == "creating"
         attached = ((net.name, net.driver_id),) if net.reservation is not None else ()

@@ -169,7 +169,7 @@ class State:
     def forget(self, id: str, exec_id: str = "") -> None:
         """Has the shim drop a process that ended; a shim that is away has nothing to drop."""
         try:
-            self.shim.forget(id, exec_id)
+            self.shim.forget_soon(id, exec_id)
         except Error as error:
             log.debug("shim.forget {} {}: {}", id[:12], exec_id[:12], error)
 
