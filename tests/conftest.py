@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TOP = Path(__file__).resolve().parent.parent
 _refused = pytest.StashKey[str]()
 _before = pytest.StashKey[leaks.Snapshot]()
+_passed = pytest.StashKey[bool]()
 
 
 # -- isolation -------------------------------------------------------------------------------------------------------------
@@ -118,6 +119,15 @@ def _leaks_nothing(request: pytest.FixtureRequest, _module_leaks_nothing: None) 
     _check(before)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fixtures want to know how the test went."""
+    report = yield
+    if report.when == "call":
+        item.stash[_passed] = report.passed
+    return report
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Cgroups and loop devices belong to the machine, so they are looked at when all test processes are done."""
@@ -151,19 +161,25 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture
-def engine_dirs() -> Iterator[EngineDirs]:
-    """Root and run below a directory that is removed afterwards. Processes that use it are ended, also after a failure."""
+def engine_dirs(request: pytest.FixtureRequest) -> Iterator[EngineDirs]:
+    """Root and run below a directory that is removed afterwards.
+
+    Processes and cgroups that are still there in the end are a fault of the test that passed, and are ended in any case.
+    """
     top = Path(tempfile.mkdtemp(prefix="wh", dir="/tmp"))
     dirs = EngineDirs(top / "root", top / "run")
     try:
         yield dirs
     finally:
-        stop_all(dirs.run)
+        passed = request.node.stash.get(_passed, False)
+        left = stop_all(dirs.run, patience=leaks.SETTLE if passed else 0)
         for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
             point = line.split()[4]
             if point.startswith(f"{top}/"):
                 subprocess.run(["umount", "-l", point], check=False, capture_output=True)
         shutil.rmtree(top, ignore_errors=True)
+    if left and passed:
+        pytest.fail("left of the engine:\n  " + "\n  ".join(left), pytrace=False)
 
 
 @pytest.fixture

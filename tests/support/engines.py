@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -26,13 +27,44 @@ class EngineDirs(NamedTuple):
         return {**kept, "WHERRY_ROOT": str(self.root), "WHERRY_RUN": str(self.run), "HOME": str(self.root.parent)}
 
 
-def stop_all(run: Path) -> None:
-    """Ends by SIGKILL what is left of an engine, its shim and its containers, and removes their cgroups."""
+def cgroups(run: Path) -> list[Path]:
+    """The cgroups of the engine that uses this run directory, in every hierarchy, the innermost first."""
+    name = "wherry-" + hashlib.sha256(os.fsencode(run)).hexdigest()[:8]
+    found = [path for path in Path("/sys/fs/cgroup").glob(f"**/{name}") if path.is_dir()]
+    inner = [path for top in found for path in top.rglob("*") if path.is_dir()]
+    return sorted([*found, *inner], key=lambda path: -len(path.parts))
+
+
+def alive(run: Path) -> list[str]:
+    """Processes that have the run directory in their command line, and cgroups."""
+    running = [f"process {entry}" for entry in leaks.processes([run]) if str(run) in entry]
+    return running + [f"cgroup {group}" for group in cgroups(run)]
+
+
+def stop_all(run: Path, patience: float = 0) -> list[str]:
+    """Gives what is left of an engine, its shim and its containers some seconds to end; then SIGKILL, and says what there was."""
+    deadline = time.monotonic() + patience
+    while (left := alive(run)) and time.monotonic() < deadline:
+        time.sleep(0.02)
     deadline = time.monotonic() + 5
-    while (alive := [entry for entry in leaks.processes([run]) if str(run) in entry]) and time.monotonic() < deadline:
-        for entry in alive:
-            leaks.kill(int(entry.split(" ", 1)[0]))
+    while (now := alive(run)) and time.monotonic() < deadline:
+        pids = [int(entry.split()[1]) for entry in now if entry.startswith("process ")]
+        for pid in pids + [pid for group in cgroups(run) for pid in _inside(group)]:
+            leaks.kill(pid)
+        for group in cgroups(run):
+            try:
+                group.rmdir()
+            except OSError:
+                pass  # not empty yet: once more
         time.sleep(0.01)
+    return left
+
+
+def _inside(group: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split() if pid != "0"]
+    except OSError:
+        return []
 
 
 class Wherry:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
@@ -15,17 +11,14 @@ from attrs import field, frozen
 from wherry.api import *  # noqa: F403
 from wherry.api import (
     BlobInfo,
-    Capabilities,
     Exit,
     Image,
     Mount,
     NetworkConfig,
     NotFound,
-    Registration,
     Reservation,
     SnapshotInfo,
     TaskState,
-    hookimpl,
 )
 
 __all__ = [name for name in dir() if not name.startswith("__")]
@@ -213,4 +206,4 @@ class FakeNetwork(Fake):
         return 0
 
 
-__all__ += ["Options", "Fake", "FakeSnapshotter", "FakeIngest", "FakeStore", "FakeIsolation", "FakeNetwork"]
+__all__ += ["Fake", "FakeIngest", "FakeIsolation", "FakeNetwork", "FakeSnapshotter", "FakeStore", "Options"]

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from wherry.api import Event, Mount, Plan, Stdio, TaskState
+from wherry.engine.shim import start_shim
+from wherry.oci import compile
 from wherry.shim import arena, pipes, sink
 from wherry.shim.keeper import Keeper
 from wherry.shim.ledger import Ledger
@@ -27,7 +31,9 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.loop = Loop()
         self.drained: list[tuple[str, bool]] = []
-        self.keeper = Keeper(self.loop, str(directory / "logger.sock"), lambda key, eof: self.drained.append((key, eof)))
+        self.keeper = Keeper(
+            self.loop, str(directory / "logger.sock"), lambda key, eof: self.drained.append((key, eof))
+        )
         self.directory = directory
         self._ours: list[int] = []
 
@@ -151,3 +157,132 @@ def bench(directory: Path) -> Iterator[Bench]:
         yield made
     finally:
         made.close()
+
+
+# -- real shims
+
+
+class Shimmed:
+    """A shim of its own, by its client, and the events that came."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.client = start_shim(run, run / "root")
+        self._events = self.client.events(0)
+        self._exits: dict[tuple[str, str], Event] = {}
+
+    def spawn(self, id: str, script: str, stdio: Stdio = Stdio(), *, exec_id: str = "") -> TaskState:
+        """A shell script as a process of the host."""
+        plan = Plan(how="spawn", argv=("/bin/sh", "-c", script), env=("PATH=/usr/bin:/bin",))
+        return self.client.spawn(id, exec_id, plan, stdio)
+
+    def _process(self, script: str, argv: tuple[str, ...], terminal: bool) -> dict[str, Any]:
+        return {
+            "args": list(argv) or ["/bin/sh", "-c", script],
+            "env": ["PATH=/usr/bin:/bin"],
+            "cwd": "/",
+            "terminal": terminal,
+            "user": {"uid": 0, "gid": 0},
+        }
+
+    def container(
+        self,
+        id: str,
+        script: str,
+        stdio: Stdio = Stdio(),
+        *,
+        argv: tuple[str, ...] = (),
+        terminal: bool = False,
+        sandbox: str = "",
+        shared_pid: bool = False,
+        hooks: dict[str, Any] | None = None,
+    ) -> TaskState:
+        """A container over the host's own root, with /proc, /dev and a pts of its own."""
+        types = ["mount", "pid", "network", "ipc", "uts"]
+        if shared_pid:
+            types.remove("pid")
+        spec = {
+            "process": self._process(script, argv, terminal),
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {
+                    "destination": "/dev/pts",
+                    "type": "devpts",
+                    "source": "devpts",
+                    "options": ["newinstance", "ptmxmode=0666"],
+                },
+            ],
+            "linux": {"namespaces": [{"type": kind} for kind in types]},
+            "hooks": hooks or {},
+        }
+        root = Mount("bind", "/", "", ("rbind",))
+        made = compile.container(id, spec, [root], compile.Host(sandboxed=bool(sandbox)))
+        plan = Plan(
+            argv=made.argv,
+            env=made.env,
+            flags=made.flags,
+            steps=tuple(made.steps),
+            sandbox_id=sandbox,
+            hooks=made.hooks,
+        )
+        return self.client.spawn(id, "", plan, stdio)
+
+    def exec(self, id: str, exec_id: str, script: str, stdio: Stdio = Stdio()) -> TaskState:
+        spec = {"linux": {"namespaces": [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts")]}}
+        made = compile.exec(id, spec, self._process(script, (), False), compile.Host())
+        plan = Plan(argv=made.argv, env=made.env, steps=tuple(made.steps), target=id)
+        return self.client.spawn(id, exec_id, plan, stdio)
+
+    def exit(self, id: str, exec_id: str = "") -> Event:
+        """The task's exit event, whenever it came."""
+        while (id, exec_id) not in self._exits:
+            event = next(self._events)
+            if event.topic == "task.exited":
+                self._exits[event.id, event.attributes["exec_id"]] = event
+        return self._exits[id, exec_id]
+
+    def end(self, id: str, exec_id: str = "") -> None:
+        """Kills and forgets."""
+        self.client.signal(id, exec_id, signal.SIGKILL)
+        self.exit(id, exec_id)
+        self.client.forget(id, exec_id)
+
+    def listen_again(self) -> None:
+        """A stream of the shim that is there now."""
+        self._events.close()
+        self._events = self.client.events(0)
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            for state in self.client.list():
+                if state.status != "stopped":
+                    with contextlib.suppress(Exception):
+                        self.client.signal(state.id, state.exec_id, signal.SIGKILL)
+            eventually(lambda: all(state.status == "stopped" for state in self.client.list()))
+            for box in self.client.sandboxes():
+                self.client.remove_sandbox(box.id)
+        self.client.quit()
+        self._events.close()
+        self.client.close()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Waits for condition to hold."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def shimmed() -> Iterator[Shimmed]:
+    """A shim in a short directory of its own; what it said on stderr fails the test."""
+    with tempfile.TemporaryDirectory(prefix="wherry-", dir="/tmp") as directory:
+        made = Shimmed(Path(directory))
+        try:
+            yield made
+        finally:
+            made.close()
+            said = (Path(directory) / "shim.log").read_text()
+        assert "Traceback" not in said, said

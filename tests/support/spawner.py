@@ -1,0 +1,114 @@
+"""Runs one plan by ``wherry.oci.spawn`` in a small single-threaded process, as the shim would; JSON in, JSON out.
+
+"remove" drops steps by name and "patch" replaces protecting functions: the vulnerable twins of the attack tests.
+"""
+
+from __future__ import annotations
+
+import array
+import importlib
+import json
+import os
+import select
+import socket
+import sys
+import time
+from typing import Any
+
+WAYS: dict[str, Any] = {"true": lambda *_args, **_kwargs: True, "nothing": lambda *_args, **_kwargs: None}
+
+
+def _patch(name: str, way: Any) -> None:
+    module, _dot, attribute = name.rpartition(".")
+    target = importlib.import_module(module)
+    if isinstance(way, str) and way in WAYS:
+        setattr(target, attribute, WAYS[way])
+    elif isinstance(way, list):
+        setattr(target, attribute, frozenset(os.fsencode(item) for item in way))
+    else:
+        setattr(target, attribute, way)
+
+
+def main() -> None:
+    task = json.load(sys.stdin)
+    from wherry.linux import process
+    from wherry.oci import execute_process
+    from wherry.oci.spawn import TABLE, make_sandbox, spawn
+
+    for name, way in task["patch"].items():
+        _patch(name, way)
+    if task["strays"]:  # a leak of ours, and nobody closing it
+        for path in task["strays"]:
+            os.set_inheritable(os.open(path, os.O_RDONLY), True)
+    if task["keep_strays"]:
+        execute_process.process.close_others = WAYS["nothing"]
+        execute_process.process.close_from = WAYS["nothing"]
+    TABLE["nothing"] = WAYS["nothing"]
+    plan = task["plan"]
+    plan["steps"] = [step for step in plan["steps"] if step[0] not in task["remove"]]
+    process.set_dumpable(False)
+    process.set_child_subreaper()
+    fds = make_sandbox(task["sandbox"])
+    reader, writer = os.pipe()
+    null = os.open("/dev/null", os.O_RDONLY)
+    answer: dict[str, Any] = {"created": None, "error": None, "code": None, "output": "", "pid": 0}
+    held = spawn(plan, stdin=null, stdout=writer, stderr=writer, namespaces=fds)
+    os.close(writer)
+    channel = socket.socket(fileno=held.channel)
+    pid = held.pid
+    output = b""
+    master = -1
+    deadline = time.monotonic() + task["timeout"]
+    channel.settimeout(task["timeout"])
+    while True:
+        try:
+            data, ancillary, _flags, _address = channel.recvmsg(1 << 16, 1024)
+        except ConnectionResetError:
+            break
+        received = array.array("i")
+        for _level, _kind, payload in ancillary:
+            received.frombytes(payload)
+        if not data:
+            break
+        message = json.loads(data)
+        if "pid" in message:
+            pid = message["pid"]
+            os.waitpid(held.intermediate, 0)
+        elif "hooks" in message:
+            answer["runtime_hooks"] = True
+            channel.send(b"h")
+        elif "error" in message:
+            answer["error"] = message["error"]
+        else:
+            answer["created"] = message["created"]
+            master = received[0] if received else -1
+            answer["held"] = sorted(os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd"))
+            channel.send(b"s")
+    pid = pid or held.intermediate
+    source = master if master >= 0 else reader
+    while time.monotonic() < deadline:
+        ready, _, _ = select.select([source], [], [], 0.2)
+        if ready:
+            try:
+                chunk = os.read(source, 1 << 16)
+            except OSError:  # EIO: nobody has the terminal open any more
+                break
+            if not chunk:
+                break
+            output += chunk
+    done, status = os.waitpid(pid, os.WNOHANG)
+    while not done and time.monotonic() < deadline:
+        time.sleep(0.002)
+        done, status = os.waitpid(pid, os.WNOHANG)
+    if not done:
+        os.kill(pid, 9)
+        _pid, status = os.waitpid(pid, 0)
+        answer["timed_out"] = True
+    answer["code"] = os.waitstatus_to_exitcode(status)
+    answer["output"] = output.decode("utf-8", "surrogateescape")
+    answer["pid"] = pid
+    sys.stdout.write(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
