@@ -66,7 +66,8 @@ class Plugins:
             if match
             else ("installed are " + ", ".join(known) if known else "none is installed")
         )
-        raise NotFound(f'{family} driver "{id}"', "not installed", hint)
+        word = "driver" if family in REGISTERED else "plugin"
+        raise NotFound(f'{family} {word} "{id}"', "not installed", hint)
 
     # modules and hooks
 

@@ -289,7 +289,7 @@ class _Process:
         if self._reason:
             return f"its process was ended because {self._reason}"
         if status < 0:
-            return f"its process was killed by {signal.Signals(-status).name}"
+            return f"its process was killed by {_signal_name(-status)}"
         return f"its process ended with exit code {status}"
 
     def _reap(self, wait: float = 0.0) -> bool:
@@ -346,6 +346,13 @@ class _Process:
             calls.HOLD.reset(resets[0])
             SPANS.reset(resets[1])
             calls.CURRENT.reset(resets[2])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"
 
 
 def _spawn(call_fd: int, service_fd: int) -> int:

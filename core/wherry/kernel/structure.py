@@ -224,7 +224,8 @@ def _flatten(error: BaseException, path: tuple[str, ...], cls: Any) -> list[Prob
             problems.append(Problem((*path, key), f'unknown key "{key}"', hint))
         return problems
     if isinstance(error, KeyError) and attrs.has(cls):
-        return [Problem((*path, str(error.args[0])), f'the key "{error.args[0]}" is missing')]
+        key = str(error.args[0])
+        return [Problem(path if path[-1:] == (key,) else (*path, key), f'the key "{key}" is missing')]
     text = str(error) or type(error).__name__
     if not isinstance(error, _Wrong) and isinstance(error, AttributeError | TypeError):
         text = f"does not fit {getattr(cls, '__name__', cls)}"
