@@ -86,8 +86,8 @@ class Images:
         drivers = self._kernel.variant()
         with self._leases.hold() as lease:
             found = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None, all_of_them=True)
-            infos = {content.target.digest: self._info(drivers.store, name, platform) for name, content in found}
-        return tuple(infos.values())
+            first = {content.target.digest: name for name, content in reversed(found)}
+            return tuple(self._info(drivers.store, name, platform) for name in reversed(first.values()))
 
     def ensure(
         self,

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wherry.api import AlreadyExists, Descriptor, Digest, Invalid, NotFound, Progress, SnapshotOptions
+from wherry.api import (
+    AlreadyExists,
+    Descriptor,
+    Digest,
+    Invalid,
+    Mount,
+    NotFound,
+    Progress,
+    SnapshotInfo,
+    SnapshotOptions,
+    Snapshotter,
+)
 from wherry.engine.content import Content
+from wherry.engine.database import boot_id
 from wherry.engine.keyed import KeyedLocks
+from wherry.layers.mounts import syncfs
 
 if TYPE_CHECKING:
     from wherry.api import Workers
@@ -20,12 +35,21 @@ UNPACK = "wherry.unpack"
 PREFIX = "unpack-"
 
 
+#: Label of a committed snapshot whose files may not be on disk yet: the id of the boot in whose memory they are.
+UNSYNCED = "wherry.unsynced"
+
+
 class Unpacker:
+    """Layers are committed one by one as they come; one syncfs(2) for all of them ends the work. What a power cut left of an
+    image that was never ready is recognised by its boot and goes before the first use."""
+
     def __init__(self, kernel: Kernel, workers: Workers, hold: Callable[[Lease, str], None]) -> None:
         self._kernel = kernel
         self._workers = workers
         self._hold = hold
         self._locks = KeyedLocks()
+        self._boot = boot_id()
+        self._sound: set[str] = set()  # snapshotters without remains of an earlier boot
 
     def unpack(self, content: Content, drivers: Drivers, lease: Lease, report: Callable[[Progress], None]) -> str:
         """The chain-id of the whole, unpacked in drivers' snapshotter. Callers for the same chain wait for the first.
@@ -36,19 +60,24 @@ class Unpacker:
         if not chain:
             return ""
         id = drivers.ids["snapshotter"]
+        if id not in self._sound:
+            self._void(drivers.snapshotter, id)
         for name in chain:
             self._hold(lease, f"snapshot/{id}/{name}")
-        if self._exists(drivers, chain[-1]):
+        top = self._find(drivers, chain[-1])
+        if top is not None and UNSYNCED not in top.labels:
             return chain[-1]
-        start = max((number for number, name in enumerate(chain) if self._exists(drivers, name)), default=-1) + 1
+        start = max((number for number, name in enumerate(chain) if self._find(drivers, name)), default=-1) + 1
         for number in range(start, len(chain)):
             parent = chain[number - 1] if number else ""
             with self._locks.hold((id, chain[number])):
-                if not self._exists(drivers, chain[number]):
+                if not self._find(drivers, chain[number]):
                     layer, diff_id = content.manifest.layers[number], content.config.diff_ids[number]
                     report(Progress(layer.digest, "unpacking", 0, layer.size))
                     self._layer(drivers, chain[number], parent, layer, diff_id, lease)
                     report(Progress(layer.digest, "done", layer.size, layer.size))
+        with self._locks.hold((id, chain[-1], "sync")):
+            self._sync(drivers, id, chain)
         return chain[-1]
 
     def _layer(
@@ -58,27 +87,68 @@ class Unpacker:
         key = f"{PREFIX}{secrets.token_hex(8)}-{name}"
         self._hold(lease, f"snapshot/{id}/{key}")
         mounts = snapshotter.prepare(key, parent, SnapshotOptions(labels={UNPACK: name}))
+        labels = {}
         try:
             with drivers.store.open(layer.digest) as stream:
                 if "apply" in self._kernel.capabilities("snapshotter", id).provides:
                     found = snapshotter.apply(key, layer, stream)
                 else:
-                    found = self._workers.unpack(mounts, layer, stream)
+                    later = self._is_ours(id, mounts)
+                    found = self._workers.unpack(mounts, layer, stream, sync=not later)
+                    labels = {UNSYNCED: self._boot} if later else {}
             if found != diff_id:
                 raise Invalid(f'layer "{layer.digest}"', f"unpacks to the diff-id {found}, the config says {diff_id}")
-            snapshotter.commit(name, key, {})
+            snapshotter.commit(name, key, labels)
         except AlreadyExists:  # another engine's client of the same snapshotter was quicker
             snapshotter.remove(key)
         except BaseException:
             snapshotter.remove(key)
             raise
 
-    @staticmethod
-    def _exists(drivers: Drivers, name: str) -> bool:
+    def _directory(self, id: str) -> Path:
+        return self._kernel.root / "snapshotter" / id
+
+    def _is_ours(self, id: str, mounts: tuple[Mount, ...]) -> bool:
+        """Whether the files go below the driver's own directory, so that a sync there takes them all."""
+        below = f"{self._directory(id)}/"
+        for option in mounts[0].options:
+            if option.startswith("upperdir="):
+                return option.startswith(f"upperdir={below}")
+        return mounts[0].type == "bind" and mounts[0].source.startswith(below)
+
+    def _sync(self, drivers: Drivers, id: str, chain: Sequence[str]) -> None:
+        """Puts on disk what is not there yet, and says so, the lowest layer first: one that says it stands on ones that do."""
+        waiting = [name for name in chain if (info := self._find(drivers, name)) and UNSYNCED in info.labels]
+        if not waiting:
+            return
+        fd = os.open(self._directory(id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return drivers.snapshotter.stat(name).kind == "committed"
+            syncfs(fd)
+        finally:
+            os.close(fd)
+        for name in waiting:
+            drivers.snapshotter.update(name, {UNSYNCED: None})
+
+    def _void(self, snapshotter: Snapshotter, id: str) -> None:
+        """Removes what an earlier boot committed and did not sync, children first. Nothing was ever started from it."""
+        while True:
+            infos = list(snapshotter.walk())
+            parents = {info.parent for info in infos}
+            stale = [info for info in infos if info.labels.get(UNSYNCED, self._boot) != self._boot]
+            doomed = [info.name for info in stale if info.name not in parents]
+            for name in doomed:
+                snapshotter.remove(name)
+            if not doomed:
+                self._sound.add(id)
+                return
+
+    @staticmethod
+    def _find(drivers: Drivers, name: str) -> SnapshotInfo | None:
+        try:
+            info = drivers.snapshotter.stat(name)
         except NotFound:
-            return False
+            return None
+        return info if info.kind == "committed" else None
 
 
-__all__ = ["PREFIX", "UNPACK", "Unpacker"]
+__all__ = ["PREFIX", "UNPACK", "UNSYNCED", "Unpacker"]

@@ -27,28 +27,32 @@ _START = "import sys; sys.path[:0] = sys.argv[1:]; from wherry.layers.worker imp
 
 
 class WorkerPool:
-    """Implements ``wherry.api.Workers``; at most one worker per CPU, the others wait their turn.
+    """Implements ``wherry.api.Workers``; at most one worker per CPU, the others wait their turn."""
 
-    sync: unpack ends with syncfs(2), so that a snapshot is not committed before its files are on disk.
-    """
-
-    def __init__(self, run: Path, *, sync: bool = True) -> None:
+    def __init__(self, run: Path) -> None:
         self._point = run / "worker"
-        self._sync = sync
         self._slots = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._lock = threading.Lock()
         self._pids: set[int] = set()
         self._closed = False
         self._devices = _may_make_devices()
 
-    def unpack(self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, idmap: IdMap = IdMap()) -> Digest:
+    def unpack(
+        self,
+        mounts: tuple[Mount, ...],
+        layer: Descriptor,
+        stream: BinaryIO,
+        idmap: IdMap = IdMap(),
+        *,
+        sync: bool = True,
+    ) -> Digest:
         request = {
             "digest": layer.digest,
             "media_type": layer.media_type,
             "uids": idmap.uids,
             "gids": idmap.gids,
             "devices": self._devices,
-            "sync": self._sync,
+            "sync": sync,
         }
         return Digest(str(self._run("unpack", request, [mounts], stream)["diff_id"]))
 

@@ -22,8 +22,18 @@ class Workers(Protocol):
     Streams need fileno(). A worker is nice 5 and cannot see the host's tree.
     """
 
-    def unpack(self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, idmap: IdMap = IdMap()) -> Digest:
-        """Applies one layer and answers its diff-id; Invalid when the bytes do not match layer.digest or break a layer rule."""
+    def unpack(
+        self,
+        mounts: tuple[Mount, ...],
+        layer: Descriptor,
+        stream: BinaryIO,
+        idmap: IdMap = IdMap(),
+        *,
+        sync: bool = True,
+    ) -> Digest:
+        """Applies one layer and answers its diff-id; Invalid when the bytes do not match layer.digest or break a layer rule.
+
+        With sync the files are on disk when it returns (syncfs(2)); without, the caller sees to it before it relies on them."""
         ...
 
     def diff(self, lower: tuple[Mount, ...], upper: tuple[Mount, ...], sink: BinaryIO, media_type: str) -> Descriptor:

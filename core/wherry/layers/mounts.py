@@ -19,6 +19,7 @@ _FLAGS = {
     "ro": api.MS_RDONLY, "nosuid": api.MS_NOSUID, "nodev": api.MS_NODEV, "noexec": api.MS_NOEXEC,
     "noatime": api.MS_NOATIME, "relatime": api.MS_RELATIME, "bind": api.MS_BIND, "rbind": api.MS_BIND | api.MS_REC,
 }  # fmt: skip
+_DIRECTORIES = frozenset(("lowerdir", "upperdir", "workdir"))
 _IGNORED = frozenset(("rw", "defaults"))
 _syncfs = bind("syncfs", Int)
 _PAGE = 4095  # mount(2) takes one page of data, its end mark included
@@ -82,27 +83,41 @@ def _one(type_: str, source: str, target: str, options: Sequence[str]) -> None:
     if len(os.fsencode(text)) <= _PAGE:
         api.mount(source or type_, target, type_, flags, text)
         return
-    fd = api.new_mount(type_, _split(data), api.ATTR_RDONLY if flags & api.MS_RDONLY else 0)
+    # Overlay's directories mostly lie side by side: seen from there their names are short. mount(2) looks them up from the
+    # working directory; fsconfig(2) would take each by itself, but only since Linux 6.8.
+    base, shorter = _relative(data)
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        where = os.open(target, os.O_PATH | os.O_CLOEXEC)
-        try:
-            api.move_mount(fd, where)
-        finally:
-            os.close(where)
+        os.chdir(base)
+        if len(os.fsencode(",".join(shorter))) > _PAGE:
+            raise Invalid(f'mount of "{type_}"', f"its options are longer than {_PAGE} bytes", "use fewer layers")
+        api.mount(source or type_, os.path.join(_path_of(here), target), type_, flags, ",".join(shorter))
     finally:
-        os.close(fd)
+        os.fchdir(here)
+        os.close(here)
 
 
-def _split(data: Sequence[str]) -> list[tuple[str | bytes, str | bytes | None]]:
-    """Options for fsconfig(2), which takes 255 bytes a value: each lower directory by itself (lowerdir+, Linux 6.8)."""
-    result: list[tuple[str | bytes, str | bytes | None]] = []
+def _path_of(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def _relative(data: Sequence[str]) -> tuple[str, list[str]]:
+    """The options with their directories relative to the directory that all of them lie in."""
+    paths: list[str] = []
+    for option in data:
+        key, _, value = option.partition("=")
+        if key in _DIRECTORIES:
+            paths += value.split(":")
+    if not paths or not all(path.startswith("/") for path in paths):
+        return ".", list(data)
+    base = os.path.commonpath(paths)
+    result = []
     for option in data:
         key, equals, value = option.partition("=")
-        if key == "lowerdir":
-            result += [("lowerdir+", directory) for directory in value.split(":")]
-        else:
-            result.append((key, value if equals else None))
-    return result
+        if key in _DIRECTORIES:
+            value = ":".join(os.path.relpath(path, base) for path in value.split(":"))
+        result.append(f"{key}{equals}{value}")
+    return base, result
 
 
 def syncfs(fd: int) -> None:
