@@ -20,6 +20,7 @@ RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RE
 PROC_MAGIC, SYSFS_MAGIC, DEVPTS_MAGIC, TMPFS_MAGIC, PIPEFS_MAGIC = 0x9FA0, 0x62656572, 0x1CD1, 0x1021994, 0x50495045
 CGROUP2_MAGIC, CGROUP_MAGIC, OVERLAY_MAGIC, SELINUX_MAGIC = 0x63677270, 0x27E0EB, 0x794C7630, 0xF97CFF8C
 
+_LINKS = 40  # as the kernel counts them
 _ATTEMPTS = 128  # EAGAIN: a rename or mount beside us made ".." unsafe to judge
 
 
@@ -70,12 +71,13 @@ def filesystem(fd: int) -> int:
     return _statfs_type.value
 
 
-def make_directories(root: int, path: str | bytes, mode: int = 0o755) -> int:
+def make_directories(root: int, path: str | bytes, mode: int = 0o755, *, links: int = 0) -> int:
     """An O_PATH descriptor of a directory inside root, made with its parents where it is missing.
 
     Existing parts are resolved in root, links included. A missing part is made in the directory just opened, by its plain name,
-    and opened again without following a link, so that a swap in between makes an error and no file outside. NotADirectoryError
-    when the path names something else; ".." after a missing part is FileNotFoundError.
+    and opened again without following a link, so that a swap in between makes an error and no file outside. A link that leads
+    nowhere is followed in root, and what it leads to is made. NotADirectoryError when the path names something else; ".."
+    after a missing part is FileNotFoundError.
     """
     try:
         return _directory(root, path)
@@ -91,21 +93,35 @@ def make_directories(root: int, path: str | bytes, mode: int = 0o755) -> int:
         except FileNotFoundError:
             if done == 0:
                 raise
-    for part in parts[done:]:
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+    for index in range(done, len(parts)):
+        part = parts[index]
         try:
             if part == b"..":
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             try:
                 os.mkdir(part, mode, dir_fd=current)
             except FileExistsError:
-                pass  # a dangling link, or made beside us: the open below judges it
-            following = open_at(
-                current, part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
-            )
+                if (target := _link(current, part)) is not None:
+                    if links == _LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+                    before = [] if target.startswith(b"/") else parts[:index]
+                    return make_directories(
+                        root, b"/".join([*before, target, *parts[index + 1 :]]), mode, links=links + 1
+                    )
+            following = open_at(current, part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve)
         finally:
             os.close(current)
         current = following
     return current
+
+
+def _link(fd: int, name: bytes) -> bytes | None:
+    """What a symbolic link says; None for anything else."""
+    try:
+        return os.readlink(name, dir_fd=fd)
+    except OSError:
+        return None
 
 
 def _directory(root: int, path: str | bytes) -> int:

@@ -64,32 +64,30 @@ def userns(child: Child) -> None:
     """
     fd = child.namespaces.pop("user", -1)
     flags = child.flags | namespaces.CLONE_PARENT | namespaces.CLONE_CLEAR_SIGHAND
-    wait = release = -1
+    wait, release = os.pipe()
     if fd >= 0:
         namespaces.setns(fd, namespaces.NEWUSER)
         os.close(fd)
     else:
         flags |= namespaces.NEWUSER
-        wait, release = os.pipe()
         # else its uid_map would belong to the host's root, whom a rootless writer is not
         process.set_dumpable(True)
     pid, pidfd = namespaces.clone3(flags)
     if pid == 0:
-        if wait >= 0:
-            os.close(release)
-            if os.read(wait, 1) != b"m":
-                os._exit(125)
-            os.close(wait)
+        os.close(release)
+        if os.read(wait, 1) != b"m":
+            os._exit(125)
+        os.close(wait)
         process.set_dumpable(False)
         if os.getgroups():
             _drop_groups()
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         return
-    if wait >= 0:
+    if flags & namespaces.NEWUSER:
         namespaces.write_id_maps(pid, child.idmap["uids"], child.idmap["gids"])
-        os.write(release, b"m")
-    child.send({"pid": pid}, (pidfd,))
+    child.send({"pid": pid}, (pidfd,))  # before anything that it says itself
+    os.write(release, b"m")
     os._exit(0)
 
 

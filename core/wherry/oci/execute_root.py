@@ -46,7 +46,10 @@ def source(
     gids: tuple[tuple[int, ...], ...],
 ) -> None:
     """Clones a host path's mount, detached, idmapped when maps are given; a later bind step places it."""
-    fd = mount.open_tree(name, clone=True, recursive=bool(recursive))
+    try:
+        fd = mount.open_tree(name, clone=True, recursive=bool(recursive))
+    except FileNotFoundError:
+        raise Failure("NotFound", f'bind source "{text(name)}"', "no such file or directory on the host") from None
     child.source[slot] = fd
     if uids or gids:
         userns = idmapped_userns(uids, gids)
