@@ -18,7 +18,7 @@ from wherry.shim import arena, output, pipes, sink
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-CHUNKS = [b"one\ntwo\nthr", b"ee \\ \"quoted\"\n\xc3\xa9\xff\n" + b"x" * 1200 + b"\n", b"no end"]
+CHUNKS = [b"one\ntwo\nthr", b'ee \\ "quoted"\n\xc3\xa9\xff\n' + b"x" * 1200 + b"\n", b"no end"]
 WHOLE = b"".join(CHUNKS)
 ERROR = b"bad\n"
 MOST_STEPS = 400
@@ -140,8 +140,8 @@ def test_without_a_protecting_step_a_kill_does_harm(
 
 
 def test_kills_at_random_moments_of_a_flood(tmp_path: Path) -> None:
-    """A process writes 6 MB while its logger is killed over and over: exact bytes, both in the log and with a reader."""
-    lines = b"".join(b"%07d %s\n" % (number, b"abcdefghij" * (number % 9)) for number in range(120_000))
+    """A process writes 3 MB while its logger is killed over and over: exact bytes, both in the log and with a reader."""
+    lines = b"".join(b"%07d %s\n" % (number, b"abcdefghij" * (number % 9)) for number in range(60_000))
     with bench(tmp_path) as made:
         made.start()
         log = {"format": "json-file", "path": str(tmp_path / "log"), "max_size": 1 << 20, "max_file": 100}
@@ -165,7 +165,7 @@ def test_kills_at_random_moments_of_a_flood(tmp_path: Path) -> None:
         def turn() -> bool:
             nonlocal kills
             read.extend(available(source))
-            if kills < 40 and chance.random() < 0.3 and made.keeper.pid:
+            if kills < 15 and chance.random() < 0.3 and made.keeper.pid:
                 os.kill(made.keeper.pid, signal.SIGKILL)
                 kills += 1
                 made.keeper._failures = 0  # else it would wait longer and longer
@@ -176,4 +176,4 @@ def test_kills_at_random_moments_of_a_flood(tmp_path: Path) -> None:
         os.close(source)
         assert bytes(read) == lines
         assert read_json(tmp_path / "log")["stdout"] == lines
-        assert kills > 10
+        assert kills > 5

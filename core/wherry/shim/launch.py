@@ -12,6 +12,7 @@ import sys
 import time
 
 from wherry import __version__
+from wherry.linux import process
 from wherry.shim import wire
 from wherry.shim.boot import Options
 
@@ -117,9 +118,8 @@ def _become(place: Place, held: int, writer: int) -> None:
         listener = wire.listen(f"{run}/shim.sock")
         for fd, number in ((null, 0), (log, 1), (log, 2)):
             os.dup2(fd, number)
-        for fd in (null, log):
-            if fd > 2:
-                os.close(fd)
+        # whatever else the caller had open is not for containers to hold
+        process.close_others((0, 1, 2, held, writer, listener.fileno()))
         program = os.path.realpath(sys.executable)
         record = {
             "run": run,

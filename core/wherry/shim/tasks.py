@@ -276,20 +276,24 @@ class Tasks:
             reply.ok(None)
 
     def _failed(self, task: Task, record: dict[str, Any]) -> None:
-        """The child cannot go on; whoever waits hears why, and a task that never was is forgotten."""
+        """The child cannot go on. Whoever waits hears why once it has ended, so that the same id can be used again at once."""
         task.error = record
         task.hooks = None
-        if task.status == "creating":
-            task.forgotten = True
         task.starting = False
-        if task.pidfd >= 0:
+        if task.status == "creating":
+            task.forgotten = True  # it never was
+        if task.pid == 0:
+            self._tell_failure(task)
+            self._drop(task)
+        elif task.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                pidfd.send_signal(task.pidfd, signal.SIGKILL if task.status == "creating" else 0)
+                pidfd.send_signal(task.pidfd, signal.SIGKILL)
+
+    @staticmethod
+    def _tell_failure(task: Task) -> None:
         waiting, task.waiting = task.waiting, []
         for reply in waiting:
-            reply.fail(record)
-        if task.status == "creating" and task.pid == 0:
-            self._drop(task)
+            reply.fail(task.error or {})
 
     def _unchannel(self, task: Task) -> None:
         if task.channel is not None:
@@ -359,20 +363,24 @@ class Tasks:
         if task.foreign:
             self._shim.loop.remove(task.pidfd)
         if task.waiting and task.status != "running":
-            record = task.error or describe(
-                Fault("Error", task.name, f"its process ended with status {code} before it was ready")
-            )
-            self._failed(task, record)
+            if task.error is None:
+                cause = f"its process ended with status {code} before it was ready"
+                task.error = describe(Fault("Error", task.name, cause))
+            if task.status == "creating":
+                task.forgotten = True
         if task.pidfd >= 0:
             os.close(task.pidfd)
             task.pidfd = -1
         if task.forgotten:
             self._drop(task)
+            self._tell_failure(task)
             return
         task.status = "stopped"
         task.code = code
         task.stopped_at = time.time_ns()
         self._note(task)
+        if task.error is not None:
+            self._tell_failure(task)
         streams = task.streams
         if streams is None or streams.drained or streams.key not in self._shim.keeper.streams:
             self._publish(task, drained=True)
