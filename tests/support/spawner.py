@@ -15,7 +15,43 @@ import sys
 import time
 from typing import Any
 
-WAYS: dict[str, Any] = {"true": lambda *_args, **_kwargs: True, "nothing": lambda *_args, **_kwargs: None}
+
+def _follow_null(child: Any) -> int:
+    """The mask as it was before CVE-2025-31133: whatever the container's /dev/null leads to."""
+    from wherry.linux import mount
+
+    return mount.open_tree(b"null", dir_fd=child.dev, clone=True)
+
+
+def _any_target(child: Any, name: bytes, *, directory: bool, **_kwargs: Any) -> int:
+    """A mount point as the image has it, links and all."""
+    from wherry.linux import path
+
+    return path.make_target(child.root, name, directory=directory)
+
+
+def _naive_open(root: int, name: bytes, flags: int = os.O_PATH, mode: int = 0) -> int:
+    """A look-up from the host's own root."""
+    return os.open(os.fsencode(name).lstrip(b"/") or b".", flags | os.O_CLOEXEC, mode, dir_fd=root)
+
+
+def _late_import(_child: Any) -> None:
+    """What a codec's first use does: an import, from wherever the path leads by then."""
+    sys.path.insert(0, "/lib/python")
+    sys.path_importer_cache.clear()
+    import planted  # type: ignore[import-not-found]  # noqa: F401
+
+
+#: Stand-ins for protecting functions, by the names that tests use.
+WAYS: dict[str, Any] = {
+    "true": lambda *_args, **_kwargs: True,
+    "nothing": lambda *_args, **_kwargs: None,
+    "proc magic": lambda *_args, **_kwargs: 0x9FA0,
+    "no magic": lambda *_args, **_kwargs: 0,
+    "follow null": _follow_null,
+    "any target": _any_target,
+    "naive open": _naive_open,
+}
 
 
 def _patch(name: str, way: Any) -> None:
@@ -43,7 +79,7 @@ def main() -> None:
     if task["keep_strays"]:
         execute_process.process.close_others = WAYS["nothing"]
         execute_process.process.close_from = WAYS["nothing"]
-    TABLE["nothing"] = WAYS["nothing"]
+    TABLE["late_import"] = _late_import
     plan = task["plan"]
     plan["steps"] = [step for step in plan["steps"] if step[0] not in task["remove"]]
     process.set_dumpable(False)
