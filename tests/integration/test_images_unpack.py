@@ -224,7 +224,8 @@ def test_callers_at_once_do_the_work_once(tmp_path: Path, layered: Path, snapsho
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(results) == 8 and len(set(results)) == 1, results
+        assert len(results) == 8
+        assert len(set(results)) == 1, results
         assert sorted(unpacked) == sorted(digest(layer) for layer in LAYERS)
         assert {info.kind for info in made.drivers.snapshotter.walk()} == {"committed"}
 
