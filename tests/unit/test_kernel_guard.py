@@ -440,10 +440,10 @@ class TestHealth:
             waits.append(health._retry_at - now[0])
             now[0] = health._retry_at
         assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-        health.enter("m", 1)
+        assert health.enter("m", 1) is True
         with pytest.raises(Unavailable, match="x.y: m: hung; a trial call is running"):
             health.enter("m", 1)
-        health.leave()
+        health.leave(trial=True)
         health.enter("m", 1)
         health.leave()
         assert (health.open, health.lost_threads) == (False, 9)

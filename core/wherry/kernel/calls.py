@@ -69,6 +69,46 @@ class Interrupted(KeyboardInterrupt):
     """The caller was interrupted while it waited; the call goes on without it."""
 
 
+class GivenUp(BaseException):
+    """Ends work whose caller has gone (see ``Pool.together``); nobody hears of it."""
+
+
+class Carrier:
+    """The thread of a piece of work that makes driver calls in a row. call: the one it is in, with what to do when it hangs."""
+
+    __slots__ = ("call", "given_up", "thread")
+
+    def __init__(self) -> None:
+        self.call: tuple[Call, Callable[[], BaseException], Callable[[], None]] | None = None
+        self.given_up = False
+        self.thread = 0
+
+    def run(self, function: Callable[..., Any], args: Any) -> Any:
+        self.thread = _thread.get_ident()
+        CARRIER.set(self)
+        return function(*args)
+
+    def enter(self, call: Call, lost: Callable[[], BaseException], back: Callable[[], None]) -> None:
+        """lost is called, and what it answers raised, by who waits; back should the thread return nevertheless."""
+        if self.given_up:
+            raise GivenUp
+        self.call = (call, lost, back)
+
+    def leave(self) -> bool:
+        """False: nobody waits any more."""
+        self.call = None
+        return not self.given_up
+
+
+CARRIER: ContextVar[Carrier | None] = ContextVar("wherry_carrier", default=None)
+
+
+def carrier() -> Carrier | None:
+    """The carrier whose thread this is, if any; threads started by the work only have it in their context."""
+    found = CARRIER.get()
+    return found if found is not None and found.thread == _thread.get_ident() else None
+
+
 class _Job:
     __slots__ = ("args", "claim", "context", "done", "error", "function", "kwargs", "lost", "value")
 
@@ -161,6 +201,45 @@ class Pool:
                 raise job.error
             finally:
                 job.error = None  # else job, traceback and frame keep each other alive
+        return job.value
+
+    def together(self, function: Callable[..., Any], args: Any, patience: float) -> Any:
+        """Runs work that makes several driver calls on one pool thread: one hop there and back instead of one for each call.
+
+        Every call still has its own deadline. When one passes it, what ``Carrier.enter`` was told is raised here, and the work
+        ends by GivenUp should its thread ever come back. patience: seconds after which it is looked at again.
+        """
+        carrier = Carrier()
+        job = _Job(carrier.run, (function, args), {})
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = _Worker(self, next(self._numbers))
+        worker.job = job
+        worker.wake.release()
+        wait = patience
+        while True:
+            try:
+                if job.done.acquire(timeout=wait):
+                    break
+            except KeyboardInterrupt:
+                raise Interrupted from None
+            inside = carrier.call
+            left = None if inside is None or inside[0].deadline is None else inside[0].deadline - time.monotonic()
+            if inside is None or left is None or left > 0:
+                wait = patience if left is None else min(patience, left + 0.001)
+                continue
+            _call, lost, job.lost = inside
+            carrier.given_up = True
+            if job.claim.acquire(blocking=False):
+                raise lost()
+            job.done.acquire()
+            break
+        if job.error is not None:
+            try:
+                raise job.error
+            finally:
+                job.error = None
         return job.value
 
     def park(self, worker: _Worker) -> bool:

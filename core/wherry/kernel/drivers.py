@@ -107,7 +107,10 @@ class Driver:
 
     def _prepared(self) -> Backing:
         if self._broken is not None:
-            raise self._broken
+            passing = isinstance(self._broken, DeadlineExceeded | Unavailable)
+            if not (self.process and passing and self.health.due()):
+                raise self._broken
+            self._broken = None
         if self._backing is None:
             env = self.environment
             try:
@@ -122,8 +125,11 @@ class Driver:
                 backing.prepare()
             except Error as error:
                 self._broken = error
+                if self.process:
+                    self.health.fail(error.cause)
                 raise
             self._backing = backing
+            self.health.reset()
         return self._backing
 
     def probe(self) -> str | None:

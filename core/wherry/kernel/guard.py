@@ -18,7 +18,7 @@ from wherry.errors import DeadlineExceeded, Error, PluginFault, Unavailable
 from wherry.interfaces.engine import Span
 from wherry.interfaces.tracing import CURRENT as SPANS
 from wherry.interfaces.tracing import describe, new_id
-from wherry.kernel.calls import CURRENT, Abandoned, Call, Interrupted, Pool
+from wherry.kernel.calls import CURRENT, Abandoned, Call, Carrier, GivenUp, Interrupted, Pool, carrier
 from wherry.kernel.checks import attributes_of, check_for, hints_of, is_protocol, methods_of, owner_of
 from wherry.kernel.health import Health
 from wherry.kernel.plugins import said
@@ -186,12 +186,16 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
             raise passed(error, target)  # noqa: B904 the same object goes on
         except BaseException as error:
             raise fault(target, method.name, error) from error
+    carried = carrier()
+    if carried is not None and method.policy.mode not in ("wait", "caller") and not target.isolated:
+        return _carried(carried, target, method, function, args, kwargs)
     policy, health = method.policy, target.health
     timeout = None if policy.factor is None else target.deadline * policy.factor
     if policy.mode == "wait":
         own = kwargs.get("timeout", args[2] if len(args) > 2 else None)
         timeout = None if own is None else own + target.deadline
-    health.enter(method.name, target.deadline)
+    counted = policy.mode == "pool"  # the others live as long as their caller wants
+    trial = health.enter(method.name, target.deadline, counted)
     call = Call(target.plugin, method.name, target.variant, None if timeout is None else time.monotonic() + timeout)
     token = CURRENT.set(call)
     ended = True
@@ -204,7 +208,7 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
         return target.pool.run(_judged, arguments, timeout=timeout, back=health.back)
     except Abandoned:
         ended = False
-        health.lost(f'its call "{method.name}" did not return within {timeout:g} s')
+        health.lost(f'its call "{method.name}" did not return within {timeout:g} s', counted)
         if target.on_hang:
             target.on_hang()
         cause = f"did not return within {timeout:g} s"
@@ -213,7 +217,7 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
     except (Error, OSError) as error:
         if getattr(error, "lost_process", False):
             ended = False
-            health.crashed(error.cause if isinstance(error, Error) else str(error))
+            health.crashed(error.cause if isinstance(error, Error) else str(error), counted)
         raise passed(error, target)  # noqa: B904 the same object goes on
     except BaseException as error:
         if isinstance(error, Interrupted):
@@ -222,7 +226,41 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
     finally:
         CURRENT.reset(token)
         if ended:
-            health.leave()
+            health.leave(trial, counted)
+
+
+def _carried(
+    carried: Carrier, target: Target, method: Method, function: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """A call within ``Pool.together``: this thread may be given up itself, so no hop is needed."""
+    health, factor = target.health, method.policy.factor
+    timeout = None if factor is None else target.deadline * factor
+    call = Call(target.plugin, method.name, target.variant, None if timeout is None else time.monotonic() + timeout)
+
+    def lost() -> BaseException:
+        health.lost(f'its call "{method.name}" did not return within {timeout or 0:g} s')
+        if target.on_hang:
+            target.on_hang()
+        cause = f"did not return within {timeout or 0:g} s"
+        hint = "its thread is given up; [engine] deadline sets the limit"
+        return DeadlineExceeded(f"{target.plugin}: {method.name}", cause, hint, plugin=target.plugin)
+
+    health.enter(method.name, target.deadline)
+    token = CURRENT.set(call)
+    try:
+        carried.enter(call, lost, health.back)
+        return _judged(target, method, function, args, kwargs)
+    except GivenUp:
+        raise
+    except (Error, OSError) as error:
+        raise passed(error, target)  # noqa: B904 the same object goes on
+    except BaseException as error:
+        raise fault(target, method.name, error) from error
+    finally:
+        CURRENT.reset(token)
+        if not carried.leave():
+            raise GivenUp
+        health.leave()
 
 
 def _judged(target: Target, method: Method, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -39,24 +39,28 @@ class Health:
         """Why the breaker is open, "" when it is closed."""
         return self._reason
 
-    def enter(self, name: str, timeout: float | None) -> None:
-        """Asks for a place. Raises Unavailable while the breaker is open or no place gets free within timeout seconds."""
-        if self._reason:
-            self._half_open(name)
-        if not self._slots.acquire(blocking=False) and not self._slots.acquire(timeout=timeout):
+    def enter(self, name: str, timeout: float | None, counted: bool = True) -> bool:
+        """Asks for a place; True: this is the trial call of an open breaker. Raises Unavailable while it is open or no place
+        gets free within timeout seconds. counted: whether the call takes one of the places."""
+        trial = bool(self._reason) and self._half_open(name)
+        if counted and not self._slots.acquire(blocking=False) and not self._slots.acquire(timeout=timeout):
             self._trial = False
             cause = f"{self._limit} calls run already and none ended within {timeout:g} s"
             raise Unavailable(f"{self.plugin}: {name}", cause, plugin=self.plugin)
+        return trial
 
-    def leave(self) -> None:
-        """The call ended, well or with an error: the driver answers."""
-        self._slots.release()
-        if self._reason:
+    def leave(self, trial: bool = False, counted: bool = True) -> None:
+        """The call ended, well or with an error. If it was the trial, the breaker closes: another call that happens to end
+        while one hangs proves nothing."""
+        if counted:
+            self._slots.release()
+        if trial:
             self.reset()
 
-    def lost(self, reason: str) -> None:
+    def lost(self, reason: str, counted: bool = True) -> None:
         """The call was given up: opens the breaker. Its place is freed, else a few hangs would close the driver for good."""
-        self._slots.release()
+        if counted:
+            self._slots.release()
         with self._lock:
             self.lost_threads += 1
             self._open(reason)
@@ -66,9 +70,10 @@ class Health:
         with self._lock:
             self.lost_threads -= 1
 
-    def crashed(self, reason: str) -> None:
+    def crashed(self, reason: str, counted: bool = True) -> None:
         """The call ended because the driver's process did: opens the breaker."""
-        self._slots.release()
+        if counted:
+            self._slots.release()
         self.fail(reason)
 
     def fail(self, reason: str) -> None:
@@ -97,13 +102,13 @@ class Health:
         self._reason, self._trial = reason, False
         self._retry_at = self._clock() + self._backoff
 
-    def _half_open(self, name: str) -> None:
+    def _half_open(self, name: str) -> bool:
         with self._lock:
             if not self._reason:
-                return
+                return False
             wait = self._retry_at - self._clock()
             if wait <= 0 and not self._trial:
                 self._trial = True
-                return
+                return True
             hint = f"tried again in {max(wait, 0.1):.1f} s" if wait > 0 else "a trial call is running"
         raise Unavailable(f"{self.plugin}: {name}", self._reason, hint, plugin=self.plugin)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from wherry.errors import Error, Invalid, PluginFault
+from wherry.errors import Error, Invalid, PluginFault, Unavailable
 from wherry.interfaces.common import Capabilities, Event
 from wherry.interfaces.engine import Span
 from wherry.interfaces.kernel import Workers
@@ -178,7 +178,12 @@ class RemoteBacking:
             if self._process is not None:
                 logger.warning("plugin {}: {}; starting it again", self.name, self._process.epitaph())
                 self._process.close()
-            self._process = _Process(self.name, self._context)
+            try:
+                self._process = _Process(self.name, self._context)
+            except OSError as error:
+                self._process = None
+                cause = f"its process could not be started: {error.strerror or error}"
+                raise Unavailable(self._driver.what(), cause, plugin=self.name) from None
             loaded, entry, context = self._driver.environment.loaded, self._entry, self._context
             table = dict(loaded.config.plugin.get(entry.family, {}).get(entry.id, {}))
             table.pop("process", None)

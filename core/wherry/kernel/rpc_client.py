@@ -20,7 +20,7 @@ from functools import cache
 from inspect import signature
 from typing import Any, ClassVar, get_args, get_origin
 
-from wherry.errors import DeadlineExceeded, Unavailable
+from wherry.errors import DeadlineExceeded, Invalid, Unavailable
 from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
 from wherry.kernel.codec import FD_ANSWERS, decode, decode_error, encode, is_object
 from wherry.linux.framing import FrameError, Reader, send
@@ -166,8 +166,8 @@ class Channel:
         try:
             with self._sending:
                 send(self._socket, message, fds)
-        except (FrameError, TypeError, ValueError):
-            raise
+        except FrameError as error:
+            raise Invalid(f"{self.name}: {message.get('m', 'call')}", str(error)) from None
         except OSError as error:
             self._die(error.strerror or str(error))
             raise self._lost() from None
