@@ -1,0 +1,212 @@
+"""Workers: what they do, what they can't see, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.layers import digest, link, member, tar
+from wherry.api import Descriptor, IdMap, Invalid, Mount, Unavailable
+from wherry.engine import workers as module
+from wherry.engine.workers import WorkerPool
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[WorkerPool]:
+    (tmp_path / "run").mkdir()
+    made = WorkerPool(tmp_path / "run")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> tuple[Mount, ...]:
+    (tmp_path / "fs").mkdir()
+    return (Mount("bind", str(tmp_path / "fs"), "", ("rbind", "rw")),)
+
+
+def unpack(
+    pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path, data: bytes, wanted: str = "", **more: Any
+) -> str:
+    path = tmp_path / "blob"
+    path.write_bytes(data)
+    with path.open("rb") as stream:
+        return pool.unpack(root, Descriptor("", wanted or digest(data), len(data)), stream, **more)  # type: ignore[arg-type]
+
+
+def test_unpack_and_usage(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:
+    data = tar(member("f", data=b"x" * 100_000), member("g", data=b"y"))
+    assert unpack(pool, root, tmp_path, data) == digest(data)
+    assert sorted(os.listdir(tmp_path / "fs")) == ["f", "g"]
+    size, inodes = pool.usage(root)
+    assert 100_000 < size < 200_000
+    assert inodes == 3
+
+
+def test_ids_are_mapped(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:
+    idmap = IdMap(((0, 100_000, 1000),), ((0, 200_000, 1000),))
+    unpack(pool, root, tmp_path, tar(member("f", uid=5, gid=6)), idmap=idmap)
+    assert ((tmp_path / "fs/f").stat().st_uid, (tmp_path / "fs/f").stat().st_gid) == (100_005, 200_006)
+    with pytest.raises(Invalid, match="owner 1000"):
+        unpack(pool, root, tmp_path, tar(member("f", uid=1000)), idmap=idmap)
+
+
+def test_errors_come_back_typed(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="digest"):
+        unpack(pool, root, tmp_path, tar(member("f")), digest(b"other"))
+    with pytest.raises(Invalid, match="cut short"):
+        unpack(pool, root, tmp_path, tar(member("f", data=b"x" * 1000))[:700])
+    with pytest.raises(FileNotFoundError):
+        pool.usage((Mount("bind", "/nowhere", "", ("rbind", "ro")),))
+    with pytest.raises(OSError):
+        unpack(pool, (Mount("bind", str(tmp_path / "fs"), "", ("rbind", "ro")),), tmp_path, tar(member("f")))
+    with pytest.raises(Invalid, match="idmapped"):
+        pool.usage((Mount("bind", "/tmp", "", (), IdMap(((0, 1, 1),), ())),))
+    with pytest.raises(Invalid, match="root"):
+        pool.usage(())
+
+
+def test_a_worker_does_not_see_the_host(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:
+    """Whatever a link says, "/" is the snapshot; and the directories of the host's tree are not even mounted."""
+    unpack(
+        pool,
+        root,
+        tmp_path,
+        tar(link("up", "/" + "../" * 30 + str(tmp_path).lstrip("/")), member("up/evil", data=b"e")),
+    )
+    assert not (tmp_path / "evil").exists()
+    assert (tmp_path / "fs" / str(tmp_path).lstrip("/") / "evil").read_bytes() == b"e"
+
+
+def test_mounts_stay_inside_the_worker(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    unpack(pool, root, tmp_path, tar(member("f")))
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert os.listdir(tmp_path / "run/worker") == []
+
+
+def test_python_of_the_image_is_not_imported(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:
+    """CVE-2019-14271's kind: after the root changed, a lazy import would run the image's own modules."""
+    code = b"open('/ran', 'w').write('x')\n"
+    names = [
+        f"{directory}/{name}"
+        for directory in ("usr/lib/python3.13/encodings", "encodings")
+        for name in ("idna.py", "cp437.py")
+    ]
+    data = tar(*(member(name, data=code) for name in names), member("\udcff-odd", data=b"x"), member("ü", data=b"x"))
+    unpack(pool, root, tmp_path, data)
+    with pytest.raises(Invalid):
+        unpack(pool, root, tmp_path, data[: len(data) // 2])
+    assert not (tmp_path / "fs/ran").exists()
+
+
+def _fifo(tmp_path: Path) -> tuple[Any, int]:
+    """A stream that gives nothing until its writer does."""
+    reader, writer = os.pipe()
+    return os.fdopen(reader, "rb"), writer
+
+
+def test_at_most_one_a_cpu(pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, now, most = threading.Lock(), [0], [0]
+    real = WorkerPool._ask
+
+    def counted(self: WorkerPool, *args: Any) -> bytes:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        try:
+            return real(self, *args)
+        finally:
+            with lock:
+                now[0] -= 1
+
+    monkeypatch.setattr(WorkerPool, "_ask", counted)
+    (tmp_path / "x").mkdir()
+    mounts = (Mount("bind", str(tmp_path / "x"), "", ("rbind", "ro")),)
+    threads = [threading.Thread(target=pool.usage, args=(mounts,)) for _ in range(3 * (os.cpu_count() or 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 1 <= most[0] <= (os.cpu_count() or 1)
+
+
+def test_close_kills_what_works(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:
+    stream, writer = _fifo(tmp_path)
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            pool.unpack(root, Descriptor("", digest(b""), 0), stream)  # type: ignore[arg-type]
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not pool._pids:
+        time.sleep(0.01)
+    pool.close()
+    thread.join()
+    os.close(writer)
+    stream.close()
+    assert isinstance(caught[0], Unavailable)
+    with pytest.raises(Unavailable, match="stopping"):
+        pool.usage(root)
+
+
+def test_a_worker_dies_with_its_engine(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "fs").mkdir()
+    code = """
+import os, sys, threading
+from pathlib import Path
+from wherry.api import Descriptor, Mount
+from wherry.engine.workers import WorkerPool
+top = Path(sys.argv[1])
+pool = WorkerPool(top / "run")
+stream = os.fdopen(0, "rb")
+root = (Mount("bind", str(top / "fs"), "", ("rbind", "rw")),)
+threading.Thread(target=pool.unpack, args=(root, Descriptor("", "sha256:" + "0" * 64, 0), stream), daemon=True).start()
+while not pool._pids: pass
+print(*pool._pids, flush=True)
+threading.Event().wait()
+"""
+    engine = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert engine.stdout is not None
+    worker = int(engine.stdout.readline())
+    time.sleep(0.3)
+    assert Path(f"/proc/{worker}").exists()
+    assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0) + 5
+    engine.send_signal(signal.SIGKILL)
+    engine.wait()
+    for _ in range(100):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail("the worker lives on")
+    for pipe in (engine.stdin, engine.stdout):
+        assert pipe is not None
+        pipe.close()
+
+
+def test_a_worker_that_dies_is_unavailable(
+    pool: WorkerPool, root: tuple[Mount, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_START", "import os; os._exit(3)")
+    with pytest.raises(Unavailable, match="without an answer"):
+        pool.usage(root)

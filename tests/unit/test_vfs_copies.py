@@ -1,0 +1,154 @@
+"""snapshotter.vfs beyond the contract: a copy is a copy in every respect, and crashes leave only rubbish."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.layers import tree
+from wherry.api import NotFound
+from wherry.testing.harness import LocalContext
+from wherry_plugins.snapshotter.vfs import VfsConfig
+from wherry_plugins.snapshotter.vfs import copy as copy_module
+from wherry_plugins.snapshotter.vfs.copy import TreeCopy
+from wherry_plugins.snapshotter.vfs.snapshotter import VfsSnapshotter
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Everything that a tree can hold."""
+    root = tmp_path / "source"
+    (root / "d/deep").mkdir(parents=True)
+    (root / "d/file").write_bytes(os.urandom(3_000_000))
+    os.link(root / "d/file", root / "d/deep/hard")
+    os.link(root / "d/file", root / "again")
+    (root / "link").symlink_to("/nowhere/at/all")
+    os.link(root / "link", root / "link2", follow_symlinks=False)
+    os.mkfifo(root / "fifo", 0o622)
+    os.mknod(root / "null", 0o20666, os.makedev(1, 3))
+    (root / "suid").write_bytes(b"x")
+    os.chown(root / "suid", 10, 20)
+    os.setxattr(root / "suid", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    os.setxattr(root / "d", "user.note", b"\0binary")
+    os.setxattr(root / "link", "trusted.note", b"on a link", follow_symlinks=False)
+    os.chmod(root / "suid", 0o6755)
+    with open(root / "sparse", "wb") as file:
+        file.truncate(5 << 20)
+        file.seek(20 << 20)
+        file.write(b"middle")
+        file.truncate(30 << 20)
+    (root / "empty").touch()
+    os.chmod(root / "d", 0o2770)
+    for path in [*root.rglob("*"), root]:
+        os.utime(path, ns=(1_000_000_001, 2_000_000_003), follow_symlinks=False)
+    return root
+
+
+def _copy(source: Path, target: Path, *, reflink: bool = True) -> Path:
+    target.mkdir()
+    TreeCopy(reflink=reflink, checkpoint=lambda: None).run(str(source), str(target))
+    return target
+
+
+@pytest.mark.parametrize("reflink", [True, False])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_copy_is_the_same(source: Path, tmp_path: Path, reflink: bool, ranges: bool, monkeypatch: Any) -> None:
+    if not ranges:
+
+        def refuse(*args: Any) -> int:
+            raise OSError(95, "operation not supported")
+
+        monkeypatch.setattr(copy_module.os, "copy_file_range", refuse)
+    target = _copy(source, tmp_path / "target", reflink=reflink)
+    assert tree(target, times=True) == tree(source, times=True)
+    assert (target / "sparse").stat().st_blocks * 512 < 1 << 20
+
+
+def test_sockets_are_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "s"
+    root.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "sock"))
+        assert os.listdir(_copy(root, tmp_path / "t")) == []
+
+
+def test_links_are_copied_and_never_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "file").write_text("secret")
+    root = tmp_path / "s"
+    root.mkdir()
+    (root / "dir").symlink_to(secret)
+    (root / "file").symlink_to(secret / "file")
+    target = _copy(root, tmp_path / "t")
+    assert os.readlink(target / "dir") == str(secret)
+    assert os.readlink(target / "file") == str(secret / "file")
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[VfsSnapshotter]:
+    made = VfsSnapshotter(VfsConfig(), LocalContext("snapshotter.vfs", tmp_path / "root", tmp_path / "run"))
+    yield made
+    made.close()
+
+
+def _base(driver: VfsSnapshotter, source: Path) -> None:
+    (mount,) = driver.prepare("k", "")
+    os.rmdir(mount.source)
+    _copy(source, Path(mount.source))
+    driver.commit("base", "k", {})
+
+
+def test_a_snapshot_is_a_copy_of_its_parent(driver: VfsSnapshotter, source: Path) -> None:
+    _base(driver, source)
+    (mount,) = driver.prepare("c", "base")
+    assert tree(Path(mount.source), times=True) == tree(source, times=True)
+    (view,) = driver.view("v", "base")
+    assert view.options == ("rbind", "ro")
+    assert driver.usage("c")[0] < 20_000
+    assert driver.usage("base")[0] > 3_000_000
+
+
+def test_a_copy_that_fails_leaves_nothing(
+    driver: VfsSnapshotter, source: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    _base(driver, source)
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TreeCopy, "_data", full)
+        with pytest.raises(OSError, match="no space"):
+            driver.prepare("c", "base")
+    with pytest.raises(NotFound):
+        driver.stat("c")
+    assert len(os.listdir(tmp_path / "root/snapshots")) == 1
+    driver.prepare("c", "base")
+
+
+def test_what_a_crash_left_goes_with_cleanup(driver: VfsSnapshotter, source: Path, tmp_path: Path) -> None:
+    _base(driver, source)
+    _copy(source, tmp_path / "root/snapshots/new-0123")
+    _copy(source, tmp_path / "root/snapshots/99")
+    assert driver.cleanup() > 6_000_000
+    assert len(os.listdir(tmp_path / "root/snapshots")) == 1
+
+
+def test_a_parent_that_goes_meanwhile(driver: VfsSnapshotter, source: Path, monkeypatch: Any) -> None:
+    _base(driver, source)
+    real = TreeCopy.run
+
+    def slow(self: TreeCopy, old: str, new: str) -> None:
+        real(self, old, new)
+        driver.remove("base")
+
+    monkeypatch.setattr(TreeCopy, "run", slow)
+    with pytest.raises(NotFound):
+        driver.prepare("c", "base")
+    assert list(driver.walk()) == []
