@@ -285,6 +285,9 @@ class FakeKernel:
     def validate(self, spec: Any, owners: Any) -> None:
         self.world.note("validate", "")
 
+    def together(self, function: Any, *args: Any) -> Any:
+        return function(*args)
+
     def plugins(self) -> tuple[PluginInfo, ...]:
         return tuple(PluginInfo(family, id, "tests", "0", "ready") for family, id in self.parts)
 

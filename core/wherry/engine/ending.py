@@ -122,8 +122,13 @@ class Ending:
         state = self._state
         gate, execs = record.gate, list(record.execs.values())
         with state.traced(record.id, record.traced):
-            if not (record.remove and self.remove(record, exit)):
-                self._stop(record, exit)
+            try:
+                state.kernel.together(self._finish, record, exit)
+            except (Error, OSError) as error:  # a driver hangs: the end is told all the same, and doctor finds the rest
+                log.error("end of container {}: {}", record.id[:12], error)
+                record.removing = False
+                if state.registry.get(record.id) is record:
+                    self._note(record, exit, f"clean-up failed: {error}")
         for exec in execs:
             if not exec.gate.is_set():
                 exec.gate.open(Exit(None, exit.time))
@@ -132,19 +137,31 @@ class Ending:
         done()
         state.forget(record.id)
 
+    def _finish(self, record: Record, exit: Exit) -> None:
+        if not (record.remove and self.remove(record, exit)):
+            self._stop(record, exit)
+
     def _stop(self, record: Record, exit: Exit) -> None:
         state = self._state
-        changes = self._stopped(exit)
-        leaving = self._leaving(record)
-        with state.database.transaction() as tx:
-            tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
-            self._leave_sandbox(tx, record, leaving)
-            self._exit_event(tx, record, exit)
+        changes = self._store(record, exit, record.error)
         failures: list[tuple[str, Exception]] = []
         for step in self.release(record, failures):
             attempt(failures, "shim.remove_sandbox", step)
         state.report(failures, f"end of container {record.id[:12]}")
         record.apply(changes)
+
+    def _store(self, record: Record, exit: Exit, error: str) -> dict[str, Any]:
+        """Makes the exit durable; the changes that memory does not have yet."""
+        changes = {**self._stopped(exit), "error": error}
+        leaving = self._leaving(record)
+        with self._state.database.transaction() as tx:
+            tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
+            self._leave_sandbox(tx, record, leaving)
+            self._exit_event(tx, record, exit)
+        return changes
+
+    def _note(self, record: Record, exit: Exit, error: str) -> None:
+        record.apply(self._store(record, exit, error) if record.live else {"error": error})
 
     @staticmethod
     def _stopped(exit: Exit) -> dict[str, Any]:

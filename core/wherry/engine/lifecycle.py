@@ -40,24 +40,29 @@ class Lifecycle:
         """While this side looks for the image, the shim makes the sandbox."""
         id = new_id()
         making, starting = Undo(), Undo()
-        created: Created | None = None
+        found: list[Created] = []
         with self._state.traced(id, request.trace):
             try:
                 begun = self._creation.begin(request, id, undo=making)
                 with begun.record.lock:
-                    net = self._reserve(begun, starting)
-                    created = self._creation.complete(begun, undo=making)
-                    if isinstance(net, Exception):
-                        raise net
-                    self._starting.start(created, net, stdio, undo=starting)
-                    return created.record.view()
+                    self._state.kernel.together(self._make, begun, stdio, making, starting, found)
+                    return begun.record.view()
             except BaseException as error:
                 self._state.report(starting.run(), f"undo of start of container {id[:12]}")
+                created = found[0] if found else None
                 if created is None or request.remove or not isinstance(error, Exception):
                     self._state.report(making.run(), f"undo of create of container {id[:12]}")
                 else:
                     self._starting.failed(created, error)
                 raise
+
+    def _make(self, begun: Begun, stdio: Stdio, making: Undo, starting: Undo, found: list[Created]) -> None:
+        """All that calls drivers. found gets what was created, though the start may fail after that."""
+        net = self._reserve(begun, starting)
+        found.append(self._creation.complete(begun, undo=making))
+        if isinstance(net, Exception):
+            raise net
+        self._starting.start(found[0], net, stdio, undo=starting)
 
     def _reserve(self, begun: Begun, undo: Undo) -> Net | Exception:
         """What goes wrong here is a failed start, which leaves a container, and not a failed create: so it is told later."""
