@@ -119,19 +119,21 @@ class _Unpacker:
     def _root(self, entry: Entry) -> None:
         if entry.type != archive.DIRECTORY:
             raise Invalid("layer", "an entry names the root and is no directory")
-        self._finish_fd(self.tree.root.fd, entry)
+        self._finish_fd(self.tree.root.fd, entry, known=True)
         self._times[()] = entry.mtime
 
     def _directory(self, entry: Entry, parent: Directory, name: bytes, real: tuple[bytes, ...]) -> None:
+        known = False
         try:
             os.mkdir(name, entry.mode & 0o777, dir_fd=parent.fd)
         except FileExistsError:
+            known = True
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
                 self._clear(parent, name)
                 os.mkdir(name, entry.mode & 0o777, dir_fd=parent.fd)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent.fd)
         try:
-            self._finish_fd(fd, entry)
+            self._finish_fd(fd, entry, known=known)
         finally:
             os.close(fd)
         self._times[real] = entry.mtime
@@ -261,9 +263,16 @@ class _Unpacker:
             # Cached directories may lie behind what is gone now; this one stays open for the caller.
             self.tree.forget(kept=parent)
 
-    def _finish_fd(self, fd: int, entry: Entry) -> None:
-        """Owner, xattrs, mode: in this order, since chown(2) clears set-id bits and file capabilities."""
+    def _finish_fd(self, fd: int, entry: Entry, *, known: bool = False) -> None:
+        """Owner, xattrs, mode: in this order, since chown(2) clears set-id bits and file capabilities.
+
+        known: a directory that was there before; the entry says all there is about it, so other xattrs go.
+        """
         os.fchown(fd, self.uids(entry.uid), self.gids(entry.gid))
+        if known:
+            for key in map(os.fsencode, os.listxattr(fd)):
+                if key not in entry.xattrs and not key.startswith((*_FOREIGN_XATTRS, b"security.selinux")):
+                    os.removexattr(fd, key)
         if entry.xattrs:
             self._xattrs(fd, entry)
         os.fchmod(fd, entry.mode)

@@ -7,6 +7,7 @@ compressed layers under one media type.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from wherry.errors import Invalid
@@ -106,6 +107,54 @@ class Layer:
         self.compressed += len(self._input)
 
 
+class LayerWriter:
+    """Takes a layer's tar and writes its blob; after ``finish`` digest, size and diff_id tell what came out.
+
+    media_type says how to compress. The same tar gives the same blob. Invalid for a type that nobody could unpack.
+    """
+
+    def __init__(self, write: Callable[[bytes], object], media_type: str) -> None:
+        self._out = write
+        self._outer = hashlib.sha256()
+        self._inner = hashlib.sha256()
+        self._packer = _packer(media_type)
+        self.size = 0
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._outer.hexdigest()}"
+
+    @property
+    def diff_id(self) -> str:
+        return f"sha256:{self._inner.hexdigest()}"
+
+    def write(self, data: bytes) -> None:
+        self._inner.update(data)
+        self._emit(data if self._packer is None else self._packer.compress(data))
+
+    def finish(self) -> None:
+        if self._packer is not None:
+            self._emit(self._packer.flush())
+
+    def _emit(self, data: bytes) -> None:
+        if data:
+            self._outer.update(data)
+            self.size += len(data)
+            self._out(data)
+
+
+def _packer(media_type: str) -> Any:
+    if media_type.endswith(("+gzip", ".gzip")):
+        from isal import isal_zlib
+
+        return isal_zlib.compressobj(2, wbits=31)
+    if media_type.endswith(("+zstd", ".zstd")):
+        return zstd_module().ZstdCompressor(level=3)
+    if media_type.endswith(".tar"):
+        return None
+    raise Invalid("layer", f'the media type "{media_type}" says no compression that is known')
+
+
 def compression_of(head: bytes) -> str:
     """ "gzip", "zstd" or "" by the first bytes."""
     if head.startswith(_GZIP):
@@ -127,9 +176,10 @@ def _decoder(compression: str) -> Any:
 
 
 def preload() -> None:
-    """Imports both decompressors, for a process that is about to lose sight of them."""
+    """Imports everything for gzip and zstd, for a process that is about to lose sight of it."""
     for compression in ("gzip", "zstd"):
         _decoder(compression)
+        _packer(f"+{compression}")
 
 
 def zstd_module() -> Any:
@@ -141,4 +191,4 @@ def zstd_module() -> Any:
     return zstd
 
 
-__all__ = ["Layer", "compression_of", "preload", "zstd_module"]
+__all__ = ["Layer", "LayerWriter", "compression_of", "preload", "zstd_module"]

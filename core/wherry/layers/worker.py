@@ -64,7 +64,8 @@ def _run(request: Mapping[str, Any]) -> object:
         names = [f"/{number}" for number in range(len(roots))]
         for name, root in zip(names, roots, strict=True):
             os.mkdir(request["point"] + name)
-            mounts.make(root, request["point"] + name)
+            if root:  # without mounts it stays the empty directory that it is
+                mounts.make(root, request["point"] + name)
         mounts.become_root(request["point"])
     sys.path.clear()
     sys.meta_path.clear()
@@ -95,6 +96,22 @@ def _unpack(request: Mapping[str, Any]) -> Job:
     return job
 
 
+def _diff(request: Mapping[str, Any]) -> Job:
+    from wherry.layers.compression import LayerWriter
+    from wherry.layers.diff import diff
+
+    sink = open(STREAM, "wb", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
+    layer = LayerWriter(sink.write, request["media_type"])
+
+    def job(roots: Sequence[int]) -> object:
+        diff(roots[0], roots[1], layer.write)
+        layer.finish()
+        sink.flush()
+        return {"digest": layer.digest, "diff_id": layer.diff_id, "size": layer.size}
+
+    return job
+
+
 def _usage(_request: Mapping[str, Any]) -> Job:
     from wherry.layers.usage import usage
 
@@ -115,4 +132,4 @@ def _mapper(ranges: Sequence[Range]) -> Callable[[int], int]:
     return translate
 
 
-_JOBS: dict[str, Callable[[Mapping[str, Any]], Job]] = {"unpack": _unpack, "usage": _usage}
+_JOBS: dict[str, Callable[[Mapping[str, Any]], Job]] = {"unpack": _unpack, "diff": _diff, "usage": _usage}
