@@ -251,7 +251,7 @@ def test_terminal_is_raw_between_create_and_the_end() -> None:
 
 
 def test_a_failed_start_with_rm_leaves_nothing() -> None:
-    engine = FakeEngine(start=CommandNotFound('exec "x"', "not found"))
+    engine = FakeEngine(start=CommandNotFound('exec "x"', "not found"), remove=absent("x"))
     code, _out, _err = call(engine, "run", "-it", "--rm", "busybox", "x", tty=(True, True, True))
     assert code == 127
     assert engine.called("remove") == [(container().id,)]
@@ -357,24 +357,29 @@ def test_images() -> None:
 
 def test_inspect() -> None:
     details = {
+        "Id": container().id,
+        "State": {"Status": "running", "Pid": 4242},
+        "Mounts": [{"Source": "/a", "RW": False}],
+        "Name": "/web",
         "spec": {"process": {"args": ["sh"], "env": ["A=1"], "cwd": "/"}, "mounts": [{"destination": "/proc"}]},
         "owners": {"": "kernel", "/process/env": "adjust.tz"},
-        "request": {"memory": 5, "mounts": [{"type": "bind", "source": "/a", "target": "/b", "options": ["ro"]}]},
     }
     engine = FakeEngine(inspect=details, image=image())
-    assert (
-        call(engine, "inspect", "-f", "{{.State.Status}} {{.State.Pid}} {{.HostConfig.Memory}}", "web")[1]
-        == "running 4242 5\n"
-    )
+    assert call(engine, "inspect", "-f", "{{.State.Status}} {{.State.Pid}}", "web")[1] == "running 4242\n"
     assert call(engine, "inspect", "-f", "{{range .Mounts}}{{.Source}}:{{.RW}}{{end}}", "web")[1] == "/a:false\n"
+    assert call(engine, "inspect", "web")[1].startswith('[\n    {\n        "Id": "c0ffee')
     out = call(engine, "inspect", "--explain", "web")[1]
     assert [line.split() for line in out.splitlines()] == [
         ["FIELD", "VALUE", "SET", "BY"], ["/process/args", '["sh"]', "kernel"], ["/process/env", '["A=1"]', "adjust.tz"],
         ["/process/cwd", '"/"', "kernel"], ["/mounts/0/destination", '"/proc"', "kernel"],
     ]  # fmt: skip
-    code, out, err = call(FakeEngine(container=absent("x"), image=absent("x")), "inspect", "x")
+    code, _out, err = call(FakeEngine(inspect={"Name": "/web", "spec": {}}), "inspect", "--explain", "web")
+    assert (code, err) == (125, 'wherry: container "web": it has no spec before its first start\n')
+    code, out, err = call(FakeEngine(inspect=absent("x"), image=absent("x")), "inspect", "x")
     assert (code, out) == (125, "[]\n")
     assert 'container or image "x"' in err
+    document = call(engine, "image", "inspect", "-f", "{{.RepoTags}} {{.Os}}/{{.Architecture}}", "busybox")[1]
+    assert document == "[docker.io/library/busybox:latest] linux/amd64\n"
 
 
 def test_logs_go_to_their_streams() -> None:

@@ -177,7 +177,7 @@ def test_many_clients_at_once_keep_to_themselves() -> None:
     cli = Cli(CliConfig(), None)
     threading.Thread(target=cli.hub.run, daemon=True).start()
     before = len(os.listdir("/proc/self/fd"))
-    engine = FakeEngine(inspect=lambda name: {"spec": {"n": name}, "owners": {}})
+    engine = FakeEngine(inspect=lambda name: {"Spec": {"n": name}})
     found: dict[int, Any] = {}
 
     def one(number: int) -> None:

@@ -50,6 +50,7 @@ class Session:
         self.reader = framing.Reader(connection.socket)
         self.gone = False
         self.finished = False
+        self._was_raw = False
         self._lock = threading.Lock()
         self._frames: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
@@ -101,6 +102,8 @@ class Session:
         self.out(text + "\n")
 
     def err(self, text: str) -> None:
+        """Writes to the client's stderr. A terminal that was raw may be so still: the client sees our frame later."""
+        text = text.replace("\n", "\r\n") if self._was_raw else text
         self.write(2, text.encode("utf-8", "surrogateescape"))
 
     def write(self, number: int, data: bytes) -> None:
@@ -147,6 +150,7 @@ class Session:
     @contextmanager
     def raw(self) -> Iterator[None]:
         """The client's terminal in raw mode meanwhile."""
+        self._was_raw = True
         self.send({"raw": True})
         try:
             yield

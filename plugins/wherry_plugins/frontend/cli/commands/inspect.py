@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from wherry.api import Error, NotFound
+from wherry.api import Error, FailedPrecondition, NotFound
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.documents import container_document, image_document
+from wherry_plugins.frontend.cli.documents import image_document
 from wherry_plugins.frontend.cli.listing import show_one, table
 from wherry_plugins.frontend.cli.main import report
 from wherry_plugins.frontend.cli.session import Session
@@ -21,6 +21,10 @@ _NAMES = argument("names", nargs=-1, required=True, metavar="NAME...")
 
 def explain(details: Mapping[str, Any]) -> str:
     """Every leaf of the spec with who set it: the owner of the nearest pointer at or above it."""
+    if not details.get("spec"):
+        raise FailedPrecondition(
+            f'container "{details.get("Name", "").lstrip("/")}"', "it has no spec before its first start"
+        )
     owners = details.get("owners", {})
     rows = [("FIELD", "VALUE", "SET BY")]
     for pointer, value in _leaves(details.get("spec", {}), ""):
@@ -49,7 +53,7 @@ def _find(session: Session, name: str, kinds: tuple[str, ...]) -> dict[str, Any]
     """A container's document, else an image's. NotFound names both kinds."""
     if "container" in kinds:
         try:
-            return container_document(session.engine.container(name), session.engine.inspect(name))
+            return dict(session.engine.inspect(name))
         except NotFound:
             if kinds == ("container",):
                 raise

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from wherry.api import AlreadyExists, Error, RunRequest
+from wherry.api import AlreadyExists, Error, NotFound, RunRequest
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.creation import build_request, creation_options
 from wherry_plugins.frontend.cli.session import Gone, Session
@@ -70,7 +70,8 @@ def _foreground(session: Session, request: RunRequest, cidfile: str, trace: str,
                 engine.start(identifier, streams)
         except (Error, OSError, Gone):
             if request.remove:
-                engine.remove(identifier, force=True)
+                with suppress(NotFound):  # the engine's own failed start has removed it
+                    engine.remove(identifier, force=True)
             raise
         try:
             return follow(session, identifier, tty=request.tty, proxy=sig_proxy)
