@@ -10,7 +10,7 @@ import resource
 import socket
 import struct
 
-from wherry.linux import caps, namespaces, path, process, seccomp
+from wherry.linux import caps, mount, namespaces, path, process, seccomp
 from wherry.oci import users
 from wherry.oci.child import Child, Failure, Function, text
 
@@ -214,12 +214,16 @@ def created(child: Child) -> None:
         child.master = -1
     else:
         child.send(message)
+    # the root, /proc and the like have served; who waits holds nothing that a later step does not need
+    process.close_others((0, 1, 2, child.channel, *child.fds))
+    child.root = child.proc = child.sys = child.dev = child.pts = -1
     child.await_packet(b"s")
 
 
-def label(child: Child, name: bytes) -> None:
+def label(_child: Child, name: bytes) -> None:
     """The AppArmor profile of the next execve, through a proc that fstatfs(2) and openat2(2) have confirmed."""
-    proc = child.proc if child.proc >= 0 else path.open_in(child.root, b"/proc", os.O_PATH | os.O_DIRECTORY)
+    resolve = path.RESOLVE_NO_SYMLINKS | path.RESOLVE_NO_MAGICLINKS
+    proc = path.open_at(mount.AT_FDCWD, b"/proc", os.O_PATH | os.O_DIRECTORY, resolve)
     if path.filesystem(proc) != path.PROC_MAGIC:
         raise Failure("Denied", f'AppArmor profile "{text(name)}"', "/proc of the container is no proc")
     fd = path.open_below(proc, b"%d/attr/apparmor/exec" % os.getpid(), os.O_WRONLY)
@@ -227,6 +231,7 @@ def label(child: Child, name: bytes) -> None:
         os.write(fd, b"exec " + name)
     finally:
         os.close(fd)
+        os.close(proc)
 
 
 def bounding(_child: Child, keep: int) -> None:
