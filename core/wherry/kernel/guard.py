@@ -245,14 +245,17 @@ def _carried(
         hint = "its thread is given up; [engine] deadline sets the limit"
         return DeadlineExceeded(f"{target.plugin}: {method.name}", cause, hint, plugin=target.plugin)
 
-    health.enter(method.name, target.deadline)
+    trial = health.enter(method.name, target.deadline)
     token = CURRENT.set(call)
+    crash = ""
     try:
         carried.enter(call, lost, health.back)
         return _judged(target, method, function, args, kwargs)
     except GivenUp:
         raise
     except (Error, OSError) as error:
+        if getattr(error, "lost_process", False):
+            crash = error.cause if isinstance(error, Error) else str(error)
         raise passed(error, target)  # noqa: B904 the same object goes on
     except BaseException as error:
         raise fault(target, method.name, error) from error
@@ -260,7 +263,10 @@ def _carried(
         CURRENT.reset(token)
         if not carried.leave():
             raise GivenUp
-        health.leave()
+        if crash:
+            health.crashed(crash)
+        else:
+            health.leave(trial)
 
 
 def _judged(target: Target, method: Method, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
