@@ -205,3 +205,22 @@ def test_the_probe_says_why_not(tmp_path: Path) -> None:
     with mounted(driver.prepare("c", "one"), tmp_path / "m") as root:
         assert "overlay" in str(probe(root / "state"))
     driver.close()
+
+
+def test_an_error_in_the_trash_stops_nobody(open_driver: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = open_driver()
+    driver.prepare("a", "")
+    driver.prepare("b", "")
+
+    def broken(number: int) -> int:
+        raise RecursionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver._trash, "_erase", broken)
+        driver.remove("a")
+        driver._trash.empty()
+        driver.remove("b")
+        driver._trash.empty()
+    assert numbers(tmp_path) == {"1", "2"}
+    driver.cleanup()
+    assert numbers(tmp_path) == set()

@@ -152,3 +152,25 @@ def test_a_parent_that_goes_meanwhile(driver: VfsSnapshotter, source: Path, monk
     with pytest.raises(NotFound):
         driver.prepare("c", "base")
     assert list(driver.walk()) == []
+
+
+def test_trees_deeper_than_paths_and_descriptors(driver: VfsSnapshotter, tmp_path: Path) -> None:
+    """What a container can make in a loop of mkdir and cd."""
+    (mount,) = driver.prepare("k", "")
+    here = os.open(mount.source, os.O_RDONLY)
+    for _level in range(3000):
+        os.mkdir("deep", dir_fd=here)
+        below = os.open("deep", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    with os.fdopen(os.open("end", os.O_CREAT | os.O_WRONLY, dir_fd=here), "w") as file:
+        file.write("x")
+    os.link("end", "again", src_dir_fd=here, dst_dir_fd=here)
+    os.close(here)
+    driver.commit("base", "k", {})
+    driver.prepare("c", "base")
+    assert driver.usage("base")[1] == 3002
+    driver.remove("c")
+    driver.remove("base")
+    driver.cleanup()
+    assert os.listdir(tmp_path / "root/snapshots") == []

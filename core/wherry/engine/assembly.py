@@ -123,6 +123,8 @@ def combine(state: State) -> Parts:
     creation = Creation(state)
     lifecycle = Lifecycle(state, creation, Starting(state, creation), ending)
     execs = Execs(state)
+    system = System(state, lifecycle, recovery)
+    state.images.live = system.live
     return Parts(
         state=state,
         lifecycle=lifecycle,
@@ -130,7 +132,7 @@ def combine(state: State) -> Parts:
         streams=Streams(state, execs),
         views=Views(state),
         images=ImageRemoval(state),
-        system=System(state, lifecycle, recovery),
+        system=system,
         recovery=recovery,
         closers=ExitStack(),
     )

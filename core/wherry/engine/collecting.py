@@ -48,14 +48,14 @@ class Collector:
             freed += snapshotter.cleanup()
         return GcReport(tuple(blobs), tuple(snapshots), freed)
 
-    def drop(self, store: Store, target: Descriptor) -> list[str]:
+    def drop(self, store: Store, target: Descriptor, live: Collection[str]) -> list[str]:
         """What only this image had, after its last name went: its id first, then its layers, the topmost first."""
         try:
             contents = self._contents(store, target)
         except (NotFound, Invalid):
             contents = []
         mine = list(dict.fromkeys(item.digest for item in self._documents.references(store, target)))
-        keep = self._reachable(store, ())
+        keep = self._reachable(store, live)
         chains = [content.config.chain_ids() for content in contents]
         gone = [digest for digest in mine if digest not in keep and self._delete(store, Digest(digest))]
         configs = [content.manifest.config.digest for content in contents]
@@ -65,7 +65,7 @@ class Collector:
             for chain in chains:
                 for name in reversed(chain):
                     if name not in wanted:
-                        self._remove(id, snapshotter, name, ())
+                        self._remove(id, snapshotter, name, live)
         shown = dict.fromkeys([*configs, target.digest, *layers])
         return [digest for digest in shown if digest in gone]
 

@@ -63,6 +63,8 @@ class Images:
         self._gate = threading.Lock()  # an item is leased, or found unleased and deleted: never both at once
         self._unpacker = Unpacker(kernel, kernel.workers, self._hold)
         self._collector = Collector(kernel, leases, self._documents, self._gate)
+        #: What containers and others hold, written as in Context.hold; the engine says it, for ``remove`` to leave it alone.
+        self.live: Callable[[], Collection[str]] = tuple
 
     # from elsewhere
 
@@ -175,7 +177,7 @@ class Images:
             if not image.name.startswith(NAMELESS):
                 lines.append(f"Untagged: {familiar(image.name)}")
         if len(doomed) == len(images):
-            lines += [f"Deleted: {digest}" for digest in self._collector.drop(store, images[0].target)]
+            lines += [f"Deleted: {digest}" for digest in self._collector.drop(store, images[0].target, self.live())]
         return tuple(lines)
 
     def gc(self, live: Collection[str]) -> GcReport:

@@ -38,6 +38,8 @@ def main() -> None:
         name = error.filename
         text = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
         answer = {"errno": error.errno or 5, "text": error.strerror or str(error), "path": text}
+    except RecursionError:
+        answer = {"error": ["Invalid", "tree", "is nested too deeply", ""]}
     except MemoryError:
         answer = {"error": ["Invalid", "layer", f"needs more than {_MEMORY >> 20} MiB of memory", ""]}
     with open(ANSWER, "wb") as file:
@@ -52,6 +54,9 @@ def _run(request: Mapping[str, Any]) -> object:
     os.nice(_NICE)
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a diff holds two descriptors for each level
+    sys.setrecursionlimit(20_000)
     job = _JOBS[request["job"]](request)  # imports what it needs
     mounts.enter(request["point"])
     roots = request["roots"]

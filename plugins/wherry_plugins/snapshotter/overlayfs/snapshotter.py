@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from wherry.api import Context, FailedPrecondition, Invalid, Labels, Mount, SnapshotInfo, SnapshotOptions
 from wherry.layers.paths import remove as remove_tree
 from wherry.layers.snapshots import Row, Snapshots
+from wherry.layers.trash import Trash
 from wherry.layers.usage import usage
-from wherry_plugins.snapshotter.overlayfs.trash import Trash
 
 if TYPE_CHECKING:
     from wherry_plugins.snapshotter.overlayfs import OverlayConfig
@@ -33,7 +33,7 @@ class OverlaySnapshotter:
         self._options = _options(config)
         self._volatile = config.volatile
         self._roots: dict[int, tuple[int, int, int, int]] = {}  # of committed ones, which never change
-        self._trash = Trash(self._erase)
+        self._trash = Trash("overlayfs", self._erase)
 
     def stat(self, name: str) -> SnapshotInfo:
         return self._rows.get(name).info()

@@ -21,39 +21,49 @@ class TreeCopy:
         self._copy_range = True
         self._checkpoint = checkpoint
         self._links: dict[tuple[int, int], str] = {}  # inode with several names -> its first name, from the copy's root
-        self._target = -1
+        self._root = -1
 
     def run(self, source: str, target: str) -> None:
-        """Copies the content and the attributes of the directory source onto the existing, empty directory target."""
-        self._target = os.open(target, _DIRECTORY)
-        try:
-            above = os.open(source, _DIRECTORY)
-            try:
-                self._children(above, self._target, "")
-                self._finish(above, self._target, os.fstat(above))
-            finally:
-                os.close(above)
-        finally:
-            os.close(self._target)
+        """Copies the content and the attributes of the directory source onto the existing, empty directory target.
 
-    def _children(self, source: int, target: int, path: str) -> None:
+        Nobody changes either side meanwhile. However deep the tree is, two descriptors are enough: the way up is "..".
+        """
+        self._root = os.open(target, _DIRECTORY)
+        old = new = -1
+        try:
+            old, new = os.open(source, _DIRECTORY), os.open(target, _DIRECTORY)
+            trail = [("", self._children(old, new, ""))]
+            while trail:
+                path, todo = trail[-1]
+                if todo:
+                    name = todo.pop()
+                    old = _exchange(old, os.open(name, _DIRECTORY, dir_fd=old))
+                    os.mkdir(name, 0o700, dir_fd=new)
+                    new = _exchange(new, os.open(name, _DIRECTORY, dir_fd=new))
+                    trail.append((f"{path}{name}/", self._children(old, new, f"{path}{name}/")))
+                    continue
+                self._finish(old, new, os.fstat(old))
+                trail.pop()
+                if trail:
+                    old = _exchange(old, os.open("..", _DIRECTORY, dir_fd=old))
+                    new = _exchange(new, os.open("..", _DIRECTORY, dir_fd=new))
+        finally:
+            for fd in (old, new, self._root):
+                if fd >= 0:
+                    os.close(fd)
+
+    def _children(self, source: int, target: int, path: str) -> list[str]:
+        """Copies what is no directory; the names of the directories."""
         self._checkpoint()
+        directories = []
         for name in os.listdir(source):
             found = os.stat(name, dir_fd=source, follow_symlinks=False)
-            here = f"{path}{name}"
             mode = found.st_mode
             if stat.S_ISDIR(mode):
-                self._directory(source, target, name, here, found)
+                directories.append(name)
                 continue
-            if stat.S_ISSOCK(mode):
+            if stat.S_ISSOCK(mode) or (found.st_nlink > 1 and self._linked(target, name, f"{path}{name}", found)):
                 continue
-            if found.st_nlink > 1:
-                key = (found.st_dev, found.st_ino)
-                first = self._links.get(key)
-                if first is not None:
-                    os.link(first, name, src_dir_fd=self._target, dst_dir_fd=target, follow_symlinks=False)
-                    continue
-                self._links[key] = here
             if stat.S_ISREG(mode):
                 self._file(source, target, name, found)
                 continue
@@ -62,19 +72,20 @@ class TreeCopy:
             else:
                 os.mknod(name, stat.S_IFMT(mode) | 0o600, found.st_rdev, dir_fd=target)
             self._finish_name(source, target, name, found)
+        return directories
 
-    def _directory(self, source: int, target: int, name: str, path: str, found: os.stat_result) -> None:
-        os.mkdir(name, 0o700, dir_fd=target)
-        inner_source = os.open(name, _DIRECTORY, dir_fd=source)
+    def _linked(self, target: int, name: str, path: str, found: os.stat_result) -> bool:
+        """Links to the copy that another name of this inode has already; False where this is the first."""
+        first = self._links.setdefault((found.st_dev, found.st_ino), path)
+        if first == path:
+            return False
         try:
-            inner_target = os.open(name, _DIRECTORY, dir_fd=target)
-            try:
-                self._children(inner_source, inner_target, f"{path}/")
-                self._finish(inner_source, inner_target, found)
-            finally:
-                os.close(inner_target)
-        finally:
-            os.close(inner_source)
+            os.link(first, name, src_dir_fd=self._root, dst_dir_fd=target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # deeper than a path can say: a copy of its own
+                raise
+            return False
+        return True
 
     def _file(self, source: int, target: int, name: str, found: os.stat_result) -> None:
         old = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
@@ -145,3 +156,8 @@ class TreeCopy:
         if not stat.S_ISLNK(found.st_mode):
             os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+
+
+def _exchange(old: int, new: int) -> int:
+    os.close(old)
+    return new

@@ -21,6 +21,7 @@ from wherry.api import (
 )
 from wherry.layers.paths import remove as remove_tree
 from wherry.layers.snapshots import Row, Snapshots
+from wherry.layers.trash import Trash
 from wherry.layers.usage import usage
 from wherry_plugins.snapshotter.vfs.copy import TreeCopy
 
@@ -40,6 +41,7 @@ class VfsSnapshotter:
         self._reflink = config.reflink
         self._rows = Snapshots(context.root / "snapshots.db")
         self._copying: set[str] = set()
+        self._trash = Trash("vfs", lambda number: self._erase(str(number)))
 
     def stat(self, name: str) -> SnapshotInfo:
         return self._rows.get(name).info()
@@ -112,17 +114,20 @@ class VfsSnapshotter:
     def remove(self, name: str) -> None:
         row = self._rows.remove(name)
         if row is not None:
-            self._erase(str(row.number))
+            self._trash.add(row.number)
 
     def walk(self) -> Iterator[SnapshotInfo]:
         return (row.info() for row in self._rows.walk())
 
     def cleanup(self) -> int:
+        self._trash.empty()
         found = os.listdir(self._directory)
         used = {str(number) for number in self._rows.numbers()}  # after the listing, as what is new has its row by now
-        return sum(self._erase(name) for name in found if name not in used and name not in self._copying)
+        stray = [name for name in found if name not in used and name not in self._copying]
+        return self._trash.freed() + sum(self._erase(name) for name in stray)
 
     def close(self) -> None:
+        self._trash.empty()
         self._rows.close()
 
     def _path(self, number: int) -> str:

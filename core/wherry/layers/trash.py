@@ -1,17 +1,20 @@
-"""Directories that nobody needs any more, deleted on a thread of their own."""
+"""Directories of a snapshotter that nobody needs any more, deleted on a thread of their own."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 _DELAY = 0.05  # seconds: so that the deletion of one container's directories does not delay the start of the next
 
 
 class Trash:
-    """Numbers go in; erase(number) is called for each, soon, and answers the bytes freed. What a crash leaves, cleanup finds."""
+    """Numbers go in; erase(number) is called for each, soon, and answers the bytes freed. What a crash or an error leaves, the
+    snapshotter's cleanup finds."""
 
-    def __init__(self, erase: Callable[[int], int]) -> None:
+    def __init__(self, name: str, erase: Callable[[int], int]) -> None:
+        self._name = name
         self._erase = erase
         self._condition = threading.Condition()
         self._waiting: list[int] = []
@@ -24,7 +27,7 @@ class Trash:
         with self._condition:
             self._waiting.append(number)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="overlayfs-trash", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=f"{self._name}-trash", daemon=True)
                 self._thread.start()
             elif not self._busy:
                 self._condition.notify()
@@ -50,8 +53,14 @@ class Trash:
             self._hurry.wait(_DELAY)
             with self._condition:
                 batch, self._waiting = self._waiting, []
-            freed = sum(self._erase(number) for number in batch)
+            freed = 0
+            for number in batch:
+                with suppress(Exception):  # the thread has to live: others wait for it, and cleanup tries again
+                    freed += self._erase(number)
             with self._condition:
                 self._freed += freed
                 self._busy = False
                 self._condition.notify_all()
+
+
+__all__ = ["Trash"]
