@@ -222,6 +222,8 @@ def row_8(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
             each_ratio = ratios(walls["wherry"], walls[name])
             line.ratio, (line.low, line.high) = statistics.median(each_ratio), interval(each_ratio)
             line.goal = 1 / 15
+            if "wherry api" in names:
+                line.note += f"; ours by API / it {statistics.median(ratios(walls['wherry api'], walls[name])):.3f}"
         lines.append(line)
     return lines
 
