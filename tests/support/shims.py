@@ -42,7 +42,7 @@ class Bench:
 
     def streams(self, key: str, log: dict[str, Any] | None, *, hold: bool = False) -> tuple[Streams, int, int, int]:
         """New streams with stdout, stderr and stdin: (streams, the container's stdout, its stderr, its stdin)."""
-        streams = Streams(key, self.keeper.slots.take(), False, hold, log)
+        streams = Streams(key, self.keeper.slots.take(), False, hold, json.dumps(log) if log else "")
         out, theirs_out = os.pipe2(os.O_CLOEXEC)
         err, theirs_err = os.pipe2(os.O_CLOEXEC)
         theirs_in, stdin = os.pipe2(os.O_CLOEXEC)

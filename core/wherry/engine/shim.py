@@ -137,6 +137,8 @@ class _Link:
         finally:
             with self._state:
                 self._reading = False
+                if self.lost:
+                    self._socket.close()
                 heir = next((slot for slot in self._slots.values() if slot.waiting), None)
             if heir is not None:
                 _wake(heir)
@@ -163,8 +165,9 @@ class _Link:
 
     def close(self) -> None:
         self._lose()
-        if not self._reading:
-            self._socket.close()
+        with self._state:
+            if not self._reading:  # else whoever reads closes it
+                self._socket.close()
 
 
 def _wake(slot: _Slot) -> None:
@@ -224,6 +227,8 @@ class ShimClient:
                     ) from None
                 launch(self._run, self._root, config=self._config, engine=self._engine)
                 sock = self._dial()
+            if self._link is not None:
+                self._link.close()
             link = _Link(sock)
             try:
                 self._greet(link)

@@ -21,7 +21,6 @@ intermediate's own pid is ``Held.intermediate``, and the shim reaps it (status 0
 
 from __future__ import annotations
 
-import base64
 import binascii
 import fcntl
 import os
@@ -75,7 +74,7 @@ def bind(steps: Sequence[Sequence[Any]]) -> list[tuple[str, Function, tuple[Any,
             raise ValueError(f"plan: no such step {name!r}")
         if name == "filter":
             try:
-                code = base64.b64decode(args[0])
+                code = binascii.a2b_base64(args[0])  # base64 would bring in re: half a megabyte
             except (binascii.Error, TypeError) as error:
                 raise ValueError(f"plan: filter is not base64: {error}") from None
             program.append((name, function, (seccomp.Program(code), args[1])))

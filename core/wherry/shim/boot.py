@@ -16,6 +16,7 @@ BOOT = (
     "import sys; core = sys.argv[1]; sys.path.append(core); "
     "package = type(sys)('wherry'); package.__path__ = [core + '/wherry']; package.__version__ = sys.argv[2]; "
     "sys.modules['wherry'] = package; "
+    "from wherry.shim.compact import install; install(); "
     "from wherry.shim.main import main; main(int(sys.argv[3]))"
 )
 

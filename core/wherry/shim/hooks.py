@@ -77,7 +77,7 @@ class HookRun:
         self._late = False
         self._pidfd = pidfd.open(pid)
         self._timer = self._loop.later(float(hook.get("timeout") or _TIMEOUT), self._expired)
-        self._reaper.expect(pid, lambda code: self._ended(path, code))
+        self._reaper.expect(pid, self._ended, path)
 
     def _expired(self) -> None:
         self._late = True

@@ -109,7 +109,7 @@ class Keeper:
         self.listener = socket.socket(fileno=listener)
         self.slots = arena.Slots(self.memory)
         self.slots.adopt({streams.slot for streams in taken.values()})
-        channel = self.adopt(wire.peer(sock)[0], sock)
+        channel = self.adopt(message["pid"], sock)  # SO_PEERCRED names whoever called listen(2)
         channel.reader = reader
         channel.take()
         return ledger

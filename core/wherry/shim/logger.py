@@ -10,6 +10,7 @@ too), gone (a client's descriptor is done with), stdin (closed), drained, releas
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -42,7 +43,7 @@ class Task:
         self.streams = streams
         self.closed = False
         self.reported = False
-        sink = streams.log or {}
+        sink = json.loads(streams.log) if streams.log else {}
         self.when_full = sink.get("when_full", "block")
         self.log: LogFile | None = None
         if sink.get("format") in ("json-file", "local"):
@@ -254,7 +255,7 @@ class Logger:
             message, fds = task.streams.pack()
             if self._shim is not None:
                 self._shim.send({"op": "stream", **message}, fds)
-        self.tell("streams", fds=self._memory)
+        self.tell("streams", fds=self._memory, pid=os.getpid())
 
 
 def run(sock: socket.socket, listener: socket.socket, arena: int, ledger: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import resource
@@ -18,11 +19,13 @@ from wherry.shim.supervise import protect
 
 #: Containers inherit the soft limit, and some programs walk all descriptors up to it: not the billion that hard may be.
 _FILES = 1 << 16
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def main(fd: int) -> None:
     """fd is the options' memfd. Never returns."""
     process.set_dumpable(False)
+    _tame_malloc()
     process.set_name("wherry-shim")
     process.set_child_subreaper()
     protect()
@@ -68,3 +71,11 @@ def _begin(shim: Shim) -> None:
     from wherry.shim.recover import from_ledger
 
     from_ledger(shim)
+
+
+def _tame_malloc() -> None:
+    """Large blocks by mmap(2), always, and given back when freed: a long answer once must not stay for good (mallopt(3))."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_M_MMAP_THRESHOLD, 1 << 16), (_M_TRIM_THRESHOLD, 1 << 16)):
+            mallopt(option, value)

@@ -13,6 +13,7 @@ from wherry.shim.loop import IN
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from wherry.shim.loop import Loop
 
@@ -29,20 +30,20 @@ class Reaper:
     """One for the process: it owns SIGCHLD and the wake-up descriptor of signals."""
 
     def __init__(self, loop: Loop) -> None:
-        self._wanted: dict[int, Callable[[int], None]] = {}
+        self._wanted: dict[int, tuple[Callable[[Any, int], None], Any]] = {}
         self._strays: dict[int, int] = {}
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         loop.add(self._reader, IN, self._signalled)
 
-    def expect(self, pid: int, callback: Callable[[int], None]) -> None:
-        """callback(code) once that child has ended, at once when it has."""
+    def expect(self, pid: int, callback: Callable[[Any, int], None], subject: Any = None) -> None:
+        """callback(subject, code) once that child has ended, at once when it has."""
         code = self._strays.pop(pid, None)
         if code is None:
-            self._wanted[pid] = callback
+            self._wanted[pid] = (callback, subject)
         else:
-            callback(code)
+            callback(subject, code)
 
     def unexpect(self, pid: int) -> None:
         self._wanted.pop(pid, None)
@@ -65,9 +66,10 @@ class Reaper:
             if end is None:
                 return
             code = end.si_status if end.si_code == os.CLD_EXITED else 128 + end.si_status
-            callback = self._wanted.pop(end.si_pid, None)
-            if callback is not None:
-                callback(code)
+            wanted = self._wanted.pop(end.si_pid, None)
+            if wanted is not None:
+                callback, subject = wanted
+                callback(subject, code)
                 continue
             self._strays[end.si_pid] = code
             if len(self._strays) > _STRAYS:

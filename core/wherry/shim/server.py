@@ -251,10 +251,11 @@ class Shim:
         reply.ok(None)
 
     def _replace_op(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
-        """exec of the code below "core", of that "version"; answered by the successor."""
+        """exec of the code below "core", of that "version", by the interpreter "exe"; answered by the successor."""
         self.replacing = reply
         self.options.core = message.get("core") or self.options.core
         self.options.version = message.get("version") or self.options.version
+        self.options.exe = message.get("exe") or self.options.exe
         self._replace()
 
     def _replace(self) -> None:

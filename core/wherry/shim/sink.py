@@ -12,7 +12,7 @@ import contextlib
 import os
 import struct
 import time
-from json.encoder import encode_basestring, encode_basestring_ascii
+from _json import encode_basestring, encode_basestring_ascii
 
 HEAD = struct.Struct("!IQB")
 _NAMES = ("stdout", "stderr")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from wherry.shim.streams import Streams
@@ -54,7 +55,8 @@ def open_streams(shim: Shim, key: str, stdio: dict[str, Any], fds: list[int]) ->
     if not terminal and format == "none" and not attachable and not (hold and "stdin" not in given):
         child.fds = [given.get("stdin", null), given.get("stdout", null), given.get("stderr", null)]
         return child, None
-    streams = Streams(key, shim.keeper.slots.take(), terminal, hold, log if format != "none" else None)
+    sink = json.dumps(log) if format != "none" else ""
+    streams = Streams(key, shim.keeper.slots.take(), terminal, hold, sink)
     try:
         if terminal:
             given.pop("stderr", None)

@@ -15,12 +15,12 @@ ENDS = ("stdin", "stdout", "stderr", "master")
 
 class Streams:
     """ends: the container's pipes or pty master. kept: the logger's staging pipes, by the names it gave them. attached: token
-    -> stream name -> the client's descriptor ("" is the token of those given at spawn). log is a LogSink as JSON; its
-    collector, for raw-fd, is attached under the token "log"."""
+    -> stream name -> the client's descriptor ("" is the token of those given at spawn). log is a LogSink as JSON
+    text, "" for none; its collector, for raw-fd, is attached under the token "log"."""
 
     __slots__ = ("attached", "drained", "ends", "exited", "hold", "key", "kept", "log", "slot", "terminal")
 
-    def __init__(self, key: str, slot: int, terminal: bool, hold: bool, log: dict[str, Any] | None) -> None:
+    def __init__(self, key: str, slot: int, terminal: bool, hold: bool, log: str) -> None:
         self.key = key
         self.slot = slot
         self.terminal = terminal

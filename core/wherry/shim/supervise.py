@@ -182,7 +182,7 @@ class Supervisor:
             else:
                 reply.fail(error)
 
-    def _ended(self, code: int) -> None:
+    def _ended(self, _subject: None, code: int) -> None:
         was_ready = self.ready
         if self._ready_fd >= 0:
             with contextlib.suppress(OSError):

@@ -53,7 +53,7 @@ class Task:
         self.hooks: dict[str, Any] | None = None
         self.streams: Streams | None = None
         self.held: Timer | None = None
-        self.waiting: list[Reply] = []
+        self.waiting: tuple[Reply, ...] = ()
 
     @property
     def key(self) -> str:

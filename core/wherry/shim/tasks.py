@@ -45,6 +45,7 @@ class Tasks:
         self._shim = shim
         self._tasks: dict[tuple[str, str], Task] = {}
         self._by_key: dict[str, Task] = {}
+        self._ended = self.ended  # one bound method for all
         self.undecided: set[tuple[str, str]] = set()  # ended while there was no shim: an engine may know how
 
     def __iter__(self) -> Iterator[Task]:
@@ -63,7 +64,7 @@ class Tasks:
     def add(self, task: Task) -> None:
         self._tasks[task.id, task.exec_id] = task
         if task.streams is not None:
-            self._by_key[task.key] = task
+            self._by_key[task.streams.key] = task
 
     def members(self, sandbox_id: str) -> list[Task]:
         """The tasks of a sandbox that have not ended."""
@@ -87,7 +88,7 @@ class Tasks:
             if known.forgotten:
                 raise Fault("AlreadyExists", known.name, "the one before it has not ended yet", "try again")
             if known.status == "creating":
-                known.waiting.append(reply)
+                known.waiting = (*known.waiting, reply)
             else:
                 self._answer(reply, known)
             return
@@ -136,7 +137,7 @@ class Tasks:
         if streams is not None and not streams.terminal:
             self._shim.keeper.add(streams)
         if task.channel is not None:
-            task.waiting.append(reply)
+            task.waiting = (*task.waiting, reply)
             self._shim.loop.add(task.channel.fileno(), IN, lambda _events: self._packet(task))
         if task.pid:
             self._found(task)
@@ -148,7 +149,7 @@ class Tasks:
         """The pid is known."""
         with contextlib.suppress(ProcessLookupError):
             task.start_time = pidfd.start_time(task.pid)
-        self._shim.reaper.expect(task.pid, lambda code: self.ended(task, code))
+        self._shim.reaper.expect(task.pid, self._ended, task)
 
     def _adopt_plan(self, task: Task, plan: dict[str, Any]) -> None:
         """A process that is there already; FailedPrecondition when the pid is another's by now."""
@@ -250,7 +251,7 @@ class Tasks:
             os.close(fd)
         task.status = "created"
         self._note(task)
-        waiting, task.waiting = task.waiting, []
+        waiting, task.waiting = task.waiting, ()
         for reply in waiting:
             self._answer(reply, task)
 
@@ -271,7 +272,7 @@ class Tasks:
 
     @staticmethod
     def _started(task: Task) -> None:
-        waiting, task.waiting = task.waiting, []
+        waiting, task.waiting = task.waiting, ()
         for reply in waiting:
             reply.ok(None)
 
@@ -291,7 +292,7 @@ class Tasks:
 
     @staticmethod
     def _tell_failure(task: Task) -> None:
-        waiting, task.waiting = task.waiting, []
+        waiting, task.waiting = task.waiting, ()
         for reply in waiting:
             reply.fail(task.error or {})
 
@@ -310,7 +311,7 @@ class Tasks:
         elif task.status == "created" and task.error is not None:
             reply.fail(task.error)
         elif task.status == "created" and task.channel is not None:
-            task.waiting.append(reply)
+            task.waiting = (*task.waiting, reply)
             if not task.starting:
                 task.starting = True
                 try:
@@ -334,7 +335,7 @@ class Tasks:
     def follow(self, task: Task) -> None:
         """Waits for the end of a process that may not be our child."""
         task.foreign = True
-        self._shim.reaper.expect(task.pid, lambda code: self.ended(task, code))
+        self._shim.reaper.expect(task.pid, self._ended, task)
         self._shim.loop.add(task.pidfd, IN, lambda _events: self._foreign_end(task, 0))
 
     def _foreign_end(self, task: Task, tries: int) -> None:
@@ -470,7 +471,7 @@ class Tasks:
             if task.foreign:
                 self.follow(task)
             elif task.pid:
-                self._shim.reaper.expect(task.pid, lambda code: self.ended(task, code))
+                self._shim.reaper.expect(task.pid, self._ended, task)
         elif unpublished:
             task.held = self._shim.loop.later(PATIENCE, lambda: self._late(task))
 
