@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+# ruff: noqa: F401 what plugins made by tests use
 import io
-from collections.abc import Mapping
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attrs import field, frozen
@@ -11,14 +16,22 @@ from attrs import field, frozen
 from wherry.api import *  # noqa: F403
 from wherry.api import (
     BlobInfo,
+    Capabilities,
+    Event,
     Exit,
     Image,
+    LogSink,
     Mount,
     NetworkConfig,
     NotFound,
+    Plan,
+    Registration,
     Reservation,
     SnapshotInfo,
+    Stdio,
     TaskState,
+    Unavailable,
+    hookimpl,
 )
 
 __all__ = [name for name in dir() if not name.startswith("__")]

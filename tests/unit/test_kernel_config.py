@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from support.distributions import DEFAULTS, Distributions, distributions  # noqa: F401
 
+from support.distributions import DEFAULTS, Distributions, distributions  # noqa: F401
 from wherry.api import Denied, Invalid, NotFound
 from wherry.interfaces.config import Variant
 from wherry.kernel import config
@@ -63,7 +63,7 @@ class TestSearch:
         (tmp_path / "c").write_bytes(b"\xff")
         with pytest.raises(Invalid, match=r'config file ".*/c": not UTF-8: invalid start byte at byte 0'):
             load(tmp_path / "c", {})
-        with pytest.raises(Invalid, match="is a directory|Is a directory"):
+        with pytest.raises(Invalid, match=r"is a directory|Is a directory"):
             load(tmp_path, {})
         (tmp_path / "d").write_text("")
         (tmp_path / "d").chmod(0)

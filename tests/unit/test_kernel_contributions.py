@@ -5,14 +5,13 @@ from __future__ import annotations
 import builtins
 import copy
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.distributions import Distributions, distributions, eventually  # noqa: F401
 
+from support.distributions import Distributions, distributions, eventually  # noqa: F401
 from wherry.api import DeadlineExceeded, Denied, Descriptor, Digest, Event, InUse, PluginFault, RunRequest
 from wherry.kernel import contributions
 from wherry.kernel.merge_patch import fold, pointer
@@ -51,10 +50,10 @@ def make(distributions: Distributions) -> Maker:  # noqa: F811
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     log: list[Any] = []
     monkeypatch.setattr(builtins, "wherry_test_seen", log, raising=False)
-    yield log
+    return log
 
 
 SPEC = {"process": {"env": ["A=1"], "args": ["sh"]}, "root": {"readonly": False}, "a/b": {"c~d": 1}}
@@ -124,7 +123,7 @@ class TestAdjust:
         monkeypatch.setattr(builtins, "wherry_test_block", block, raising=False)
         make.add("adjust", "bad", "builtins.wherry_test_block.wait()")
         kernel = make.kernel("[engine]\ndeadline = 0.2")
-        with pytest.raises(DeadlineExceeded, match="plugin adjust.bad: did not return within 0.2 s"):
+        with pytest.raises(DeadlineExceeded, match=r"plugin adjust.bad: did not return within 0.2 s"):
             kernel.adjust(SPEC, REQUEST)
         assert [info.lost_threads for info in kernel.plugins() if info.id == "bad"] == [1]
         block.set()
@@ -199,7 +198,7 @@ class TestValidate:
 
     def test_one_that_fails_refuses_too(self, make: Maker) -> None:
         make.add("validate", "bad", "return 5")
-        with pytest.raises(PluginFault, match="plugin validate.bad: returned int, not a string or None"):
+        with pytest.raises(PluginFault, match=r"plugin validate.bad: returned int, not a string or None"):
             make.kernel().validate(SPEC, {})
 
 
@@ -260,7 +259,7 @@ class TestAnswers:
         make.add("verify", "signed", "return None if name == 'good' else 'no signature'")
         kernel = make.kernel()
         kernel.verify("good", TARGET)
-        with pytest.raises(Denied, match='image "bad": no signature; refused by the plugin verify.signed'):
+        with pytest.raises(Denied, match=r'image "bad": no signature; refused by the plugin verify.signed'):
             kernel.verify("bad", TARGET)
 
     def test_states(self, make: Maker) -> None:

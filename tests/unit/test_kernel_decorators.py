@@ -7,13 +7,13 @@ import json
 from typing import Any
 
 import pytest
-from support.distributions import Distributions, distributions  # noqa: F401
-from wherry_plugins.decorate import inject
-from wherry_plugins.decorate.trace import short
 
+from support.distributions import Distributions, distributions  # noqa: F401
 from wherry import api
 from wherry.api import DeadlineExceeded, Error, Invalid, NotFound, PluginFault, Span, Unavailable, trace_events
 from wherry.interfaces.tracing import Collector, collecting, span
+from wherry_plugins.decorate import inject
+from wherry_plugins.decorate.trace import short
 
 DECORATOR = """
 from wherry.api import hookimpl
@@ -31,7 +31,11 @@ def wherry_decorate(kind, id, driver, config):
 @pytest.fixture
 def dists(distributions: Distributions) -> Distributions:  # noqa: F811
     distributions.standard()
-    extra = "class Telling(FakeSnapshotter):\n    def usage(self, key): raise NotFound(key, 'told')\n    def remove(self, name): raise KeyError(name)\n"
+    extra = """
+class Telling(FakeSnapshotter):
+    def usage(self, key): raise NotFound(key, 'told')
+    def remove(self, name): raise KeyError(name)
+"""
     distributions.driver("snapshotter", "telling", init="Telling", extra=extra)
     return distributions
 
@@ -46,7 +50,7 @@ class TestOrder:
         decorator(dists, "one")
         decorator(dists, "two")
         kernel = dists.kernel('[variant.v]\nsnapshotter = "telling"\ndecorate = ["one", "two"]')
-        with pytest.raises(NotFound, match="^k>one>two: told$") as caught:
+        with pytest.raises(NotFound, match=r"^k>one>two: told$") as caught:
             kernel.variant("v").snapshotter.usage("k")
         assert caught.value.plugin == "snapshotter.telling"
 
@@ -54,10 +58,10 @@ class TestOrder:
         decorator(dists, "one")
         decorator(dists, "two")
         kernel = dists.kernel('[variant.v]\nsnapshotter = "telling"\ndecorate = ["one", "two"]')
-        with pytest.raises(PluginFault, match="decorate.one: cleanup: raised ValueError: one") as caught:
+        with pytest.raises(PluginFault, match=r"decorate.one: cleanup: raised ValueError: one") as caught:
             kernel.variant("v").snapshotter.cleanup()
         assert caught.value.plugin == "decorate.one"
-        with pytest.raises(PluginFault, match="snapshotter.telling: remove: raised KeyError: 'x'"):
+        with pytest.raises(PluginFault, match=r"snapshotter.telling: remove: raised KeyError: 'x'"):
             kernel.variant("v").snapshotter.remove("x")
 
     def test_it_is_inherited_or_replaced(self, dists: Distributions) -> None:
@@ -294,7 +298,7 @@ class TestInject:
             inject._released.clear()
 
     def test_ingests(self, dists: Distributions) -> None:
-        text = '[variant.v]\ndecorate = ["inject"]\n[plugin.decorate.inject]\nrules = [{call = "ingest.write", action = "error", nth = 2}]'
+        text = '[variant.v]\ndecorate = ["inject"]\n[[plugin.decorate.inject.rules]]\ncall = "ingest.write"\naction = "error"\nnth = 2'
         ingest = dists.kernel(text).variant("v").store.ingest("r")
         assert ingest.write(b"ab") == 2
         with pytest.raises(Unavailable):

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.distributions import Distributions, distributions  # noqa: F401
 
+from support.distributions import Distributions, distributions  # noqa: F401
 from wherry.api import NotFound, PluginFault
 from wherry.kernel import discovery
 from wherry.kernel.discovery import Entry, discover
@@ -78,7 +78,7 @@ def test_the_first_of_two_copies_of_a_distribution_counts(
 
 def test_unknown_ids_get_the_nearest(distributions: Distributions) -> None:  # noqa: F811
     distributions.standard()
-    with pytest.raises(NotFound, match='snapshotter driver "fkae": not installed; did you mean "fake"?'):
+    with pytest.raises(NotFound, match=r'snapshotter driver "fkae": not installed; did you mean "fake"?'):
         distributions.kernel().driver("snapshotter", "fkae")
     with pytest.raises(NotFound, match='volume driver "x": not installed; none is installed'):
         distributions.kernel().driver("volume", "x")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.distributions import Distributions, distributions, eventually  # noqa: F401
 
+from support.distributions import Distributions, distributions, eventually  # noqa: F401
 from wherry.api import DeadlineExceeded, Exit, InUse, NotFound, PluginFault, SnapshotInfo, Unavailable
 from wherry.kernel import Kernel, calls
 from wherry.kernel.calls import Pool
@@ -25,11 +25,11 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 @pytest.fixture
-def hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def hooks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the driver of the test shall do, by method name."""
     table: dict[str, Any] = {}
     monkeypatch.setattr(builtins, "wherry_test_hooks", table, raising=False)
-    yield table
+    return table
 
 
 Make = Callable[..., Kernel]
@@ -153,7 +153,7 @@ def test_wrong_answers_are_faults(make: Make, hooks: dict[str, Any], method: str
 def test_an_answer_that_lies_about_itself(make: Make, hooks: dict[str, Any]) -> None:
     snapshotter = make().variant("bad").snapshotter
     hooks["mounts"] = lambda _: Impostor()
-    with pytest.raises(PluginFault, match="snapshotter.bad: mounts: "):
+    with pytest.raises(PluginFault, match=r"snapshotter.bad: mounts: "):
         snapshotter.mounts("x")
 
 
@@ -228,7 +228,7 @@ class TestHang:
         snapshotter = make(deadline=0.1).variant("bad").snapshotter
         hooks["walk"] = walk
         items = snapshotter.walk()
-        with pytest.raises(DeadlineExceeded, match="snapshotter.bad: walk: did not return within 0.1 s"):
+        with pytest.raises(DeadlineExceeded, match=r"snapshotter.bad: walk: did not return within 0.1 s"):
             list(items)
         block.set()
 
@@ -326,7 +326,7 @@ def test_iterators(make: Make, hooks: dict[str, Any]) -> None:
     hooks["walk"] = walk
     items = snapshotter.walk()
     assert next(items).name == "one"
-    with pytest.raises(PluginFault, match="snapshotter.bad: walk: yielded str, not SnapshotInfo"):
+    with pytest.raises(PluginFault, match=r"snapshotter.bad: walk: yielded str, not SnapshotInfo"):
         next(items)
     with pytest.raises(StopIteration):
         next(items)
@@ -338,7 +338,7 @@ def test_iterators(make: Make, hooks: dict[str, Any]) -> None:
     hooks["walk"] = broken
     items = snapshotter.walk()
     assert next(items).name == "one"
-    with pytest.raises(PluginFault, match="snapshotter.bad: walk: raised SystemExit: 3"):
+    with pytest.raises(PluginFault, match=r"snapshotter.bad: walk: raised SystemExit: 3"):
         next(items)
     hooks["walk"] = walk
     closed.clear()
@@ -364,11 +364,11 @@ def test_objects_and_streams_are_guarded(make: Make, hooks: dict[str, Any], tmp_
 
     hooks["ingest"] = lambda *_: Bad()
     bad = store.ingest("r")
-    with pytest.raises(PluginFault, match="store.bad: write: returned NoneType, not int"):
+    with pytest.raises(PluginFault, match=r"store.bad: write: returned NoneType, not int"):
         bad.write(b"")
-    with pytest.raises(PluginFault, match="store.bad: offset: is str, not int"):
+    with pytest.raises(PluginFault, match=r"store.bad: offset: is str, not int"):
         _ = bad.offset
-    with pytest.raises(PluginFault, match="store.bad: close: raised SystemExit"):
+    with pytest.raises(PluginFault, match=r"store.bad: close: raised SystemExit"):
         bad.close()
     hooks["ingest"] = lambda *_: object()
     with pytest.raises(PluginFault, match="ingest: returned object without write, truncate, commit, close: not Ingest"):
@@ -382,7 +382,7 @@ def test_objects_and_streams_are_guarded(make: Make, hooks: dict[str, Any], tmp_
             pass
 
     hooks["open"] = lambda _: Stream()
-    with store.open("x") as stream, pytest.raises(PluginFault, match="store.bad: read: raised ZeroDivisionError: no"):  # type: ignore[arg-type]
+    with store.open("x") as stream, pytest.raises(PluginFault, match=r"store.bad: read: raised ZeroDivisionError: no"):  # type: ignore[arg-type]
         stream.read()
     (tmp_path / "f").write_bytes(b"data")
     hooks["open"] = lambda _: (tmp_path / "f").open("rb")
@@ -393,7 +393,7 @@ def test_objects_and_streams_are_guarded(make: Make, hooks: dict[str, Any], tmp_
 
 def test_optional_methods(make: Make) -> None:
     snapshotter = make().variant("bad").snapshotter
-    with pytest.raises(PluginFault, match="snapshotter.bad: apply: the driver has no such method"):
+    with pytest.raises(PluginFault, match=r"snapshotter.bad: apply: the driver has no such method"):
         snapshotter.apply("k", None, None)  # type: ignore[arg-type]
 
 
@@ -441,7 +441,7 @@ class TestHealth:
             now[0] = health._retry_at
         assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
         assert health.enter("m", 1) is True
-        with pytest.raises(Unavailable, match="x.y: m: hung; a trial call is running"):
+        with pytest.raises(Unavailable, match=r"x.y: m: hung; a trial call is running"):
             health.enter("m", 1)
         health.leave(trial=True)
         health.enter("m", 1)
@@ -451,7 +451,7 @@ class TestHealth:
     def test_a_full_driver(self) -> None:
         health = Health("x.y", limit=1)
         health.enter("m", 0.05)
-        with pytest.raises(Unavailable, match="x.y: m: 1 calls run already and none ended within 0.05 s"):
+        with pytest.raises(Unavailable, match=r"x.y: m: 1 calls run already and none ended within 0.05 s"):
             health.enter("m", 0.05)
         health.leave()
         health.enter("m", 0.05)

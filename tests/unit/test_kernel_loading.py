@@ -7,8 +7,8 @@ import threading
 from typing import Any
 
 import pytest
-from support.distributions import Distributions, distributions  # noqa: F401
 
+from support.distributions import Distributions, distributions  # noqa: F401
 from wherry.api import API, DeadlineExceeded, Error, Invalid, NotFound, PluginFault, Unavailable
 from wherry.kernel import Kernel
 from wherry.kernel.process_state import umask
@@ -136,7 +136,12 @@ def test_registration(dists: Distributions, arguments: dict[str, str], cause: st
 
 
 def test_another_id(dists: Distributions) -> None:
-    source = "from fake_drivers import *\n@hookimpl\ndef wherry_snapshotter():\n    return Registration(id='good', config=Options, init=FakeSnapshotter)"
+    source = """
+from fake_drivers import *
+@hookimpl
+def wherry_snapshotter():
+    return Registration(id='good', config=Options, init=FakeSnapshotter)
+"""
     dists.add({"snapshotter.bad": "bad_module"}, {"bad_module": source})
     assert "it registers the id 'good', its entry point says 'bad'; make the two equal" in str(fails(dists.kernel(BAD)))
 
@@ -151,7 +156,12 @@ def test_an_error_of_init_keeps_its_class(dists: Distributions) -> None:
 
 
 def test_a_failed_init_is_tried_again_after_a_pause(dists: Distributions) -> None:
-    extra = "import os\ndef init(c, x):\n    if not os.path.exists(x.root / 'go'): raise OSError(5, 'no disk')\n    return FakeSnapshotter(c, x)"
+    extra = """
+import os
+def init(c, x):
+    if not os.path.exists(x.root / 'go'): raise OSError(5, 'no disk')
+    return FakeSnapshotter(c, x)
+"""
     dists.driver("snapshotter", "bad", init="init", extra=extra)
     kernel = dists.kernel(BAD)
     assert "its init raised OSError: [Errno 5] no disk" in str(fails(kernel))
@@ -309,7 +319,7 @@ class TestVariants:
             kernel.variant(isolation="fak")
 
     def test_an_unknown_variant(self, dists: Distributions) -> None:
-        with pytest.raises(NotFound, match='variant "standrad": not in the config; did you mean "standard"?'):
+        with pytest.raises(NotFound, match=r'variant "standrad": not in the config; did you mean "standard"?'):
             dists.kernel().variant("standrad")
 
     def test_a_pairing_that_can_t_work_is_refused_before_init(self, dists: Distributions) -> None:

@@ -15,14 +15,15 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.distributions import eventually
 
+from support.distributions import eventually
 from wherry import api
 from wherry.api import Error, Invalid, NotFound, PluginFault
 from wherry.kernel.checks import hints_of, methods_of
 from wherry.kernel.codec import decode, decode_error, encode, encode_error
 from wherry.kernel.wire import Channel, Lost, Proxy, make_proxy, serve
-from wherry.linux.framing import Reader, encode as frame, send
+from wherry.linux.framing import Reader, send
+from wherry.linux.framing import encode as frame
 
 
 @attrs.frozen
@@ -324,7 +325,7 @@ def test_errors_over_the_socket(pair: Pair) -> None:
     with pytest.raises(PermissionError) as denied:
         pair.things.fail("os")
     assert (denied.value.errno, denied.value.filename) == (13, "/x\udcff")
-    with pytest.raises(OSError, match="^just text$"):
+    with pytest.raises(OSError, match=r"^just text$"):
         pair.things.fail("bare")
     with pytest.raises(PluginFault, match="fail: raised SystemExit: x"):
         pair.things.fail("x")
@@ -444,7 +445,7 @@ def test_objects(pair: Pair) -> None:
 
 def test_a_deadline(pair: Pair) -> None:
     limited = make_proxy(Things, Channel(pair.near, timeout=lambda: 0.1), "")
-    with pytest.raises(api.DeadlineExceeded, match="the other end: slow: did not return within 0.1 s"):
+    with pytest.raises(api.DeadlineExceeded, match=r"the other end: slow: did not return within 0.1 s"):
         limited.slow(0.5)
     time.sleep(0.6)
     assert limited.add(1) == 6, "the late answer is dropped, the connection still good"

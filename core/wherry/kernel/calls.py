@@ -76,9 +76,10 @@ class GivenUp(BaseException):
 class Carrier:
     """The thread of a piece of work that makes driver calls in a row. call: the one it is in, with what to do when it hangs."""
 
-    __slots__ = ("call", "given_up", "thread")
+    __slots__ = ("_lock", "call", "given_up", "thread")
 
     def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
         self.call: tuple[Call, Callable[[], BaseException], Callable[[], None]] | None = None
         self.given_up = False
         self.thread = 0
@@ -90,14 +91,24 @@ class Carrier:
 
     def enter(self, call: Call, lost: Callable[[], BaseException], back: Callable[[], None]) -> None:
         """lost is called, and what it answers raised, by who waits; back should the thread return nevertheless."""
-        if self.given_up:
-            raise GivenUp
-        self.call = (call, lost, back)
+        with self._lock:
+            if self.given_up:
+                raise GivenUp
+            self.call = (call, lost, back)
 
     def leave(self) -> bool:
         """False: nobody waits any more."""
-        self.call = None
-        return not self.given_up
+        with self._lock:
+            self.call = None
+            return not self.given_up
+
+    def give_up(self, inside: tuple[Call, Callable[[], BaseException], Callable[[], None]]) -> bool:
+        """False: that call has ended meanwhile, so the work goes on."""
+        with self._lock:
+            if self.call is not inside:
+                return False
+            self.given_up = True
+            return True
 
 
 CARRIER: ContextVar[Carrier | None] = ContextVar("wherry_carrier", default=None)
@@ -229,8 +240,9 @@ class Pool:
             if inside is None or left is None or left > 0:
                 wait = patience if left is None else min(patience, left + 0.001)
                 continue
+            if not carrier.give_up(inside):
+                continue
             _call, lost, job.lost = inside
-            carrier.given_up = True
             if job.claim.acquire(blocking=False):
                 raise lost()
             job.done.acquire()
