@@ -255,6 +255,8 @@ class Ending:
             record.apply(self._stopped(exit))
         state.registry.drop(record)
         state.drop_spans(record)
+        if exit is None and not record.gate.is_set():
+            record.gate.open(Exit(record.exit_code, record.finished))
         return True
 
     # execs

@@ -190,8 +190,6 @@ class Lifecycle:
                     return
             if not self._ending.remove(record):
                 raise FailedPrecondition(f"container {record.name!r}", record.error, "see the engine's log; try again")
-            if not gate.is_set():
-                gate.open(Exit(record.exit_code, record.finished))
 
     def _kill_hard(self, record: Record, gate: Gate) -> None:
         self._signal(record, KILL, all=True)

@@ -7,9 +7,11 @@ hold). It converges: broken off at any point, it may simply run again.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from wherry.engine.records import Exec, Gate, Record, unpack_record
 from wherry.engine.state import State
 from wherry.engine.undo import attempt
 from wherry.kernel.log import logger as log
+from wherry.linux import cgroup
 
 Tasks = dict[tuple[str, str], TaskState]
 
@@ -37,6 +40,7 @@ class Recovery:
         for id, attached in state.database.query("SELECT id, attached FROM sandboxes"):
             state.attached[id] = tuple((pair[0], pair[1]) for pair in json.loads(attached))
         state.leases.expire_dead()
+        state.database.prune_events()
 
     def run(self) -> None:
         """Before the engine serves anybody."""
@@ -134,6 +138,15 @@ class Recovery:
         bundles = [path for path in paths if path.name not in live and not self._owned(path.name)]
         return tasks, sandboxes, bundles
 
+    def cgroups(self) -> list[str]:
+        """Directories of containers that do not run, in every hierarchy."""
+        layout, parent = cgroup.detect(), self._state.cgroup
+        found = []
+        for mount in sorted({*layout.v1.values(), layout.v2} - {""}):
+            with suppress(FileNotFoundError), os.scandir(mount + parent) as entries:
+                found += [entry.path for entry in entries if entry.is_dir() and not self._owned(entry.name)]
+        return found
+
     def _owned(self, id: str) -> bool:
         record = self._state.registry.get(id)
         return record is not None and busy(record)
@@ -161,6 +174,9 @@ class Recovery:
             for id in stale:
                 state.attached.pop(id, None)
         done += self._sweep_networks(networks, live, failures)
+        for group in self.cgroups():
+            if attempt(failures, "cgroup.remove", partial(cgroup.remove, group)):
+                done.append(f"cgroup {group}")
         for path in bundles:
             shutil.rmtree(path, ignore_errors=True)
             done.append(f"bundle {path.name[:12]}")

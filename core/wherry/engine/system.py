@@ -84,6 +84,7 @@ class System:
         found = [f"process of container {task.id[:12]}" for task in tasks]
         found += [f"sandbox {id[:12]}" for id in sandboxes]
         found += [f"bundle {path.name[:12]}" for path in bundles]
+        found += [f"cgroup {path}" for path in self._recovery.cgroups()]
         done = set(self._recovery.sweep()) if repair else set()
         repaired = "taken down" if repair else ""
         findings += [Finding(what, "belongs to no running container", repaired) for what in found]
