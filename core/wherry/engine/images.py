@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 import queue
-import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,8 +23,8 @@ from wherry.api import (
     Named,
     NotFound,
     Progress,
-    Store,
 )
+from wherry.engine.catalogue import Catalogue, image_info
 from wherry.engine.collecting import Collector
 from wherry.engine.content import Content, Documents, bare
 from wherry.engine.fetching import Fetcher, Report
@@ -37,9 +36,6 @@ from wherry.spec.distribution import host_platform, split
 if TYPE_CHECKING:
     from wherry.engine.leases import Lease, Leases
     from wherry.kernel import Drivers, Kernel
-
-_HEX = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})", re.ASCII)
-_DIGEST_LENGTH = 64
 
 
 @frozen
@@ -59,6 +55,7 @@ class Images:
         self._kernel = kernel
         self._leases = leases
         self._documents = Documents()
+        self._catalogue = Catalogue(self._documents, kernel.transports)
         self._locks = KeyedLocks()
         self._gate = threading.Lock()  # an item is leased, or found unleased and deleted: never both at once
         self._unpacker = Unpacker(kernel, kernel.workers, self._hold)
@@ -89,7 +86,7 @@ class Images:
         with self._leases.hold() as lease:
             found = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None, all_of_them=True)
             first = {content.target.digest: name for name, content in reversed(found)}
-            return tuple(self._info(drivers.store, name, platform) for name in reversed(first.values()))
+            return tuple(self._catalogue.info(drivers.store, name, platform) for name in reversed(first.values()))
 
     def ensure(
         self,
@@ -101,7 +98,7 @@ class Images:
         """Present and unpacked in drivers' store and snapshotter. pull says when the transport is asked: where a name is known
         here already, "missing" takes it as it is. An archive is always read: it is a file here, and its names are in it."""
         with self._leases.hold() as lease:
-            image = None if pull == "always" else self._local(drivers.store, reference)
+            image = None if pull == "always" else self._catalogue.local(drivers.store, reference)
             if image is None and pull == "never":
                 raise NotFound(f'image "{reference}"', "is not here, and --pull=never forbids to fetch it")
             if image is not None:
@@ -119,22 +116,11 @@ class Images:
 
     def list(self, prefix: str = "") -> tuple[ImageInfo, ...]:
         """Every image of the default store, by its first name. prefix is that of a name in its full or its short form."""
-        store = self._kernel.variant().store
-        names: dict[tuple[str, str], list[Image]] = {}
-        for image in store.list():
-            if not prefix or image.name.startswith(prefix) or familiar(image.name).startswith(prefix):
-                names.setdefault((image.target.digest, image.target.platform), []).append(image)
-        found = []
-        for images in names.values():
-            try:
-                found.append(self._describe(store, images, ""))
-            except (NotFound, Invalid):
-                found.append(_unreadable(images))
-        return tuple(found)
+        return tuple(self._catalogue.list(self._kernel.variant().store, prefix))
 
     def get(self, name: str, platform: str = "") -> ImageInfo:
         """By name, digest, id or the beginning of an id (4 hex digits or more). NotFound; Invalid for an ambiguous beginning."""
-        return self._info(self._kernel.variant().store, name, platform)
+        return self._catalogue.info(self._kernel.variant().store, name, platform)
 
     def config(self, digest: str, drivers: Drivers, platform: str = "") -> Mapping[str, Any]:
         """The config document of the image at a manifest's or an index's digest."""
@@ -151,10 +137,10 @@ class Images:
         if "@" in name:
             raise Invalid(f'image "{target}"', "a digest can't be given as a name")
         with self._leases.hold() as lease:
-            images = self._find(store, source)
+            images = self._catalogue.find(store, source)
             self._hold(lease, f"blob/{images[0].target.digest}")
             store.tag(name, images[0].target, {})
-        return self._info(store, name, "")
+        return self._catalogue.info(store, name, "")
 
     def remove(self, name: str, *, force: bool = False) -> tuple[str, ...]:
         """Removes a name; with the last name goes the image. By id all names go, which needs force when there are several.
@@ -162,8 +148,8 @@ class Images:
         The answer is docker-like: "Untagged: NAME", "Deleted: DIGEST".
         """
         store = self._kernel.variant().store
-        images = self._find(store, name)
-        by_name = self._local_name(store, name)
+        images = self._catalogue.find(store, name)
+        by_name = self._catalogue.by_name(store, name)
         if by_name is not None:
             doomed: Sequence[Image] = [by_name]
         else:
@@ -255,61 +241,7 @@ class Images:
         if platform and split(content.config.platform)[:2] != split(platform)[:2]:
             raise NotFound(f'image "{familiar(image.name)}"', f"is for {content.config.platform}, not {platform}")
         chain_id = self._unpacker.unpack(content, drivers, lease, lambda _progress: None)
-        return Ready(_image_info([image], content), content.config.document, chain_id)
-
-    def _local(self, store: Store, reference: str) -> Image | None:
-        """The image that a reference means among those here, None where there is none."""
-        transport, _rest = split_transport(reference, self._kernel.transports())
-        if transport:
-            try:
-                return store.resolve(reference)
-            except NotFound:
-                return None
-        try:
-            return self._find(store, reference)[0]
-        except NotFound:
-            return None
-
-    def _local_name(self, store: Store, name: str) -> Image | None:
-        for candidate in _candidates(name):
-            try:
-                return store.resolve(candidate)
-            except NotFound:
-                continue
-        return None
-
-    def _find(self, store: Store, name: str) -> Sequence[Image]:
-        """All names of the image that name, digest, id or the beginning of one means."""
-        exact = self._local_name(store, name)
-        match = _HEX.fullmatch(name)
-        if exact is not None:
-            digest = exact.target.digest
-            others = (image for image in store.list() if image.target.digest == digest and image.name != exact.name)
-            return [exact, *others]
-        if match is None:
-            if not split_transport(name, self._kernel.transports())[0]:
-                normalize(name)  # Invalid tells more than NotFound
-            raise NotFound(f'image "{name}"', "no such image")
-        found: dict[str, list[Image]] = {}
-        for image in store.list():
-            digests = [image.target.digest]
-            try:
-                digests.append(self._documents.content(store, image.target, "").manifest.config.digest)
-            except (NotFound, Invalid):
-                pass
-            if any(digest.removeprefix("sha256:").startswith(match[1]) for digest in digests):
-                found.setdefault(image.target.digest, []).append(image)
-        if not found:
-            raise NotFound(f'image "{name}"', "no such image")
-        if len(found) > 1:
-            raise Invalid(f'image "{name}"', f"is the beginning of {len(found)} ids", "give more of it")
-        return next(iter(found.values()))
-
-    def _info(self, store: Store, name: str, platform: str) -> ImageInfo:
-        return self._describe(store, self._find(store, name), platform)
-
-    def _describe(self, store: Store, images: Sequence[Image], platform: str) -> ImageInfo:
-        return _image_info(images, self._documents.content(store, images[0].target, platform))
+        return Ready(image_info([image], content), content.config.document, chain_id)
 
     def _hold(self, lease: Lease, resource: str) -> None:
         with self._gate:
@@ -324,39 +256,10 @@ def _normal(name: str) -> str:
         return ""
 
 
-def _candidates(name: str) -> Iterator[str]:
-    yield name
-    try:
-        yield normalize(name)
-    except Invalid:
-        return
-
-
 def _repository(name: str) -> str:
     rest = name.partition("@")[0]
     colon = rest.rfind(":")
     return rest[:colon] if colon > rest.rfind("/") else rest
-
-
-def _image_info(images: Sequence[Image], content: Content) -> ImageInfo:
-    return ImageInfo(
-        id=content.manifest.config.digest,
-        names=tuple(image.name for image in images if not image.name.startswith(NAMELESS)),
-        target=images[0].target,
-        created=content.config.created,
-        size=content.size,
-        labels=content.config.labels,
-        platform=content.config.platform,
-        layers=tuple(content.config.diff_ids),
-        config=content.config.document,
-    )
-
-
-def _unreadable(images: Sequence[Image]) -> ImageInfo:
-    """An image of which a document is missing or broken: listed, so that it can be removed."""
-    target = images[0].target
-    names = tuple(image.name for image in images if not image.name.startswith(NAMELESS))
-    return ImageInfo(target.digest, names, target, 0, target.size, {}, target.platform)
 
 
 class _Stopped(BaseException):
