@@ -114,7 +114,8 @@ class _Server:
 
     def run(self) -> None:
         try:
-            self._work(spare=False)
+            # Not on this thread: it must notice the end even while the reader is stuck in a socket that was closed under it.
+            threading.Thread(target=self._work, name="wherry-serve", daemon=True).start()
             self._over.wait()
         finally:
             self._end()
@@ -127,10 +128,10 @@ class _Server:
 
     # threads
 
-    def _work(self, spare: bool = True) -> None:
+    def _work(self) -> None:
         while not self._over.is_set():
             with self._counting:
-                if spare and self._waiting >= SPARE_THREADS:
+                if self._waiting >= SPARE_THREADS:
                     self._threads -= 1
                     return
                 self._waiting += 1
