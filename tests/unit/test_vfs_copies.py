@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.layers import tree
-from wherry.api import NotFound
+from wherry.api import IdMap, NotFound, SnapshotOptions
 from wherry.testing.harness import LocalContext
 from wherry_plugins.snapshotter.vfs import VfsConfig
 from wherry_plugins.snapshotter.vfs import copy as copy_module
@@ -174,3 +174,15 @@ def test_trees_deeper_than_paths_and_descriptors(driver: VfsSnapshotter, tmp_pat
     driver.remove("base")
     driver.cleanup()
     assert os.listdir(tmp_path / "root/snapshots") == []
+
+
+def test_ids_are_remapped_by_the_mount(driver: VfsSnapshotter, source: Path, tmp_path: Path) -> None:
+    _base(driver, source)
+    idmap = IdMap(((0, 100_000, 65_536),), ((0, 200_000, 65_536),))
+    (mount,) = driver.prepare("c", "base", SnapshotOptions(idmap=idmap))
+    assert mount.idmap == idmap
+    assert (Path(mount.source) / "suid").stat().st_uid == 10, "on disk nothing changes"
+    driver.close()
+    again = VfsSnapshotter(VfsConfig(), LocalContext("snapshotter.vfs", tmp_path / "root", tmp_path / "run"))
+    assert again.mounts("c") == (mount,)
+    again.close()

@@ -28,11 +28,17 @@ def _open(config: VfsConfig, context: Context) -> VfsSnapshotter:
     return VfsSnapshotter(config, context)
 
 
+def _capabilities(_config: VfsConfig, context: Context) -> Capabilities:
+    """A bind of a plain directory can be an idmapped mount (mount_setattr(2)): ids are remapped without a chown."""
+    remap = ("remap-ids",) if "mount.idmapped" in context.features else ()
+    return Capabilities(frozenset(("mounts", *remap)))
+
+
 @hookimpl
 def wherry_snapshotter() -> Registration[VfsConfig, Snapshotter]:
     return Registration(
         id="vfs",
         config=VfsConfig,
         init=_open,
-        capabilities=lambda _config, _context: Capabilities(frozenset(("mounts",))),
+        capabilities=_capabilities,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from wherry.api import (
     AlreadyExists,
     Context,
     FailedPrecondition,
+    IdMap,
     Invalid,
     Labels,
     Mount,
@@ -79,7 +81,7 @@ class VfsSnapshotter:
         return self._mounts(row)
 
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
-        _plain(key, options)
+        self._check(key, options)
         with suppress(NotFound):
             self._rows.get(key)
             raise AlreadyExists(f'snapshot "{key}"', "the key is taken")
@@ -90,7 +92,7 @@ class VfsSnapshotter:
             os.mkdir(path, 0o755)
             if parent:
                 self._copy(key, parent, path)
-            with self._rows.prepare(key, parent, options.labels, "active") as row:
+            with self._rows.prepare(key, parent, options.labels, "active", _pack(options.idmap)) as row:
                 self._erase(str(row.number))  # a crash before the commit may have left one
                 os.rename(path, self._path(row.number))
         except BaseException:
@@ -101,8 +103,8 @@ class VfsSnapshotter:
         return self._mounts(row)
 
     def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
-        _plain(key, options)
-        with self._rows.prepare(key, parent, options.labels, "view") as row:
+        self._check(key, options)
+        with self._rows.prepare(key, parent, options.labels, "view", _pack(options.idmap)) as row:
             if not row.lowers:
                 self._erase(str(row.number))
                 os.mkdir(self._path(row.number), 0o755)
@@ -130,6 +132,14 @@ class VfsSnapshotter:
         self._trash.empty()
         self._rows.close()
 
+    def _check(self, key: str, options: SnapshotOptions) -> None:
+        if not key or len(key) > 1024 or "\0" in key:
+            raise Invalid(f'snapshot "{key[:100]}"', "a key has 1 to 1024 characters")
+        if options.quota:
+            raise Invalid(f'snapshot "{key}"', "vfs keeps no quota", "choose a snapshotter with that capability")
+        if (options.idmap.uids or options.idmap.gids) and "mount.idmapped" not in self._context.features:
+            raise Invalid(f'snapshot "{key}"', "this kernel has no idmapped mounts, so vfs can't remap ids")
+
     def _path(self, number: int) -> str:
         return f"{self._directory}/{number}"
 
@@ -147,7 +157,8 @@ class VfsSnapshotter:
 
     def _mounts(self, row: Row) -> tuple[Mount, ...]:
         number = row.lowers[0] if row.kind == "view" and row.lowers else row.number
-        return (Mount("bind", self._path(number), "", ("rbind", "rw" if row.kind == "active" else "ro")),)
+        options = ("rbind", "rw" if row.kind == "active" else "ro")
+        return (Mount("bind", self._path(number), "", options, _unpack(row.extra)),)
 
     def _erase(self, name: str) -> int:
         """Deletes a directory, if it is there; the bytes freed. What can't be deleted now, cleanup finds again."""
@@ -166,10 +177,13 @@ class VfsSnapshotter:
         return freed
 
 
-def _plain(key: str, options: SnapshotOptions) -> None:
-    if not key or len(key) > 1024 or "\0" in key:
-        raise Invalid(f'snapshot "{key[:100]}"', "a key has 1 to 1024 characters")
-    if options.quota:
-        raise Invalid(f'snapshot "{key}"', "vfs keeps no quota", "choose a snapshotter with that capability")
-    if options.idmap.uids or options.idmap.gids:
-        raise Invalid(f'snapshot "{key}"', "vfs can't remap ids", "choose a snapshotter with that capability")
+def _pack(idmap: IdMap) -> str:
+    """An id map as a row keeps it: the files keep their ids, the mount shows others."""
+    return json.dumps([idmap.uids, idmap.gids]) if idmap.uids or idmap.gids else ""
+
+
+def _unpack(text: str) -> IdMap:
+    if not text:
+        return IdMap()
+    uids, gids = json.loads(text)
+    return IdMap(tuple((a, b, c) for a, b, c in uids), tuple((a, b, c) for a, b, c in gids))
