@@ -83,12 +83,12 @@ class Creation:
         state = self._state
         created = self.complete(self.begin(request, id, undo=undo), undo=undo)
         record = created.record
-        self.build(created, check_only=True)
+        spec, owners = self.build(created)
         changes = {"status": "created"}
         with state.database.transaction() as tx:
             tx.execute(
-                "UPDATE containers SET data = ?, image = ? WHERE id = ?",
-                (record.pack(**changes), json.dumps(created.image), record.id),
+                "UPDATE containers SET data = ?, image = ?, spec = ?, owners = ? WHERE id = ?",
+                (record.pack(**changes), json.dumps(created.image), json.dumps(spec), json.dumps(owners), record.id),
             )
             state.leases.erase(tx, record.id)
             tx.event("container.created", record.id, attributes(record))
@@ -194,7 +194,7 @@ class Creation:
         return socket.gethostname()[:64] if host else created.record.sandbox_id[:12]
 
     def build(
-        self, created: Created, *, hostname: str = "", network: str = "own", check_only: bool = False
+        self, created: Created, *, hostname: str = "", network: str = "own"
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """(spec, owners) with the adjusters' changes in it, judged by the validators."""
         state, record = self._state, created.record
@@ -213,8 +213,7 @@ class Creation:
         owners = {**built.owners, **adjusted}
         if adjusted:  # a stranger's hand
             runtime.check(spec, f"spec, changed by {', '.join(sorted(set(adjusted.values())))},")
-        if not check_only:
-            state.kernel.validate(spec, owners)
+        state.kernel.validate(spec, owners)
         return dict(spec), owners
 
     def again(self, record: Record) -> Created:

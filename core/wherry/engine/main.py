@@ -82,7 +82,14 @@ def _serve(options: dict[str, str], ready: int, stop: threading.Event) -> int:
             frontends[id] = state.kernel.frontend(id)
         except Error as error:
             log.error("front end {}: {}", id, error)
-    server = Server(engine, state.run, group=settings.group, config=state.loaded.file, frontends=frontends)
+    server = Server(
+        engine,
+        root=state.root,
+        run=state.run,
+        group=settings.group,
+        config=state.loaded.file,
+        frontends=frontends,
+    )
     try:
         server.open()
         threads = [threading.Thread(target=server.serve, name="wherry-accept", daemon=True)]

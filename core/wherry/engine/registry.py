@@ -80,15 +80,6 @@ class Registry:
                     return record
             raise
 
-    def rename(self, record: Record, name: str) -> None:
-        """AlreadyExists when the name is another's."""
-        with self._lock:
-            if self._names.get(name, record) is not record:
-                raise AlreadyExists(f"container name {name!r}", "in use by another container")
-            del self._names[record.name]
-            self._names[name] = record
-            record.apply({"name": name})
-
     def members(self, sandbox_id: str) -> list[Record]:
         """The containers of one sandbox."""
         with self._lock:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import wherry
-from wherry.api import Connection, Denied, Engine, Error, Frontend, NotFound
+from wherry.api import Connection, Denied, Engine, Error, FailedPrecondition, Frontend, NotFound
 from wherry.kernel.log import logger as log
 from wherry.linux import framing
 
@@ -69,8 +69,11 @@ class Threads:
 class Server:
     """Serves one engine. ``open`` listens, ``serve`` accepts until ``close``."""
 
-    def __init__(self, engine: Engine, run: Path, *, group: str, config: str, frontends: dict[str, Frontend]) -> None:
+    def __init__(
+        self, engine: Engine, *, root: Path, run: Path, group: str, config: str, frontends: dict[str, Frontend]
+    ) -> None:
         self._engine = engine
+        self._root = root
         self._run = run
         self._group = group
         self._config = config
@@ -164,25 +167,31 @@ class Server:
                     f"front end {name!r}", "the engine does not run it", f"it runs {there}: see [engine] frontends"
                 )
             )
-        given = hello.get("given")
-        config = given.get("config") if isinstance(given, dict) else hello.get("config")
-        if config and not self._same_config(str(config), str(hello.get("cwd") or "/")):
+        return self._other_place(hello)
+
+    def _other_place(self, hello: dict[str, Any]) -> dict[str, Any] | None:
+        """Refuses a client that names another config or root than this engine's: it would be surprised later."""
+        given, environ = (value if isinstance(value := hello.get(key), dict) else {} for key in ("given", "environ"))
+        cwd = str(hello.get("cwd") or "/")
+        config = given.get("config") or hello.get("config") or environ.get("WHERRY_CONFIG")
+        if config and not (self._config and _same(Path(cwd, str(config)), Path(self._config))):
             return _error(
-                Error(
+                FailedPrecondition(
                     f'config file "{config}"',
                     f"the running engine uses {self._config or 'the built-in defaults'}",
                     f"restart it: wherry --config {config} engine restart",
                 )
             )
+        root = given.get("root") or environ.get("WHERRY_ROOT")
+        if root and not _same(Path(cwd, str(root)), self._root):
+            return _error(
+                FailedPrecondition(
+                    f'root "{root}"',
+                    f'the engine of "{self._run}" has the root "{self._root}"',
+                    "use another --run for it",
+                )
+            )
         return None
-
-    def _same_config(self, given: str, cwd: str) -> bool:
-        path = Path(cwd, given)
-        if not self._config:
-            return False
-        with contextlib.suppress(OSError):
-            return path.resolve() == Path(self._config).resolve()
-        return False
 
     def _hand_over(self, connection: Connection) -> None:
         if connection.hello.get("frontend") == "api":
@@ -208,6 +217,12 @@ class Server:
             with contextlib.suppress(OSError):
                 (self._run / "engine.sock").unlink()
         self._threads.close()
+
+
+def _same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return one.resolve() == other.resolve()
+    return False
 
 
 def _error(error: Error) -> dict[str, Any]:

@@ -234,6 +234,9 @@ class Pool:
                 if job.done.acquire(timeout=wait):
                     break
             except KeyboardInterrupt:
+                # The caller is about to take back what was done: no step may be under way beside it.
+                carrier.given_up = True
+                job.done.acquire(timeout=patience)
                 raise Interrupted from None
             inside = carrier.call
             left = None if inside is None or inside[0].deadline is None else inside[0].deadline - time.monotonic()
