@@ -49,6 +49,7 @@ def test_a_thousand_containers_fit_into_sixteen_megabytes(logged: bool) -> None:
             made.exit(f"c{number:060}")
             made.client.forget(f"c{number:060}", "")
         after = resident(made.client.pid)
+        made._exits.clear()
         start(made, 0, 200, logged=logged)
         for state in list(made.client.list()):
             made.end(state.id)

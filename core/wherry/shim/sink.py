@@ -121,7 +121,8 @@ class LogFile:
                 offset += count
                 view = view[count:]
         except OSError:
-            os.ftruncate(self._fd, self.size)
+            with contextlib.suppress(OSError):  # the next write goes to the same offset in any case
+                os.ftruncate(self._fd, self.size)
             raise
         self.size = offset
 

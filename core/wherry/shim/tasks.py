@@ -23,6 +23,7 @@ from wherry.oci import spawn as oci
 from wherry.shim.hooks import HookRun
 from wherry.shim.loop import IN, report
 from wherry.shim.stdio import open_streams
+from wherry.shim.supervise import reset_oom
 from wherry.shim.task import Task, plain_spawn
 from wherry.shim.wire import Fault, describe
 
@@ -141,6 +142,8 @@ class Tasks:
             self._shim.loop.add(task.channel.fileno(), IN, lambda _events: self._packet(task))
         if task.pid:
             self._found(task)
+            if not any(step[0] == "oom_score" for step in plan.get("steps") or ()):
+                reset_oom(task.pid)
         if task.channel is None:
             self._note(task)
             self._answer(reply, task)

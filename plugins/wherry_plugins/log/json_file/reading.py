@@ -1,7 +1,8 @@
 """Reading back what the logger writes, over rotated files and while it goes on writing.
 
-A file only grows, is renamed to the next number, or is cut back to the end of a whole record after the logger was killed. So a
-reader stays with the file it has open, by inode, and reads whole lines only.
+A file only grows, is renamed to the next number, or is cut back to the end of a whole record after the logger was killed; what was
+cut is then written again, with other times but of the same length. So a reader stays with the file it has open, by inode, and
+reads whole records only: its place in the file stays right.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import FileIO
 
 from wherry.api import LogLine
 
@@ -45,89 +46,81 @@ def decode(record: bytes) -> LogLine | None:
         return None
 
 
-def rotated(path: str) -> list[str]:
-    """All files of a log, oldest first; the last is path itself, there or not."""
-    number = 1
-    names = [path]
-    while os.path.lexists(f"{path}.{number}"):
-        names.append(f"{path}.{number}")
-        number += 1
-    return names[::-1]
-
-
 class Follower:
-    """Whole records from a log that is being written, in order, each once."""
+    """Whole records from a log that is being written, in order, each once.
+
+    Files that were read stay open as long as they are part of the log, so that no new one gets their inode number.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
-        self._read: set[tuple[int, int]] = set()
-        self._rest = b""
+        self._file: FileIO | None = None
+        self._read: dict[tuple[int, int], FileIO] = {}
 
     def records(self) -> Iterator[bytes]:
         """All that are there now."""
-        while self._open():
-            yield from self._lines()
-            if self._current() or not self._ended():
+        while (file := self._open()) is not None:
+            current = self._is_current(file)  # asked before reading: a file that was rotated away is complete
+            yield from self._lines(file)
+            if current:
                 return
+            self._read[_identity(file)] = file
+            self._file = None
 
-    def _open(self) -> bool:
-        """The file at hand, or the oldest that was not read yet; False when there is none."""
+    def _open(self) -> FileIO | None:
+        """The file at hand, else the oldest that was not read yet.
+
+        Files are opened from the newest on: a rotation meanwhile only moves them to numbers that are still to come, so one
+        may be met twice but none is missed. While it is on its way, one number may be free.
+        """
         if self._file is not None:
-            return True
-        for name in rotated(self._path):
+            return self._file
+        met: dict[tuple[int, int], FileIO] = {}
+        number = missing = 0
+        while missing < 2:
             try:
-                file = open(name, "rb")  # noqa: SIM115 - kept open over many calls
+                file = open(f"{self._path}.{number}" if number else self._path, "rb", buffering=0)  # noqa: SIM115
             except FileNotFoundError:
-                continue
-            if _identity(file) in self._read:
+                missing += 1
+            else:
+                missing = 0
+                if met.setdefault(_identity(file), file) is not file:
+                    file.close()
+            number += 1
+        for identity in [identity for identity in self._read if identity not in met]:
+            self._read.pop(identity).close()
+        unread = [file for identity, file in met.items() if identity not in self._read]
+        self._file = unread.pop() if unread else None
+        for file in met.values():
+            if file is not self._file:
                 file.close()
-                continue
-            self._file, self._rest = file, b""
-            return True
-        return False
+        return self._file
 
-    def _lines(self) -> Iterator[bytes]:
-        file = self._file
-        if file is None:
-            return
-        size = os.fstat(file.fileno()).st_size
-        position = file.tell()
-        if size < position - len(self._rest):  # cut back to the last whole record before what was read
-            file.seek(size)
-            self._rest = b""
-        elif size < position:
-            file.seek(position - len(self._rest))
-            self._rest = b""
-        while data := file.read(_BLOCK):
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            yield from lines
-
-    def _current(self) -> bool:
-        """Whether the file at hand is still the one that is written to."""
+    def _is_current(self, file: FileIO) -> bool:
+        """Whether it is still the one that is written to."""
         try:
             info = os.stat(self._path)
         except FileNotFoundError:
             return False
-        return self._file is not None and _identity(self._file) == (info.st_dev, info.st_ino)
+        return _identity(file) == (info.st_dev, info.st_ino)
 
-    def _ended(self) -> bool:
-        """Leaves a file that was rotated away, once nothing more was found in it after that; True when there may be a next."""
-        file = self._file
-        if file is None:
-            return False
-        more = os.fstat(file.fileno()).st_size > file.tell()
-        if more:
-            return True
-        self._read.add(_identity(file))
-        file.close()
-        self._file = None
-        return True
+    @staticmethod
+    def _lines(file: FileIO) -> Iterator[bytes]:
+        size = os.fstat(file.fileno()).st_size
+        if size < file.tell():
+            file.seek(size)
+        rest = b""
+        while data := file.read(_BLOCK):
+            *lines, rest = (rest + data).split(b"\n")
+            yield from lines
+        # an unfinished record is read again as a whole: it may be cut back and written anew until then
+        file.seek(-len(rest), os.SEEK_CUR)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        for file in (*self._read.values(), *([self._file] if self._file is not None else ())):
+            file.close()
+        self._read.clear()
+        self._file = None
 
     def skip_to_tail(self, count: int) -> list[bytes]:
         """The records of the last count lines that are there now; what comes later is left for ``records``."""
@@ -143,7 +136,7 @@ class Follower:
         return [record for part in kept for record in part] if count else []
 
 
-def _identity(file: BinaryIO) -> tuple[int, int]:
+def _identity(file: FileIO) -> tuple[int, int]:
     info = os.fstat(file.fileno())
     return info.st_dev, info.st_ino
 
