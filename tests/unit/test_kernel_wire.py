@@ -41,7 +41,7 @@ class Record:
 class Things(Protocol):
     label: str
 
-    def echo(self, record: Record) -> Record: ...
+    def echo(self, record: Record, /) -> Record: ...
     def add(self, first: int, second: int = 5, *, third: int = 0) -> int: ...
     def fail(self, kind: str) -> None: ...
     def count(self, to: int) -> Iterator[int]: ...
@@ -78,7 +78,7 @@ class ThingsObject:
         self.waiting = threading.Semaphore(0)
         self.go = threading.Event()
 
-    def echo(self, record: Record) -> Record:
+    def echo(self, record: Record, /) -> Record:
         return record
 
     def add(self, first: int, second: int = 5, *, third: int = 0) -> int:
@@ -115,7 +115,8 @@ class ThingsObject:
         return sink.write(data)
 
     def open(self) -> BinaryIO:
-        return io.BytesIO(b"opened")
+        self.opened = io.BytesIO(b"opened" * 200_000)
+        return self.opened
 
     def child(self, name: str) -> ChildObject:
         self.children.append(ChildObject(name))
@@ -301,6 +302,7 @@ def test_a_subclass_of_a_plugin_travels_as_ours() -> None:
 
 def test_arguments(pair: Pair) -> None:
     things = pair.things
+    assert things.echo(Record("x")) == Record("x"), "positional-only"
     assert things.add(1) == 6
     assert things.add(1, 2) == 3
     assert things.add(1, second=2, third=3) == 6
@@ -417,7 +419,8 @@ def test_binary_streams(pair: Pair, tmp_path: Path) -> None:
     pair.things.fill(memory, b"y" * 2_000_000)
     assert memory.getvalue() == b"y" * 2_000_000
     with pair.things.open() as opened:
-        assert opened.read() == b"opened"
+        assert opened.read() == b"opened" * 200_000
+    eventually(lambda: pair.object.opened.closed)
 
 
 def test_descriptors_arrive_and_are_closed(pair: Pair) -> None:

@@ -208,6 +208,8 @@ class Pump:
 
     def __init__(self, source: Any, sink: Any) -> None:
         self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._owned = self._over = False
         self._source, self._sink = source, sink
         self._thread = threading.Thread(target=self._run, name="wherry-pump", daemon=True)
         self._thread.start()
@@ -225,6 +227,23 @@ class Pump:
                 if isinstance(stream, io.FileIO):
                     with suppress(OSError):
                         stream.close()
+            with self._lock:
+                self._over = True
+                owned = self._owned
+            if owned:
+                self._close_source()
+
+    def own(self) -> None:
+        """The source is nobody else's: it is closed at the end."""
+        with self._lock:
+            self._owned = True
+            over = self._over
+        if over:
+            self._close_source()
+
+    def _close_source(self) -> None:
+        with suppress(Exception):
+            self._source.close()
 
     def join(self) -> None:
         """Waits for the end of a copy to a sink; a copy from a source may be abandoned by its reader."""

@@ -276,11 +276,16 @@ class RemoteMethod:
         self.annotations = hints
         self.answer = hints.get("return", Any)
         self.answers_fd = (owner_of(protocol, name), name) in FD_ANSWERS
-        self.parameters = tuple(
-            parameter.name
-            for parameter in signature(function).parameters.values()
-            if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name != "self"
-        )
+        self.parameters = positional(function)
+
+
+def positional(function: Any) -> tuple[str, ...]:
+    """Names of the parameters that may be given by position."""
+    return tuple(
+        parameter.name
+        for parameter in signature(function).parameters.values()
+        if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name != "self"
+    )
 
 
 class RemoteIterator:

@@ -13,14 +13,14 @@ import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from itertools import count
-from typing import Any, cast, get_args, get_origin
+from itertools import count, takewhile
+from typing import Any, BinaryIO, cast, get_args, get_origin
 
 from wherry.errors import Error, Invalid, PluginFault
 from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
 from wherry.kernel.codec import FD_ANSWERS, decode, encode, encode_error, is_object
 from wherry.kernel.policy import NORMAL, POLICIES
-from wherry.kernel.rpc_client import CREDIT
+from wherry.kernel.rpc_client import CREDIT, positional
 from wherry.linux.framing import FrameError, Reader, send
 
 MOST_THREADS = 512
@@ -59,6 +59,10 @@ def serve(
 
 def _fault(what: str, error: BaseException) -> Error:
     return PluginFault(what, f"raised {type(error).__name__}: {error}")
+
+
+#: Names of the positional parameters, annotations, that of the answer, whether the answer is a descriptor.
+_Known = tuple[tuple[str, ...], dict[str, Any], Any, bool]
 
 
 class _Stream:
@@ -110,7 +114,7 @@ class _Server:
         self._waiting = 0
         self._threads = 1
         self._over = threading.Event()
-        self._methods: dict[tuple[Any, str], tuple[Any, dict[str, Any], Any, bool] | None] = {}
+        self._methods: dict[tuple[Any, str], _Known | None] = {}
 
     def run(self) -> None:
         try:
@@ -223,7 +227,8 @@ class _Server:
                 raise Invalid(f"call {name!r}", f"no argument {min(unknown)!r}")
             values, streams = decode(arguments, annotations, fds)
             opened += streams
-            value = getattr(target, name)(**values)
+            leading = list(takewhile(values.__contains__, known[0]))  # by position: some are positional-only
+            value = getattr(target, name)(*[values.pop(each) for each in leading], **values)
             for stream in streams:
                 if stream.writable() and not stream.closed:
                     stream.flush()
@@ -251,8 +256,11 @@ class _Server:
                 self._reply({"i": id, "r": parcel.data["answer"]}, extra, parcel.fds)
             finally:
                 parcel.sent()
-                if hasattr(value, "fileno") and hasattr(value, "close"):
-                    value.close()  # the caller has a duplicate of its descriptor
+                if answer is BinaryIO:  # the caller has a duplicate of its descriptor, or reads what a pump writes
+                    for pump in parcel.pumps:
+                        pump.own()
+                    if not parcel.pumps:
+                        value.close()
 
     def _stream(self, id: int, items: Iterator[Any], answer: Any, batch: bool, extra: Extra) -> None:
         annotation = (get_args(answer) or (Any,))[0]
@@ -284,20 +292,20 @@ class _Server:
             if close is not None:
                 close()
 
-    def _method(self, protocol: Any, name: str) -> tuple[Any, dict[str, Any], Any, bool] | None:
+    def _method(self, protocol: Any, name: str) -> _Known | None:
         key = (protocol, name)
         try:
             return self._methods[key]
         except KeyError:
             pass
-        found: tuple[Any, dict[str, Any], Any, bool] | None = None
+        found: _Known | None = None
         if name.startswith("@"):
             annotation = attributes_of(protocol).get(name[1:])
-            found = None if annotation is None else (None, {}, annotation, False)
+            found = None if annotation is None else ((), {}, annotation, False)
         elif (function := methods_of(protocol).get(name)) is not None:
             hints = dict(hints_of(function))
             answer = hints.pop("return", Any)
-            found = (function, hints, answer, (owner_of(protocol, name), name) in FD_ANSWERS)
+            found = (positional(function), hints, answer, (owner_of(protocol, name), name) in FD_ANSWERS)
         self._methods[key] = found
         return found
 
