@@ -44,9 +44,13 @@ class Execs:
         streams = attrs.evolve(
             stdio, terminal=request.tty, hold_stdin=stdio.hold_stdin or (request.interactive and request.detach)
         )
-        try:
+
+        def start() -> None:
             exec.pid = isolation.exec(record.id, exec.id, process, streams).pid
             isolation.start(record.id, exec.id)
+
+        try:
+            state.kernel.together(start)
         except BaseException:
             state.report(undo.run(), f"undo of exec in container {record.id[:12]}")
             raise

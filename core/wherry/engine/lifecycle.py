@@ -64,6 +64,9 @@ class Lifecycle:
             raise net
         self._starting.start(found[0], net, stdio, undo=starting)
 
+    def _begin(self, created: Created, stdio: Stdio, undo: Undo) -> None:
+        self._starting.start(created, self._starting.reserve(created, undo=undo), stdio, undo=undo)
+
     def _reserve(self, begun: Begun, undo: Undo) -> Net | Exception:
         """What goes wrong here is a failed start, which leaves a container, and not a failed create: so it is told later."""
         try:
@@ -80,7 +83,7 @@ class Lifecycle:
             created = self._creation.again(record)
             undo = Undo()
             try:
-                self._starting.start(created, self._starting.reserve(created, undo=undo), stdio, undo=undo)
+                self._state.kernel.together(self._begin, created, stdio, undo)
             except BaseException as error:
                 self._state.report(undo.run(), f"undo of start of container {record.id[:12]}")
                 if not isinstance(error, Exception):
