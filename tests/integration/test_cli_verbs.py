@@ -166,8 +166,6 @@ def test_images(wherry: Any, busybox_archive: Path) -> None:
 
 def test_explain_names_who_set_a_field(wherry: Any) -> None:
     wherry("create", "--name", "who", "--memory", "64m", "--hostname", "box", IMAGE, "sh")
-    assert "before its first start" in wherry("inspect", "--explain", "who", code=125).stderr
-    wherry("start", "-a", "who")
     rows = {line.split()[0]: line.split()[-1] for line in wherry("inspect", "--explain", "who").stdout.splitlines()}
     assert rows["/hostname"] == "request"
     assert rows["/linux/resources/memory/limit"] == "request"
@@ -202,3 +200,21 @@ def test_system_reset(wherry: Any) -> None:
     wherry("system", "reset", "--force")
     assert wherry("ps", "-aq").stdout == ""
     assert wherry("images", "-q").stdout == ""
+
+
+def test_detach_keys(wherry: Any, terminal: Any) -> None:
+    shell = terminal("run", "-it", "--name", "kept", IMAGE, "sh")
+    shell.expect("# ")
+    shell.type("\x10")  # half of the sequence waits, and goes on when something else follows
+    shell.type("\x7fecho te''xt\r")  # erased
+    shell.expect("text")
+    shell.type("\x10\x11")
+    assert shell.wait() == 0
+    assert wherry("ps", "--format", "{{.Names}}").stdout == "kept\n"
+    shell = terminal("attach", "--detach-keys", "ctrl-]", "kept")
+    shell.type("echo back''again\r")
+    shell.expect("backagain")
+    shell.type("\x1d")
+    assert shell.wait() == 0
+    assert wherry("exec", "kept", "sh", "-c", "exit 3", code=3).stdout == ""
+    wherry("rm", "-f", "kept")

@@ -203,7 +203,7 @@ class Creation:
                 id=record.id,
                 image=created.image,
                 request=created.request,
-                hostname=hostname or record.id[:12],
+                hostname=hostname or created.request.hostname or record.id[:12],
                 cgroups_path=f"{state.cgroup}/{record.id}",
                 files=state.bundles / record.sandbox_id,
                 network=network,

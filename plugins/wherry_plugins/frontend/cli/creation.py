@@ -126,7 +126,7 @@ def build_request(
     del cidfile  # written once there is an id
     no_new_privileges, seccomp = security(session, security_opt)
     return RunRequest(
-        image=image,
+        image=session.reference(image),
         command=command or None,
         entrypoint=None if entrypoint is None else ((entrypoint,) if entrypoint else ()),
         env=environment(session, env, env_file),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from wherry_plugins.frontend.cli.server import Hub
 
 FATAL = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
+PATH_TRANSPORTS = frozenset({"archive", "layout"})
+"""Whose references are paths."""
 BROKEN_PIPE = 141
 """Exit code, as a shell shows a program that SIGPIPE ended."""
 SLOW_CLIENT = 30_000
@@ -51,6 +53,8 @@ class Session:
         self.gone = False
         self.finished = False
         self._was_raw = False
+        self.let_go: Callable[[], None] = lambda: None
+        """Takes the client's streams from the process it follows; set once there is one."""
         self._lock = threading.Lock()
         self._frames: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
@@ -83,6 +87,11 @@ class Session:
                 raise Invalid(f'path "{text}"', "it is relative and the current directory does not exist")
             text = f"{self.cwd}/{text}"
         return os.path.normpath(text)
+
+    def reference(self, text: str) -> str:
+        """An image reference in which a transport's relative path is made absolute: "archive:x.tar" is the client's file."""
+        transport, colon, rest = text.partition(":")
+        return f"{transport}:{self.path(rest)}" if colon and rest and transport in PATH_TRANSPORTS else text
 
     def read(self, text: str, limit: int = 16 << 20) -> str:
         """The text of a regular file (or a pipe) of the client, at most limit bytes. Invalid, OSError."""

@@ -26,6 +26,7 @@ def stdio(session: Session, *, interactive: bool, tty: bool) -> Stdio:
         terminal=tty,
         rows=session.rows,
         columns=session.columns,
+        hold_stdin=tty and interactive,  # who detaches by the keys may come back
     )
 
 
@@ -35,7 +36,7 @@ def background(*, interactive: bool, tty: bool) -> Stdio:
 
 
 def forward(
-    session: Session, container: str, *, exec_id: str = "", tty: bool = False, proxy: bool = True, token: str = ""
+    session: Session, container: str, *, exec_id: str = "", tty: bool = False, proxy: bool = True
 ) -> Callable[[dict[str, Any]], None]:
     """What to do with the client's frames: signals to the process, the terminal's size too, and letting go at the end.
 
@@ -59,20 +60,33 @@ def forward(
 
     def let_go() -> None:
         try:
-            session.engine.detach(container, token, exec_id)
+            session.let_go()
         finally:
             session.release()
 
     return deliver
 
 
+def leaving(session: Session) -> Callable[[], None]:
+    """What the detach keys do: the container is let go first, so that it sees no end of its input, then the client ends."""
+
+    def leave() -> None:
+        try:
+            session.let_go()
+        finally:
+            session.exit(0)
+
+    return leave
+
+
 def follow(
     session: Session, container: str, *, exec_id: str = "", tty: bool = False, proxy: bool = True, token: str = ""
 ) -> int:
     """Waits for the end of a started process whose streams the client has; its exit code."""
-    session.deliver(forward(session, container, exec_id=exec_id, tty=tty, proxy=proxy, token=token))
+    session.let_go = lambda: session.engine.detach(container, token, exec_id)
+    session.deliver(forward(session, container, tty=tty, proxy=proxy, exec_id=exec_id))
     if session.gone:
-        session.engine.detach(container, token, exec_id)
+        session.let_go()
         raise Gone
     session.send({"attached": True})
     return exit_code(session, container, session.engine.wait(container, exec_id))

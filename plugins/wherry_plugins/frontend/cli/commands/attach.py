@@ -8,15 +8,17 @@ import click
 
 from wherry.api import FailedPrecondition
 from wherry_plugins.frontend.cli.command import Command, argument, option
+from wherry_plugins.frontend.cli.keys import keys_option, watched
 from wherry_plugins.frontend.cli.session import Session
-from wherry_plugins.frontend.cli.streams import follow, stdio
+from wherry_plugins.frontend.cli.streams import follow, leaving, stdio
 
 
 @click.command("attach", cls=Command, help="Connect stdin, stdout and stderr to a running container until it exits.")
 @option("--no-stdin", is_flag=True, help="Leave stdin alone")
 @option("--sig-proxy", is_flag=True, default=True, help="Pass signals on to the container (true)")
+@keys_option
 @argument("container", metavar="CONTAINER")
-def command(session: Session, *, no_stdin: bool, sig_proxy: bool, container: str) -> int:
+def command(session: Session, *, no_stdin: bool, sig_proxy: bool, detach_keys: bytes, container: str) -> int:
     """The exit code of the container."""
     engine = session.engine
     found = engine.container(container)
@@ -26,7 +28,13 @@ def command(session: Session, *, no_stdin: bool, sig_proxy: bool, container: str
         )
     interactive = not no_stdin and (session.tty[0] or not found.tty)
     streams = stdio(session, interactive=interactive, tty=found.tty)
-    with session.holding(), session.raw() if found.tty and interactive else nullcontext():
+    raw = found.tty and interactive
+    keys = detach_keys if raw else b""
+    with (
+        session.holding(),
+        watched(streams, keys, leaving(session)) as streams,
+        session.raw() if raw else nullcontext(),
+    ):
         token = engine.attach(found.id, streams)
         if found.tty and session.rows:
             engine.resize(found.id, session.rows, session.columns)

@@ -9,8 +9,9 @@ import click
 from wherry.api import ExecRequest
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.creation import environment
+from wherry_plugins.frontend.cli.keys import keys_option, watched
 from wherry_plugins.frontend.cli.session import Session
-from wherry_plugins.frontend.cli.streams import background, follow, stdio
+from wherry_plugins.frontend.cli.streams import background, follow, leaving, stdio
 
 
 @click.command(
@@ -28,6 +29,7 @@ from wherry_plugins.frontend.cli.streams import background, follow, stdio
 @option("-w", "--workdir", default="", metavar="DIR", help="Directory to start in")
 @option("-u", "--user", default="", metavar="USER[:GROUP]", help="Name or id")
 @option("--privileged", is_flag=True, help="With all capabilities")
+@keys_option
 @argument("container", metavar="CONTAINER")
 @argument("words", nargs=-1, required=True, metavar="COMMAND [ARG...]")
 def command(
@@ -41,6 +43,7 @@ def command(
     workdir: str,
     user: str,
     privileged: bool,
+    detach_keys: bytes,
     container: str,
     words: tuple[str, ...],
 ) -> int:
@@ -60,6 +63,12 @@ def command(
         engine.exec(container, request, background(interactive=interactive, tty=tty))
         return 0
     streams = stdio(session, interactive=interactive, tty=tty)
-    with session.holding(), session.raw() if tty and interactive else nullcontext():
+    raw = tty and interactive
+    keys = detach_keys if raw else b""
+    with (
+        session.holding(),
+        watched(streams, keys, leaving(session)) as streams,
+        session.raw() if raw else nullcontext(),
+    ):
         exec_id = engine.exec(container, request, streams)
         return follow(session, container, exec_id=exec_id, tty=tty)

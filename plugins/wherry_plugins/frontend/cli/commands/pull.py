@@ -74,14 +74,6 @@ def fetch(session: Session, steps: Iterable[Progress], *, quiet: bool) -> str:
 @argument("reference", metavar="[TRANSPORT:]REFERENCE")
 def command(session: Session, *, quiet: bool, platform: str, reference: str) -> int:
     """Prints the steps and the image's full name."""
-    reference = local_reference(session, reference)
+    reference = session.reference(reference)
     session.line(fetch(session, session.engine.pull(reference, platform=platform), quiet=quiet) or reference)
     return 0
-
-
-def local_reference(session: Session, reference: str) -> str:
-    """A transport's path made absolute: "archive:x.tar" means the client's directory."""
-    transport, colon, rest = reference.partition(":")
-    if colon and transport in {"archive", "layout", "oci", "dir"} and rest and not rest.startswith("/"):
-        return f"{transport}:{session.path(rest)}"
-    return reference

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from wherry.api import AlreadyExists, Error, NotFound, RunRequest
+from wherry.api import AlreadyExists, Error, NotFound, RunRequest, Stdio
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.creation import build_request, creation_options
+from wherry_plugins.frontend.cli.keys import keys_option, watched
 from wherry_plugins.frontend.cli.session import Gone, Session
-from wherry_plugins.frontend.cli.streams import background, follow, stdio, write_cidfile
+from wherry_plugins.frontend.cli.streams import background, follow, leaving, stdio, write_cidfile
 from wherry_plugins.frontend.cli.tracefile import write_trace
 
 
@@ -31,8 +32,9 @@ from wherry_plugins.frontend.cli.tracefile import write_trace
 )
 @option("-d", "--detach", is_flag=True, help="Leave it in the background and print its id")
 @option("--sig-proxy", is_flag=True, default=True, help="Pass signals on to the container (true)")
+@keys_option
 @creation_options
-def command(session: Session, *, sig_proxy: bool, **options: Any) -> int:
+def command(session: Session, *, sig_proxy: bool, detach_keys: bytes, **options: Any) -> int:
     """The exit code of the container; 125 to 127 when it did not come to that, as docker's."""
     cidfile, trace = options["cidfile"], options["trace"]
     request = build_request(session, **options)
@@ -49,12 +51,17 @@ def command(session: Session, *, sig_proxy: bool, **options: Any) -> int:
         session.line(container.id)
         return 0
     with session.holding():
-        return _foreground(session, request, cidfile, trace, sig_proxy=sig_proxy)
+        streams = stdio(session, interactive=request.interactive, tty=request.tty)
+        if not (request.tty and request.interactive):
+            return _foreground(session, request, streams, cidfile, trace, sig_proxy=sig_proxy)
+        with watched(streams, detach_keys, leaving(session)) as streams:
+            return _foreground(session, request, streams, cidfile, trace, sig_proxy=sig_proxy)
 
 
-def _foreground(session: Session, request: RunRequest, cidfile: str, trace: str, *, sig_proxy: bool) -> int:
+def _foreground(
+    session: Session, request: RunRequest, streams: Stdio, cidfile: str, trace: str, *, sig_proxy: bool
+) -> int:
     engine = session.engine
-    streams = stdio(session, interactive=request.interactive, tty=request.tty)
     raw = request.tty and request.interactive
     if not raw and not cidfile:
         identifier = engine.run(request, streams).id

@@ -8,8 +8,9 @@ import click
 
 from wherry.api import Invalid
 from wherry_plugins.frontend.cli.command import Command, argument, option
+from wherry_plugins.frontend.cli.keys import keys_option, watched
 from wherry_plugins.frontend.cli.session import Session
-from wherry_plugins.frontend.cli.streams import each, follow, stdio
+from wherry_plugins.frontend.cli.streams import each, follow, leaving, stdio
 
 
 @click.command(
@@ -20,8 +21,11 @@ from wherry_plugins.frontend.cli.streams import each, follow, stdio
 )
 @option("-a", "--attach", is_flag=True, help="Show its output, pass on signals, exit with its code")
 @option("-i", "--interactive", is_flag=True, help="Pass stdin to it; implies --attach")
+@keys_option
 @argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
-def command(session: Session, *, attach: bool, interactive: bool, containers: tuple[str, ...]) -> int:
+def command(
+    session: Session, *, attach: bool, interactive: bool, detach_keys: bytes, containers: tuple[str, ...]
+) -> int:
     """Prints each name, or follows the one."""
     engine = session.engine
     if not attach and not interactive:
@@ -35,6 +39,12 @@ def command(session: Session, *, attach: bool, interactive: bool, containers: tu
         raise Invalid('option "--attach"', "it is for one container at a time")
     container = engine.container(containers[0])
     streams = stdio(session, interactive=interactive, tty=container.tty)
-    with session.holding(), session.raw() if container.tty and interactive else nullcontext():
+    raw = container.tty and interactive
+    keys = detach_keys if raw else b""
+    with (
+        session.holding(),
+        watched(streams, keys, leaving(session)) as streams,
+        session.raw() if raw else nullcontext(),
+    ):
         engine.start(container.id, streams)
         return follow(session, container.id, tty=container.tty)
