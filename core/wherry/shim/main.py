@@ -77,5 +77,5 @@ def _tame_malloc() -> None:
     """Large blocks by mmap(2), always, and given back when freed: a long answer once must not stay for good (mallopt(3))."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((_M_MMAP_THRESHOLD, 1 << 16), (_M_TRIM_THRESHOLD, 1 << 16)):
+        for option, value in ((_M_MMAP_THRESHOLD, 1 << 17), (_M_TRIM_THRESHOLD, 1 << 18)):
             mallopt(option, value)

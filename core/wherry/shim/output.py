@@ -113,13 +113,29 @@ class Output:
         if self.eof or self.hung:
             return False
         if self.readers:
-            fan = self._kept("fan")
-            if not self._take(fan):
+            if not self._has_bytes() or not self._take(fan := self._kept("fan")):
                 return False
             return self._spread(fan) and self.served()
         if self.task.log is None:
             return self._take(self.task.logger.null)
-        return self._take(self._kept("stage")) and self.record()
+        return self._has_bytes() and self._take(self._kept("stage")) and self.record()
+
+    def _has_bytes(self) -> bool:
+        """Whether it is worth while to make a staging pipe: most streams end without a byte."""
+        if self.task.streams.terminal or self._kept("stage", make=False) >= 0 or self._kept("fan", make=False) >= 0:
+            return True
+        logger = self.task.logger
+        try:
+            count = pipes.tee(self.fd, logger.scratch, 1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        if not count:
+            self.eof = True
+            return False
+        pipes.discard(logger.scratch, count, logger.null)
+        return True
 
     def _take(self, target: int) -> bool:
         """Container to target; False when nothing came."""

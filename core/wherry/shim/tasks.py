@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 #: How long an exit event waits for output that a slow reader holds up; "task.drained" follows then.
 PATIENCE = 0.2
-_PACKET = 1 << 16
+_PACKET = 1 << 14
 
 
 class Tasks:
