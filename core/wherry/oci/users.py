@@ -55,7 +55,7 @@ def read(root: int, name: bytes) -> bytes:
             raise Failure("Invalid", f'"/{text(name)}" of the image', "it changed while it was read")
         parts = []
         left = MAX_FILE + 1
-        while left and (data := os.read(fd, min(left, 1 << 20))):
+        while left and (data := os.read(fd, min(left, 1 << 15))):
             parts.append(data)
             left -= len(data)
     finally:
