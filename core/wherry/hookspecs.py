@@ -2,6 +2,9 @@
 group ``wherry.plugins`` names the module, and only modules whose prefix names the family in question are imported.
 
 Each implementation is called on its own, never through pluggy's chain, so that one that raises does not hide the others.
+
+The table [plugin.<family>.<id>] is judged by Registration.config. A module of a family without registrations (decorate, listen
+and the like) may name such an attrs class in a variable ``wherry_config``; its table is then judged by that.
 """
 
 from __future__ import annotations
