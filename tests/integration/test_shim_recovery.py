@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.shims import Shimmed, available, eventually, read_all, read_json, shimmed
+from wherry import __version__
 from wherry.api import FailedPrecondition, LogSink, Sandbox, Stdio, Unavailable
 from wherry.engine.shim import ShimClient, start_shim
 from wherry.linux import exe, framing, pidfd
@@ -246,6 +247,17 @@ def test_replace_keeps_everything(made: Shimmed) -> None:
     made.client.remove_sandbox("box")
 
 
+def test_a_shim_of_another_version_is_renewed(made: Shimmed) -> None:
+    made.spawn("c", "exec sleep 1000")
+    made.client._call("replace", version="0.0.1")
+    assert made.client._call("hello")[0]["version"] == "0.0.1"
+    other = start_shim(made.run, made.run / "root")
+    assert (other.version, other.pid) == (__version__, made.client.pid)
+    assert [state.status for state in other.list()] == ["running"]
+    other.close()
+    made.end("c")
+
+
 def test_a_replace_that_fails_changes_nothing(made: Shimmed) -> None:
     made.spawn("c", "exec sleep 1000")
     with pytest.raises(OSError):
@@ -293,6 +305,15 @@ def test_starting_it_twice_gives_one(made: Shimmed) -> None:
     eventually(lambda: not (made.run / "x/shim.sock").exists())
     with pytest.raises(Unavailable):
         ShimClient.connect(made.run / "x")
+
+
+def test_a_run_directory_of_somebody_else_is_refused(made: Shimmed) -> None:
+    other = made.run / "other"
+    other.mkdir()
+    os.chown(other, 1234, 1234)
+    with pytest.raises(Unavailable, match="belongs to user 1234"):
+        start_shim(other, made.run / "root")
+    assert list(other.iterdir()) == []
 
 
 def test_frames_that_are_none_end_a_connection_only(made: Shimmed) -> None:

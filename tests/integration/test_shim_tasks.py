@@ -325,6 +325,32 @@ def test_a_collector_that_is_full(made: Shimmed, how: str) -> None:
     made.client.forget("c", "")
 
 
+@pytest.mark.parametrize("how", ["drop", "block"])
+def test_a_disk_that_is_full(made: Shimmed, how: str) -> None:
+    """The container's readers, and all other containers, take no notice."""
+    full = LogSink("json-file", path="/dev/full", when_full=how)  # type: ignore[arg-type]
+    made.spawn("c", "yes | head -c 1000000", Stdio(log=full))
+    made.spawn("d", "echo fine", Stdio(log=LogSink("json-file", path=str(made.run / "log"))))
+    assert made.exit("d").attributes["drained"] == "true"
+    if how == "drop":
+        assert made.exit("c").attributes["code"] == "0"
+    else:
+        made.client.signal("c", "", signal.SIGKILL)
+        assert made.exit("c").attributes["drained"] == "false"
+    for name in ("c", "d"):
+        made.client.forget(name, "")
+
+
+def test_a_log_that_has_room_again_misses_nothing(made: Shimmed) -> None:
+    path = made.run / "missing" / "log"
+    made.spawn("c", "seq 20000", Stdio(log=LogSink("json-file", path=str(path))))
+    time.sleep(0.3)
+    path.parent.mkdir()
+    eventually(lambda: made.exit("c").attributes["code"] == "0")
+    eventually(lambda: read_json(path)["stdout"] == b"".join(b"%d\n" % number for number in range(1, 20001)))
+    made.client.forget("c", "")
+
+
 def test_a_terminal(made: Shimmed) -> None:
     ours, theirs = os.openpty()
     path = made.run / "log"

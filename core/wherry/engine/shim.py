@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import wherry
 from wherry import errors
 from wherry.engine.plans import encode_plan, encode_sandbox, encode_stdio, sandbox_of, state_of
 from wherry.interfaces.common import Event
@@ -246,6 +247,9 @@ class ShimClient:
 
     def _greet(self, link: _Link) -> None:
         hello = _value(link.call("hello", {}, ())[0])
+        if self._root is not None and hello["version"] != wherry.__version__:
+            self._renew(link)
+            hello = _value(link.call("hello", {}, ())[0])
         self.pid, self.start_time, self.version = hello["pid"], hello["start_time"], hello["version"]
         before, self._instance = self._instance, hello["instance"]
         if before == self._instance:
@@ -253,6 +257,11 @@ class ShimClient:
         if before:
             self._hand_over(link)
         self._fetch_pidfds(link)
+
+    @staticmethod
+    def _renew(link: _Link) -> None:
+        core = str(Path(wherry.__file__).resolve().parent.parent)
+        _value(link.call("replace", {"core": core, "version": wherry.__version__}, ())[0])
 
     def _hand_over(self, link: _Link) -> None:
         """Tells a new shim what a lost one had: in pages, as a frame takes only so many descriptors."""
@@ -400,15 +409,13 @@ class ShimClient:
             os.close(known[1])
 
     def replace(self) -> None:
-        """The successor runs this package's own version of the shim."""
-        import wherry
-
-        core = str(Path(wherry.__file__).resolve().parent.parent)
-        self._call("replace", core=core, version=wherry.__version__)
-        with self._guard:
-            link = self._link
-            if link is not None:
-                self._greet(link)
+        """The successor runs this package's own version of the shim; a connection to another version does that by itself."""
+        link = self._connected()
+        try:
+            self._renew(link)
+            self._greet(link)
+        except OSError:
+            raise errors.Unavailable("shim", _LOST, "try again") from None
 
     # beyond the contract
 

@@ -77,6 +77,9 @@ def launch(place: Place) -> None:
     """Returns when a shim answers. OSError, RuntimeError (what the shim itself said)."""
     run = place.values["run"]
     os.makedirs(run, 0o700, exist_ok=True)
+    owner = os.stat(run).st_uid
+    if owner != os.geteuid():
+        raise RuntimeError(f'run directory "{run}": belongs to user {owner}; name another with --run')
     held = lock(run)
     end = time.monotonic() + _PATIENCE
     while held < 0:  # one is there, or on its way
