@@ -158,6 +158,14 @@ def test_cleanup_takes_what_no_row_names(open_driver: Open, tmp_path: Path) -> N
     assert numbers(tmp_path) == {"1"}
 
 
+def test_what_an_engine_left_goes_when_the_next_one_opens(open_driver: Open, tmp_path: Path) -> None:
+    driver = open_driver()
+    layer(driver, "one", "", "kept")
+    (tmp_path / "root/snapshots/77/fs/deep").mkdir(parents=True)
+    open_driver()._trash.empty()
+    assert numbers(tmp_path) == {"1"}
+
+
 def test_numbers_are_never_used_again(open_driver: Open, tmp_path: Path) -> None:
     driver = open_driver()
     (first,) = driver.prepare("a", "")
@@ -212,7 +220,7 @@ def test_an_error_in_the_trash_stops_nobody(open_driver: Open, tmp_path: Path, m
     driver.prepare("a", "")
     driver.prepare("b", "")
 
-    def broken(number: int) -> int:
+    def broken(name: str) -> int:
         raise RecursionError
 
     with monkeypatch.context() as patch:
@@ -224,3 +232,17 @@ def test_an_error_in_the_trash_stops_nobody(open_driver: Open, tmp_path: Path, m
     assert numbers(tmp_path) == {"1", "2"}
     driver.cleanup()
     assert numbers(tmp_path) == set()
+
+
+def test_a_number_that_was_rolled_back_is_not_deleted_under_its_next_owner(open_driver: Open, tmp_path: Path) -> None:
+    driver = open_driver()
+    layer(driver, "one", "")
+    (tmp_path / "root/snapshots/2/fs/old").mkdir(parents=True)  # a prepare that a crash took back: 2 comes again
+    driver = open_driver()
+    (mount,) = driver.prepare("c", "one")
+    upper = Path(_option(mount.options, "upperdir"))
+    (upper / "mine").touch()
+    driver.cleanup()
+    assert upper.parent.name == "2"
+    assert os.listdir(upper) == ["mine"]
+    assert numbers(tmp_path) == {"1", "2"}

@@ -10,6 +10,8 @@ names directories by it. Modelled on containerd's core/snapshots/storage.
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -83,6 +85,23 @@ class Snapshots:
     def numbers(self) -> set[int]:
         """Every number in use."""
         return {number for (number,) in self.database.all("SELECT number FROM snapshots")}
+
+    def strays(self, directory: Path) -> list[str]:
+        """Names in directory that no row stands for, ready to be deleted: what a crash or an engine that ended left.
+
+        A number that was rolled back is given out again, so a directory with such a name gets another first, while no
+        snapshot can be prepared.
+        """
+        found = []
+        with self.database.write(durable=False):
+            used = self.numbers()
+            for name in os.listdir(directory):
+                if not name.isdecimal():
+                    found.append(name)
+                elif int(name) not in used:
+                    found.append(f"old-{name}-{secrets.token_hex(4)}")
+                    os.rename(directory / name, directory / found[-1])
+        return found
 
     def update(self, name: str, labels: Mapping[str, str | None]) -> Row:
         """Sets the labels given; None removes one."""

@@ -10,22 +10,22 @@ _DELAY = 0.05  # seconds: so that the deletion of one container's directories do
 
 
 class Trash:
-    """Numbers go in; erase(number) is called for each, soon, and answers the bytes freed. What a crash or an error leaves, the
-    snapshotter's cleanup finds."""
+    """Names go in; erase(name) is called for each, soon, and answers the bytes freed. What a crash or an error leaves, the
+    snapshotter finds when it is opened, and its cleanup does."""
 
-    def __init__(self, name: str, erase: Callable[[int], int]) -> None:
+    def __init__(self, name: str, erase: Callable[[str], int]) -> None:
         self._name = name
         self._erase = erase
         self._condition = threading.Condition()
-        self._waiting: list[int] = []
+        self._waiting: list[str] = []
         self._busy = False
         self._freed = 0
         self._thread: threading.Thread | None = None
         self._hurry = threading.Event()
 
-    def add(self, number: int) -> None:
+    def add(self, item: str) -> None:
         with self._condition:
-            self._waiting.append(number)
+            self._waiting.append(item)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"{self._name}-trash", daemon=True)
                 self._thread.start()
@@ -54,9 +54,9 @@ class Trash:
             with self._condition:
                 batch, self._waiting = self._waiting, []
             freed = 0
-            for number in batch:
+            for item in batch:
                 with suppress(Exception):  # the thread has to live: others wait for it, and cleanup tries again
-                    freed += self._erase(number)
+                    freed += self._erase(item)
             with self._condition:
                 self._freed += freed
                 self._busy = False

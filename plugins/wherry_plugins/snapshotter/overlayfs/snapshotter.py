@@ -34,6 +34,8 @@ class OverlaySnapshotter:
         self._volatile = config.volatile
         self._roots: dict[int, tuple[int, int, int, int]] = {}  # of committed ones, which never change
         self._trash = Trash("overlayfs", self._erase)
+        for name in self._rows.strays(self._directory):
+            self._trash.add(name)
 
     def stat(self, name: str) -> SnapshotInfo:
         return self._rows.get(name).info()
@@ -84,16 +86,14 @@ class OverlaySnapshotter:
         if row is None:
             return
         self._roots.pop(row.number, None)
-        self._trash.add(row.number)
+        self._trash.add(str(row.number))
 
     def walk(self) -> Iterator[SnapshotInfo]:
         return (row.info() for row in self._rows.walk())
 
     def cleanup(self) -> int:
         self._trash.empty()
-        found = [name for name in os.listdir(self._directory) if name.isdecimal()]
-        used = self._rows.numbers()  # after the listing: what is being prepared has its row by now
-        return self._trash.freed() + sum(self._erase(int(name)) for name in found if int(name) not in used)
+        return self._trash.freed() + sum(self._erase(name) for name in self._rows.strays(self._directory))
 
     def close(self) -> None:
         self._trash.empty()
@@ -110,7 +110,7 @@ class OverlaySnapshotter:
         try:
             os.mkdir(directory, 0o700)
         except FileExistsError:  # a crash before the commit left one, and the number with it
-            self._erase(row.number)
+            self._erase(str(row.number))
             os.mkdir(directory, 0o700)
         try:
             os.mkdir(f"{directory}/fs", 0o755)
@@ -124,7 +124,7 @@ class OverlaySnapshotter:
             if work:
                 os.mkdir(f"{directory}/work", 0o711)
         except BaseException:
-            self._erase(row.number)
+            self._erase(str(row.number))
             raise
 
     def _root_of(self, number: int) -> tuple[int, int, int, int]:
@@ -153,7 +153,7 @@ class OverlaySnapshotter:
             return (Mount("bind", lowers[0], "", ("rbind", "ro")),)
         return (Mount("overlay", "overlay", "", ("ro", f"lowerdir={':'.join(lowers)}", *self._options)),)
 
-    def _erase(self, number: int) -> int:
+    def _erase(self, name: str) -> int:
         """Deletes a directory; the bytes freed. What can't be deleted now, cleanup finds again."""
         try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -162,13 +162,13 @@ class OverlaySnapshotter:
         freed = 0
         try:
             with suppress(OSError):
-                inner = os.open(str(number), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
                 try:
                     freed = usage(inner)[0]
                 finally:
                     os.close(inner)
             with suppress(OSError):
-                remove_tree(fd, str(number).encode())
+                remove_tree(fd, name.encode())
         finally:
             os.close(fd)
         return freed

@@ -43,7 +43,9 @@ class VfsSnapshotter:
         self._reflink = config.reflink
         self._rows = Snapshots(context.root / "snapshots.db")
         self._copying: set[str] = set()
-        self._trash = Trash("vfs", lambda number: self._erase(str(number)))
+        self._trash = Trash("vfs", self._erase)
+        for name in self._rows.strays(self._directory):
+            self._trash.add(name)
 
     def stat(self, name: str) -> SnapshotInfo:
         return self._rows.get(name).info()
@@ -116,17 +118,15 @@ class VfsSnapshotter:
     def remove(self, name: str) -> None:
         row = self._rows.remove(name)
         if row is not None:
-            self._trash.add(row.number)
+            self._trash.add(str(row.number))
 
     def walk(self) -> Iterator[SnapshotInfo]:
         return (row.info() for row in self._rows.walk())
 
     def cleanup(self) -> int:
         self._trash.empty()
-        found = os.listdir(self._directory)
-        used = {str(number) for number in self._rows.numbers()}  # after the listing, as what is new has its row by now
-        stray = [name for name in found if name not in used and name not in self._copying]
-        return self._trash.freed() + sum(self._erase(name) for name in stray)
+        strays = [name for name in self._rows.strays(self._directory) if name not in self._copying]
+        return self._trash.freed() + sum(self._erase(name) for name in strays)
 
     def close(self) -> None:
         self._trash.empty()
