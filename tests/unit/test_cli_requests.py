@@ -421,3 +421,17 @@ def test_load_from_a_pipe_is_spooled(tmp_path: Path) -> None:
     assert (code, out) == (0, "Loaded image: docker.io/library/busybox:latest\n")
     assert seen == [b"tar bytes"]
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_stats() -> None:
+    used = iter((1_000_000, 1_050_000))
+    engine = FakeEngine(stats=lambda _id: {"cpu.usage_usec": next(used), "memory.current": 3 << 20, "pids.current": 2})
+    code, out, _err = call(engine, "stats")
+    head, row = out.splitlines()
+    assert code == 0
+    assert head.split("  ")[0] == "CONTAINER ID"
+    assert row.split()[:2] == ["c0ffeec0ffee", "tidy_tug"]
+    assert row.split()[3:] == ["3MiB", "2"]
+    assert 0 < float(row.split()[2].rstrip("%")) <= 20
+    engine = FakeEngine(stats={"pids.current": 2})
+    assert call(engine, "stats", "--json", "tidy_tug")[1] == '{\n  "tidy_tug": {\n    "pids.current": 2\n  }\n}\n'

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from wherry.api import Container
 
 
-def duration(seconds: float) -> str:
-    """ "Less than a second", "5 seconds", "About a minute", "3 hours", "2 weeks": docker's go-units, HumanDuration."""
-    if seconds < 1:
-        return "Less than a second"
-    whole = int(seconds)
-    hours = int(seconds / 3600 + 0.5)
+@lru_cache(4096)
+def _duration(whole: int) -> str:
+    hours = int(whole / 3600 + 0.5)
     if whole < 60:
         return "1 second" if whole == 1 else f"{whole} seconds"
     if whole < 3600:
@@ -24,6 +22,11 @@ def duration(seconds: float) -> str:
         if hours < 24 * days:
             return f"{hours // 24 // unit} {word}"
     return f"{hours // 24 // 365} years"
+
+
+def duration(seconds: float) -> str:
+    """ "Less than a second", "5 seconds", "About a minute", "3 hours", "2 weeks": docker's go-units, HumanDuration."""
+    return "Less than a second" if seconds < 1 else _duration(int(seconds))
 
 
 def ago(moment: int, now: int = 0) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import click
@@ -26,9 +27,14 @@ def _command(container: Container) -> str:
     return json.dumps(" ".join(container.command), ensure_ascii=False)
 
 
-def _cut(container: Container) -> str:
-    text = " ".join(container.command)
+@lru_cache(1024)
+def _shortened(words: tuple[str, ...]) -> str:
+    text = " ".join(words)
     return json.dumps(text if len(text) < COMMAND_WIDTH else text[: COMMAND_WIDTH - 2] + "…", ensure_ascii=False)
+
+
+def _cut(container: Container) -> str:
+    return _shortened(container.command)
 
 
 def ports(found: tuple[Port, ...]) -> str:
