@@ -318,3 +318,31 @@ def test_sockets_are_ours_alone(make: Any) -> None:
     assert f"socket:[{os.fstat(mine.fileno()).st_ino}]" not in links
     mine.close()
     theirs.close()
+
+
+@pytest.mark.parametrize(("process", "code"), [("true", 0), ("false", 7)])
+def test_without_a_process_of_its_own_the_engine_would_end(tmp_path: Path, process: str, code: int) -> None:
+    """With the twin: the same driver in the engine's process takes the engine with it."""
+    import subprocess
+    import sys
+
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from support.distributions import Distributions
+from wherry.api import Unavailable
+dists = Distributions(Path({str(tmp_path)!r}))
+sys.path.insert(0, str(dists.site))
+dists.standard()
+dists.driver("snapshotter", "own", init="Own", extra={EXTRA!r})
+kernel = dists.kernel("[variant.own]\\nsnapshotter = 'own'\\n[plugin.snapshotter.own]\\nprocess = {process}")
+try:
+    kernel.variant("own").snapshotter.stat("exit")
+except Unavailable:
+    pass
+assert kernel.variant().snapshotter.usage("x") == (1, 2)
+kernel.close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
+    assert done.returncode == code
