@@ -115,8 +115,18 @@ class Group1(cgroup.Group):
             return
         if fresh and len(rules) == 1 and rules[0].get("allow") and not rules[0].get("type"):
             return  # a new group allows what its parent does
-        for allow, line in device_lines(rules):
-            write(f"{path}/devices.{'allow' if allow else 'deny'}", line)
+        files = {
+            allow: os.open(f"{path}/devices.{name}", os.O_WRONLY | os.O_CLOEXEC)
+            for allow, name in ((True, "allow"), (False, "deny"))
+        }
+        try:
+            for allow, line in device_lines(rules):
+                os.write(files[allow], line.encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{path}/devices: {line}") from None
+        finally:
+            for fd in files.values():
+                os.close(fd)
 
     def _memory(self, memory: Mapping[str, Any]) -> None:
         """The limit on memory and swap together must never be below that on memory: which of them comes first depends."""

@@ -27,6 +27,15 @@ DEFAULT_DEVICES: tuple[tuple[str, int, int, int, int, int], ...] = tuple(
         ("tty", 5, 0),
     )
 )
+#: Always allowed, whatever the spec says, as OCI runtimes do: any node may be made, these may be used.
+_ALLOWED: tuple[dict[str, Any], ...] = (
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, -1))
+    ),
+)
 DEFAULT_LINKS = (
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -119,6 +128,17 @@ def devices(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, i
             raise SpecError(f"device {path!r}", "a number is negative")
         result.append((path, kind | mode, numbers[0], numbers[1], numbers[2], numbers[3]))
     return result
+
+
+def device_rules(rules: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """linux.resources.devices as it comes into force: all denied first where nothing is said, the default devices allowed last.
+
+    A lone rule that allows all stays alone.
+    """
+    if len(rules) == 1 and rules[0].get("allow") and rules[0].get("type") in (None, "", "a"):
+        return list(rules)
+    listed = list(rules) or [{"allow": False, "access": "rwm"}]
+    return [*listed, *(rule for rule in _ALLOWED if rule not in listed)]
 
 
 def user(process: Mapping[str, Any]) -> tuple[str, int, int, list[int]]:

@@ -7,6 +7,7 @@ import os
 import select
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -30,6 +31,7 @@ from wherry.linux.cgroup1 import Group1
 from wherry.linux.cgroup2 import Group2
 from wherry.oci import compile, filters
 from wherry.oci.errors import SpecError
+from wherry.oci.spec import device_rules
 from wherry_plugins.isolation.namespaces.record import Links, Record
 
 if TYPE_CHECKING:
@@ -37,6 +39,15 @@ if TYPE_CHECKING:
 
 _SECCOMP = "io.wherry.seccomp"
 _KILL = 9
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """A value of the wrong type or a missing key in what the caller gave is the caller's fault."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise Invalid(what, f"{type(error).__name__}: {error}", "see the OCI runtime-spec, config-linux.md") from None
 
 
 class Namespaces:
@@ -67,7 +78,9 @@ class Namespaces:
         except SpecError as error:
             raise Invalid(error.what, error.cause, error.hint) from None
         record = Record(request.id, request.sandbox_id, spec, group)
-        group.create((spec.get("linux") or {}).get("resources") or {})
+        resources = (spec.get("linux") or {}).get("resources") or {}
+        with _readable("linux.resources"):
+            group.create({**resources, "devices": device_rules(resources.get("devices") or ())})
         try:
             self._links.add(request.id, request.bundle, spec)
             state = self._spawn(
@@ -236,7 +249,7 @@ class Namespaces:
 
     def update(self, id: str, resources: Mapping[str, Any]) -> None:
         record = self._record(id)
-        with record.lock:
+        with record.lock, _readable("resources"):
             record.group.apply(resources)
 
     def stats(self, id: str) -> Mapping[str, int]:
