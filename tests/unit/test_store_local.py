@@ -65,6 +65,7 @@ def test_the_layout_is_one_that_other_tools_read(store: LocalStore) -> None:
     text = json.dumps(manifest).encode()
     put(store, text)
     store.tag("docker.io/library/x:1", Descriptor(MANIFEST, digest(text), len(text), {"a": "b"}, "linux/arm64/v8"), {})
+    store._write_late()
     index = json.loads((store.root / "index.json").read_text())
     (entry,) = index["manifests"]
     assert entry["annotations"] == {"a": "b", "org.opencontainers.image.ref.name": "docker.io/library/x:1"}
@@ -75,7 +76,20 @@ def test_the_layout_is_one_that_other_tools_read(store: LocalStore) -> None:
     ).stdout  # fmt: skip
     assert found == config
     store.untag("docker.io/library/x:1")
+    store._write_late()
     assert json.loads((store.root / "index.json").read_text())["manifests"] == []
+
+
+def test_many_tags_write_the_index_few_times(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    real = LocalStore._write_index
+    monkeypatch.setattr(LocalStore, "_write_index", lambda self: (written.append(1), real(self))[1])
+    store._index_took = 0.02
+    for number in range(100):
+        store.tag(f"n{number}", Descriptor(MANIFEST, digest(b"1"), 1), {})
+    assert len(written) < 90
+    store.close()
+    assert len(json.loads((store.root / "index.json").read_text())["manifests"]) == 100
 
 
 def test_directories_are_for_their_owner_only(store: LocalStore) -> None:

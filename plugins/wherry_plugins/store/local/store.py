@@ -48,6 +48,7 @@ CREATE TABLE images (
 CREATE TABLE ingests (ref TEXT PRIMARY KEY, created INTEGER NOT NULL) WITHOUT ROWID;
 """
 VERSION = 1
+_INDEX_SHARE = 10  # index.json may take a tenth of the time of many tags, no more
 REF_NAME = "org.opencontainers.image.ref.name"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _IMAGE = "name, media_type, digest, size, annotations, platform, labels, updated"
@@ -74,6 +75,9 @@ class LocalStore:
         self.database = Database(root / "store.db", SCHEMA, VERSION)
         # Guards what a row and its file must agree on: between rename and row, between mark and unlink.
         self.lock = threading.Lock()
+        self._index_lock = threading.Lock()
+        self._index_timer: threading.Timer | None = None
+        self._index_written = self._index_took = 0.0
         layout = root / "oci-layout"
         if not layout.exists():
             layout.write_text('{"imageLayoutVersion":"1.0.0"}')
@@ -169,7 +173,7 @@ class LocalStore:
                     dump(labels), now,
                 ),
             )  # fmt: skip
-        self._write_index()
+        self._follow()
         return Image(name, target, dict(labels), now)
 
     def untag(self, name: str, *, expected: Digest | None = None) -> None:
@@ -178,7 +182,7 @@ class LocalStore:
                 return
             self._expect(execute, name, expected)
             execute("DELETE FROM images WHERE name = ?", (name,))
-        self._write_index()
+        self._follow()
 
     def list(self, prefix: str = "") -> Iterator[Image]:
         rows = self.database.all(
@@ -194,6 +198,7 @@ class LocalStore:
         return self.blobs / hex_of(digest)
 
     def close(self) -> None:
+        self._write_late()
         self.database.close()
 
     @staticmethod
@@ -220,13 +225,35 @@ class LocalStore:
             if path not in refs:
                 path.unlink(missing_ok=True)
 
+    def _follow(self) -> None:
+        """Brings index.json up to date: at once where that is cheap, else soon, so that a thousand tags do not write it a
+        thousand times."""
+        with self._index_lock:
+            if time.monotonic() - self._index_written > _INDEX_SHARE * self._index_took:
+                self._write_index()
+            elif self._index_timer is None:
+                self._index_timer = threading.Timer(_INDEX_SHARE * self._index_took, self._write_late)
+                self._index_timer.daemon = True
+                self._index_timer.start()
+
+    def _write_late(self) -> None:
+        with self._index_lock:
+            if self._index_timer is not None:
+                self._write_index()
+
     def _write_index(self) -> None:
+        """Under the index's lock, or before anybody else has the store."""
+        started = time.monotonic()
+        if self._index_timer is not None:
+            self._index_timer.cancel()
+            self._index_timer = None
+        text = json.dumps(_index(self.list()), indent=1, sort_keys=True)
         path = self.root / "index.json"
-        with self.lock:
-            text = json.dumps(_index(self.list()), indent=1, sort_keys=True)
-            temporary = path.with_name("index.json.new")
-            temporary.write_text(text)
-            temporary.replace(path)  # not synced: written anew when the store is opened
+        temporary = path.with_name("index.json.new")
+        temporary.write_text(text)
+        temporary.replace(path)  # not synced: written anew when the store is opened
+        self._index_written = time.monotonic()
+        self._index_took = self._index_written - started
 
 
 def _index(images: Iterator[Image]) -> dict[str, Any]:
