@@ -27,6 +27,13 @@ from wherry.shim import wire
 
 _PAGE = 150
 _LOST = "the connection was lost"
+#: What means the same to the shim that follows a lost one; a spawn, a start or an attach does not.
+_REPEATABLE = frozenset(
+    {
+        "list", "create_sandbox", "remove_sandbox", "sandboxes", "namespace", "socket", "signal", "resize", "close_stdin",
+        "detach", "ack", "forget", "engine",
+    }
+)  # fmt: skip
 
 
 def start_shim(run: Path, root: Path, *, config: Path | None = None, engine: bool = False) -> ShimClient:
@@ -293,12 +300,16 @@ class ShimClient:
         self._pidfds[state["id"], state["exec_id"]] = (state, fd)
 
     def _call(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[Any, list[int]]:
-        link = self._connected()
-        try:
-            answer, received = link.call(op, fields, fds)
-        except OSError:
-            raise errors.Unavailable("shim", _LOST, "try again") from None
-        return _value(answer), received
+        for last in (op not in _REPEATABLE, True):
+            link = self._connected()
+            try:
+                answer, received = link.call(op, fields, fds)
+            except OSError:
+                if last:
+                    raise errors.Unavailable("shim", _LOST, "try again") from None
+            else:
+                return _value(answer), received
+        raise errors.Unavailable("shim", _LOST, "try again")
 
     def close(self) -> None:
         """Closes the connection; shim and containers stay."""
@@ -369,15 +380,20 @@ class ShimClient:
         with contextlib.suppress(errors.NotFound):
             self._call("detach", container=id, exec_id=exec_id, token=token)
 
-    def list(self) -> Iterator[TaskState]:
-        yield from [state_of(state) for state in self._call("list")[0]]
+    def list(self, id: str = "") -> Iterator[TaskState]:
+        yield from [state_of(state) for state in self._call("list", container=id)[0]]
 
     # ShimControl
 
     def events(self, after: int) -> Iterator[Event]:
         """Over a connection of its own; ends by Unavailable when that is lost, and at ``close``. Call it again to go on."""
-        self._connected()
-        sock = self._dial()
+        link = self._connected()
+        try:
+            sock = self._dial()
+        except errors.Unavailable:  # nobody has used the connection since the shim was lost
+            link.close()
+            self._connected()
+            sock = self._dial()
         with self._guard:
             self._streams.append(sock)
         try:
