@@ -10,7 +10,7 @@ import base64
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from wherry.linux import mount as linux_mount
 from wherry.linux import namespaces as ns
@@ -18,60 +18,11 @@ from wherry.oci import spec as reading
 from wherry.oci import steps as s
 from wherry.oci.errors import SpecError
 from wherry.oci.options import Options, propagation
+from wherry.oci.tree import Host, MountLike, Tree, id_map
+
+__all__ = ["Compiled", "Host", "container", "exec", "id_maps"]
 
 _SHARED_TYPES = {"network": "net", "ipc": "ipc", "uts": "uts"}
-
-
-class IdMapLike(Protocol):
-    """As wherry.api.IdMap."""
-
-    @property
-    def uids(self) -> tuple[tuple[int, int, int], ...]: ...
-    @property
-    def gids(self) -> tuple[tuple[int, int, int], ...]: ...
-
-
-class MountLike(Protocol):
-    """As wherry.api.Mount."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def target(self) -> str: ...
-    @property
-    def options(self) -> tuple[str, ...]: ...
-    @property
-    def idmap(self) -> IdMapLike: ...
-
-
-class Host:
-    """What compiling needs to know of the host and the driver's choices.
-
-    sandboxed: the sandbox lends the namespaces of _SHARED_TYPES, and its user namespace where the spec wants one; else the plan
-    makes its own. unified: cgroup v2. cgroup_binds: on v1, (name below /sys/fs/cgroup, host directory) to show inside;
-    cgroup_links: (link, target) beside them. filter: BPF and seccomp(2) flags, None for no filter. apparmor: whether it is on.
-    """
-
-    __slots__ = ("apparmor", "cgroup_binds", "cgroup_links", "filter", "sandboxed", "unified")
-
-    def __init__(
-        self,
-        *,
-        sandboxed: bool = True,
-        unified: bool = False,
-        cgroup_binds: Sequence[tuple[str, str]] = (),
-        cgroup_links: Sequence[tuple[str, str]] = (),
-        filter: tuple[bytes, int] | None = None,
-        apparmor: bool = False,
-    ) -> None:
-        self.sandboxed = sandboxed
-        self.unified = unified
-        self.cgroup_binds = cgroup_binds
-        self.cgroup_links = cgroup_links
-        self.filter = filter
-        self.apparmor = apparmor
 
 
 class Compiled:
@@ -129,142 +80,12 @@ def _unsupported(spec: Mapping[str, Any]) -> None:
             raise SpecError(f"spec field {name!r}", "not supported by this isolation driver")
 
 
-class _Tree:
-    """Collects the sources to open first and the mounts to place after the root."""
-
-    def __init__(self, user_namespace: bool) -> None:
-        self.sources: list[s.Step] = []
-        self.placed: list[s.Step] = []
-        self.user_namespace = user_namespace
-        self.dev_is_ours = False
-        self._slot = 0
-
-    def slot(self) -> int:
-        self._slot += 1
-        return self._slot - 1
-
-    def root(self, entry: MountLike) -> s.Step:
-        """The source of the root; answers the step that places it."""
-        options = Options(entry.options)
-        slot = self.slot()
-        if entry.type == "overlay":
-            if entry.idmap.uids or entry.idmap.gids:
-                raise SpecError(
-                    "root mount", "an overlay cannot be idmapped as a whole", "have the snapshotter remap its layers"
-                )
-            lowers: list[str] = []
-            data: list[s.Option] = [("source", "overlay")]
-            for key, value in options.data:
-                if key == "lowerdir" and value is not None:
-                    lowers.extend(_split_lowers(value))
-                else:
-                    data.append((key, value))
-            self.sources.append(s.Overlay(slot, lowers, data, options.attributes))
-            return s.Root(slot, 0, 0)
-        if entry.type in ("bind", "none", ""):
-            self.sources.append(s.Source(slot, entry.source, options.recursive, entry.idmap.uids, entry.idmap.gids))
-            return s.Root(slot, options.set, options.clear & ~linux_mount.ATTR_RDONLY)
-        self.sources.append(
-            s.Filesystem(slot, entry.type, [("source", entry.source), *options.data], options.attributes)
-        )
-        return s.Root(slot, 0, 0)
-
-    def bind(self, source: str, path: str, options: Options, uids: Any = (), gids: Any = ()) -> None:
-        slot = self.slot()
-        self.sources.append(s.Source(slot, source, options.recursive, uids, gids))
-        clear = options.clear & ~linux_mount.ATTR_RDONLY
-        if options.recursive_set or options.recursive_clear:
-            self.placed.append(
-                s.Bind(
-                    slot,
-                    path,
-                    options.recursive_set | options.set,
-                    options.recursive_clear | clear,
-                    1,
-                    options.propagation,
-                )
-            )
-        else:
-            self.placed.append(s.Bind(slot, path, options.set, clear, 0, options.propagation))
-
-    def add(self, entry: Mapping[str, Any], host: Host, own: Mapping[str, str]) -> None:
-        """One entry of spec.mounts."""
-        path, kind = str(entry.get("destination", "")), str(entry.get("type") or "")
-        if not path.startswith("/"):
-            path = "/" + path
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        if ".." in parts or "\0" in path:
-            raise SpecError(f"mount {path!r}", "a target may hold no .. and no zero byte")
-        path = "/" + "/".join(parts)
-        if path == "/":
-            raise SpecError("mount '/'", "the root is not to be mounted over")
-        options = Options(entry.get("options") or ())
-        source = str(entry.get("source") or kind)
-        if kind in ("bind", "none", "") or options.bind:
-            uids, gids = ([_id_map(row) for row in entry.get(key) or ()] for key in ("uidMappings", "gidMappings"))
-            self.bind(source, path, options, uids, gids)
-        elif kind == "cgroup":
-            self.cgroup(path, options, host)
-        elif kind == "sysfs" and self.user_namespace and "network" not in own:
-            # sysfs belongs to the network namespace's owner, which is the host here
-            options.recursive = True
-            self.bind("/sys", path, options)
-        else:
-            if path == "/dev":
-                self.dev_is_ours = True
-            self.placed.append(
-                s.MountNew(path, kind, [("source", source), *options.data], options.attributes, options.propagation)
-            )
-
-    def cgroup(self, path: str, options: Options, host: Host) -> None:
-        """v2: the own subtree by the cgroup namespace. v1: a tmpfs that shows the container's own group of each hierarchy."""
-        if host.unified:
-            self.placed.append(
-                s.MountNew(path, "cgroup2", [("source", "cgroup")], options.attributes, options.propagation)
-            )
-            return
-        data: list[s.Option] = [("source", "tmpfs"), ("mode", "755")]
-        self.placed.append(
-            s.MountNew(path, "tmpfs", data, options.attributes & ~linux_mount.ATTR_RDONLY, options.propagation)
-        )
-        for name, directory in host.cgroup_binds:
-            self.bind(directory, f"{path}/{name}", options)
-        for link, target in host.cgroup_links:
-            self.placed.append(s.Link(target, f"{path}/{link}"))
-        if options.set & linux_mount.ATTR_RDONLY:
-            self.placed.append(s.Remount(path, linux_mount.ATTR_RDONLY, 0))
-
-
-def _split_lowers(text: str) -> list[str]:
-    """lowerdir's layers: parted by colons, a backslash keeps the next character (overlayfs.rst)."""
-    result, current, index = [], "", 0
-    while index < len(text):
-        mark = text[index]
-        if mark == "\\" and index + 1 < len(text):
-            index += 1
-            current += text[index]
-        elif mark == ":":
-            result.append(current)
-            current = ""
-        else:
-            current += mark
-        index += 1
-    return [part for part in (*result, current) if part]
-
-
-def _id_map(entry: Mapping[str, Any]) -> tuple[int, int, int]:
-    row = tuple(entry.get(key) for key in ("containerID", "hostID", "size"))
-    if not all(isinstance(number, int) and 0 <= number < 1 << 32 for number in row) or not row[2]:
-        raise SpecError(f"id mapping {dict(entry)!r}", "not three numbers, the last above 0")
-    return row  # type: ignore[return-value]  # three ints, as checked
-
-
 def id_maps(spec: Mapping[str, Any]) -> tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]]:
     """linux.uidMappings and gidMappings; SpecError where two of one kind overlap."""
     linux = spec.get("linux") or {}
     result = []
     for key in ("uidMappings", "gidMappings"):
-        rows = tuple(_id_map(row) for row in linux.get(key) or ())
+        rows = tuple(id_map(row) for row in linux.get(key) or ())
         for column in (0, 1):
             ranges = sorted((row[column], row[column] + row[2]) for row in rows)
             if any(first[1] > second[0] for first, second in itertools.pairwise(ranges)):
@@ -283,7 +104,7 @@ def container(
     own = _namespaces(spec)
     if own.get("mount", "-"):
         raise SpecError("namespace 'mount'", "a container needs a new one of its own")
-    tree = _Tree("user" in own)
+    tree = Tree("user" in own)
     roots = [entry for entry in rootfs if not entry.target.strip("/")]
     if len(roots) != 1:
         raise SpecError("root mounts", f"{len(roots)} mounts for the root, not one")
@@ -386,9 +207,7 @@ def _time_offsets(spec: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     return result
 
 
-def _devices(
-    tree: _Tree, extra: list[tuple[str, int, int, int, int, int]]
-) -> list[tuple[str, int, int, int, int, int]]:
+def _devices(tree: Tree, extra: list[tuple[str, int, int, int, int, int]]) -> list[tuple[str, int, int, int, int, int]]:
     """The nodes to make; in a user namespace, where none can be made, the host's are bound instead."""
     nodes = list(reading.DEFAULT_DEVICES) if tree.dev_is_ours else []
     taken = {node[0] for node in extra}
