@@ -98,8 +98,8 @@ class FakeShim:
     def sandboxes(self) -> Iterator[Sandbox]:
         return iter(list(self.world.sandboxes.values()))
 
-    def list(self) -> Iterator[TaskState]:
-        return iter(list(self.world.tasks.values()))
+    def list(self, id: str = "") -> Iterator[TaskState]:
+        return iter([task for task in self.world.tasks.values() if id in ("", task.id)])
 
     def events(self, after: int) -> Iterator[Event]:
         last = max(after, self.world.acked)

@@ -179,7 +179,9 @@ class Shim(Protocol):
         """Drops the fds of one attach ("" drops those given to spawn); nothing happens when they are gone."""
         ...
 
-    def list(self) -> Iterator[TaskState]: ...
+    def list(self, id: str = "") -> Iterator[TaskState]:
+        """The processes of one container, or of all."""
+        ...
 
 
 class ShimControl(Shim, Protocol):

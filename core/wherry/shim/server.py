@@ -131,8 +131,9 @@ class Shim:
             }
         )
 
-    def _list(self, reply: Reply, _message: dict[str, Any], _fds: list[int]) -> None:
-        reply.ok([task.state() for task in self.tasks if not task.forgotten])
+    def _list(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
+        id = message.get("container", "")
+        reply.ok([task.state() for task in self.tasks if not task.forgotten and (not id or task.id == id)])
 
     def _pidfds(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """A page of live tasks with their pidfds; "next" is where to go on, None at the end."""
