@@ -346,3 +346,82 @@ def test_help_version_and_check_need_no_engine(wherry: Any, engine_dirs: Any, tm
         == 'wherry: file "none.toml": no such file or directory\n'
     )
     assert not engine_dirs.run.exists() or not (engine_dirs.run / "engine.sock").exists()
+
+
+class Shim:
+    """Listens where a shim would and says yes to all."""
+
+    def __init__(self, run: Path) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(str(run / "shim.sock"))
+        self.socket.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                sock, _address = self.socket.accept()
+            except OSError:
+                return
+            with sock:
+                reader = framing.Reader(sock)
+                while (frame := reader.next()) is not None:
+                    self.asked.append(frame[0])
+                    framing.send(sock, {"id": frame[0]["id"], "ok": {}})
+
+
+def installed(run: Path) -> subprocess.CompletedProcess[str]:
+    """``wherry ps`` by the script of this environment, which has all of the client."""
+    command = [str(Path(sys.executable).parent / "wherry"), "--run", str(run), "ps"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_an_engine_of_another_version_is_restarted(engine: Engine) -> None:
+    shim = Shim(engine.run)
+
+    def both() -> None:
+        engine.serve(lambda sock, _reader, _fds: framing.send(sock, {"mismatch": "9.9"})).join(20)
+        engine.serve(exits(4)).join(20)
+
+    thread = threading.Thread(target=both, daemon=True)
+    thread.start()
+    assert installed(engine.run).returncode == 4
+    thread.join(20)
+    assert [(one["op"], one.get("restart")) for one in shim.asked] == [("engine", True)]
+    shim.socket.close()
+
+
+def test_an_engine_that_stays_of_another_version(engine: Engine) -> None:
+    shim = Shim(engine.run)
+
+    def both() -> None:
+        for _ in range(2):
+            engine.serve(lambda sock, _reader, _fds: framing.send(sock, {"mismatch": "9.9"})).join(20)
+
+    thread = threading.Thread(target=both, daemon=True)
+    thread.start()
+    assert "met another one after a restart" in installed(engine.run).stderr
+    thread.join(20)
+    shim.socket.close()
+
+
+def test_what_the_shim_refuses_is_said(engine_dirs: Any) -> None:
+    engine_dirs.run.mkdir(parents=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(engine_dirs.run / "shim.sock"))
+    listener.listen()
+
+    def part() -> None:
+        sock, _address = listener.accept()
+        with sock:
+            framing.Reader(sock).next()
+            error = {"class": "Unavailable", "what": "engine", "cause": "no room", "hint": "make some"}
+            framing.send(sock, {"id": 1, "error": error})
+
+    thread = threading.Thread(target=part, daemon=True)
+    thread.start()
+    assert installed(engine_dirs.run).stderr == "wherry: engine: no room; make some\n"
+    thread.join(20)
+    listener.close()
+    (engine_dirs.run / "shim.sock").unlink()
