@@ -15,7 +15,9 @@ def test_short_form_prints_every_row() -> None:
     """Peers that are not installed are reported by name; ours must run in each row."""
     done = subprocess.run([RUN, "--short", "--calls"], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("|")
+    ]
     with_ours = {int(row[0]) for row in rows if row[0].isdigit() and row[3].startswith("wherry")}
     assert with_ours == {1, 2, 4, 7, 8, 11}
     assert any(row[0] == "clone3" for row in rows), "the system calls were not counted"

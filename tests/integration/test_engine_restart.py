@@ -109,7 +109,9 @@ def test_the_resident_engine_is_killed_with_containers(resident: Engine, wherry:
     import wherry as package
 
     stays = sleeper(resident, "stays")
-    ends = resident.run(RunRequest(HOST, ("/bin/sh", "-c", "while ! test -e /go; do sleep 0.02; done; exit 33"), name="ends")).id
+    ends = resident.run(
+        RunRequest(HOST, ("/bin/sh", "-c", "while ! test -e /go; do sleep 0.02; done; exit 33"), name="ends")
+    ).id
     long = resident.exec(stays, ExecRequest(("/bin/sh", "-c", "sleep 0.5; exit 5")))
     upper = resident.container(ends).pid
     os.kill(resident.info().engine.pid, signal.SIGKILL)
@@ -189,9 +191,21 @@ def test_a_bad_start_says_why(tmp_path: Path) -> None:
     config.write_text("version = 1\n[engine]\nlogg = 'x'\n")
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
-    command = [sys.executable, "-I", "-m", "wherry.engine.main", "--root", str(tmp_path / "r"), "--run", str(tmp_path / "n")]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "wherry.engine.main",
+        "--root",
+        str(tmp_path / "r"),
+        "--run",
+        str(tmp_path / "n"),
+    ]
     done = subprocess.run(
-        [*command, "--config", str(config), "--ready-fd", str(writer)], pass_fds=(writer,), capture_output=True, check=False
+        [*command, "--config", str(config), "--ready-fd", str(writer)],
+        pass_fds=(writer,),
+        capture_output=True,
+        check=False,
     )
     os.close(writer)
     with os.fdopen(reader, "rb") as said:

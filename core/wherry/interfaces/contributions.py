@@ -52,7 +52,9 @@ class LogDriver(Protocol):
     """sink says what the logger shall write; read reads it back. An unknown option is Invalid and named."""
 
     def sink(self, id: str, options: Labels) -> LogSink: ...
-    def read(self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1) -> Iterator[LogLine]:
+    def read(
+        self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1
+    ) -> Iterator[LogLine]:
         """since and until are ns since the epoch (0: no bound); tail counts lines, -1 is all. With follow the iterator
         yields an empty LogLine (data b"") at least twice a second while nothing comes, so that the caller can stop it."""
         ...
