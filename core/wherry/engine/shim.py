@@ -8,17 +8,17 @@ told what this side knows: the pidfds above all, by which it learns how processe
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import wherry
 from wherry import errors
+from wherry.engine.link import LOST, Link
 from wherry.engine.plans import encode_plan, encode_sandbox, encode_stdio, sandbox_of, state_of
 from wherry.interfaces.common import Event
 from wherry.interfaces.process import Plan, Sandbox, Stdio, TaskState
@@ -26,7 +26,6 @@ from wherry.linux import framing
 from wherry.shim import wire
 
 _PAGE = 150
-_LOST = "the connection was lost"
 #: What means the same to the shim that follows a lost one; a spawn, a start or an attach does not.
 _REPEATABLE = frozenset(
     {
@@ -68,121 +67,6 @@ def launch(run: Path, root: Path, *, config: Path | None = None, engine: bool = 
         raise errors.Unavailable("shim", cause, f'see "{run}/shim.log"')
 
 
-class _Slot:
-    """One request in flight: its thread sleeps on lock until it is answered, or is to read for all."""
-
-    __slots__ = ("answer", "fds", "lock", "waiting")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.lock.acquire()
-        self.waiting = False
-        self.answer: dict[str, Any] | None = None
-        self.fds: list[int] = []
-
-
-class _Link:
-    """One connection."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._reader = framing.Reader(sock)
-        self._sending = threading.Lock()
-        self._state = threading.Lock()
-        self._slots: dict[int, _Slot] = {}
-        self._next = 0
-        self._reading = False
-        self.lost = False
-
-    def call(self, op: str, fields: Mapping[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
-        """The answer and its descriptors. ConnectionError when there will be none."""
-        return self.wait(*self.post(op, fields, fds))
-
-    def post(self, op: str, fields: Mapping[str, Any], fds: Sequence[int]) -> tuple[int, _Slot]:
-        """Sends a request; ``wait`` takes its answer, now, later or never. ConnectionError when the shim is lost."""
-        slot = _Slot()
-        with self._state:
-            if self.lost:
-                raise ConnectionResetError(errno.ECONNRESET, _LOST)
-            self._next += 1
-            number = self._next
-            self._slots[number] = slot
-        try:
-            with self._sending:
-                framing.send(self._socket, {"id": number, "op": op, **fields}, fds)
-        except OSError:
-            self._lose()
-        return number, slot
-
-    def wait(self, number: int, slot: _Slot) -> tuple[dict[str, Any], list[int]]:
-        """The answer to a request that was posted. ConnectionError when there will be none."""
-        while slot.answer is None:
-            with self._state:
-                if self.lost and slot.answer is None:
-                    self._slots.pop(number, None)
-                    raise ConnectionResetError(errno.ECONNRESET, _LOST)
-                mine = not self._reading
-                slot.waiting = not mine
-                if mine:
-                    self._reading = True
-            if mine:
-                self._read_for_all(slot)
-            else:
-                slot.lock.acquire()
-        return slot.answer, slot.fds
-
-    def _read_for_all(self, own: _Slot) -> None:
-        """Until our own answer is there; then another sleeper takes over."""
-        try:
-            while own.answer is None:
-                frame = self._reader.next()
-                if frame is None:
-                    self._lose()
-                    return
-                self._deliver(*frame)
-        except (OSError, framing.FrameError):
-            self._lose()
-        finally:
-            with self._state:
-                self._reading = False
-                if self.lost:
-                    self._socket.close()
-                heir = next((slot for slot in self._slots.values() if slot.waiting), None)
-            if heir is not None:
-                _wake(heir)
-
-    def _deliver(self, message: dict[str, Any], fds: list[int]) -> None:
-        with self._state:
-            slot = self._slots.pop(message.get("id", -1), None)
-        if slot is None:
-            for fd in fds:
-                os.close(fd)
-            return
-        slot.fds = fds
-        slot.answer = message
-        _wake(slot)
-
-    def _lose(self) -> None:
-        with self._state:
-            self.lost = True
-            slots = list(self._slots.values())
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        for slot in slots:
-            _wake(slot)
-
-    def close(self) -> None:
-        self._lose()
-        with self._state:
-            if not self._reading:  # else whoever reads closes it
-                self._socket.close()
-
-
-def _wake(slot: _Slot) -> None:
-    with contextlib.suppress(RuntimeError):  # awake already
-        slot.lock.release()
-
-
 class ShimClient:
     """wherry.api.ShimControl over <run>/shim.sock; any thread may call any method.
 
@@ -198,7 +82,7 @@ class ShimClient:
         self._config = config
         self._engine = engine
         self._guard = threading.Lock()
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._closed = False
         self._instance = ""
         self._pidfds: dict[tuple[str, str], tuple[dict[str, Any], int]] = {}
@@ -216,7 +100,7 @@ class ShimClient:
 
     # the connection
 
-    def _connected(self) -> _Link:
+    def _connected(self) -> Link:
         """The connection, made again when it was lost, to a shim that is started again when it was."""
         link = self._link
         if link is not None and not link.lost:
@@ -237,7 +121,7 @@ class ShimClient:
                 sock = self._dial()
             if self._link is not None:
                 self._link.close()
-            link = _Link(sock)
+            link = Link(sock)
             try:
                 self._greet(link)
             except (OSError, KeyError) as error:
@@ -252,7 +136,7 @@ class ShimClient:
         except OSError as error:
             raise errors.Unavailable("shim", (error.strerror or "no answer").lower(), "try again") from None
 
-    def _greet(self, link: _Link) -> None:
+    def _greet(self, link: Link) -> None:
         hello = _value(link.call("hello", {}, ())[0])
         if self._root is not None and hello["version"] != wherry.__version__:
             self._renew(link)
@@ -266,11 +150,11 @@ class ShimClient:
         self._fetch_pidfds(link)
 
     @staticmethod
-    def _renew(link: _Link) -> None:
+    def _renew(link: Link) -> None:
         core = str(Path(wherry.__file__).resolve().parent.parent)
         _value(link.call("replace", {"core": core, "version": wherry.__version__}, ())[0])
 
-    def _hand_over(self, link: _Link) -> None:
+    def _hand_over(self, link: Link) -> None:
         """Tells a new shim what a lost one had: in pages, as a frame takes only so many descriptors."""
         known = list(self._pidfds.values())
         boxes = list(self._boxes.values())
@@ -282,7 +166,7 @@ class ShimClient:
             if not known:
                 return
 
-    def _fetch_pidfds(self, link: _Link) -> None:
+    def _fetch_pidfds(self, link: Link) -> None:
         first: int | None = 0
         while first is not None:
             answer, fds = link.call("pidfds", {"from": first}, ())
@@ -306,10 +190,10 @@ class ShimClient:
                 answer, received = link.call(op, fields, fds)
             except OSError:
                 if last:
-                    raise errors.Unavailable("shim", _LOST, "try again") from None
+                    raise errors.Unavailable("shim", LOST, "try again") from None
             else:
                 return _value(answer), received
-        raise errors.Unavailable("shim", _LOST, "try again")
+        raise errors.Unavailable("shim", LOST, "try again")
 
     def close(self) -> None:
         """Closes the connection; shim and containers stay."""
@@ -410,7 +294,7 @@ class ShimClient:
                 self._streams.remove(sock)
             sock.close()
         if not self._closed:
-            raise errors.Unavailable("shim", _LOST, "try again")
+            raise errors.Unavailable("shim", LOST, "try again")
 
     def ack(self, sequence: int) -> None:
         self._call("ack", sequence=sequence)
@@ -431,7 +315,7 @@ class ShimClient:
             self._renew(link)
             self._greet(link)
         except OSError:
-            raise errors.Unavailable("shim", _LOST, "try again") from None
+            raise errors.Unavailable("shim", LOST, "try again") from None
 
     # beyond the contract
 
@@ -441,14 +325,14 @@ class ShimClient:
         try:
             ticket = link.post(op, fields, ())
         except OSError:
-            raise errors.Unavailable("shim", _LOST, "try again") from None
+            raise errors.Unavailable("shim", LOST, "try again") from None
 
         def result() -> Any:
             try:
                 return _value(link.wait(*ticket)[0])
             except OSError as error:
                 if isinstance(error, ConnectionError):
-                    raise errors.Unavailable("shim", _LOST, "try again") from None
+                    raise errors.Unavailable("shim", LOST, "try again") from None
                 raise
 
         return result
