@@ -213,6 +213,24 @@ def test_namespaces_of_a_lost_shim(made: Shimmed) -> None:
         made.client.remove_sandbox(box)
 
 
+def test_a_shared_pid_namespace_of_a_lost_shim(made: Shimmed) -> None:
+    """Its first process lives on, is found again by pid and start time, and goes with the sandbox."""
+    made.client.create_sandbox(Sandbox("box", pid=True))
+    fd = made.client.namespace("box", "pid")
+    before = os.fstat(fd).st_ino
+    os.close(fd)
+    kill(made.client.pid)
+    reconnect(made)
+    made.client.replace()
+    fd = made.client.namespace("box", "pid")
+    assert os.fstat(fd).st_ino == before
+    os.close(fd)
+    made.container("c", "exec sleep 1000", sandbox="box", shared_pid=True)
+    made.client.start("c", "")
+    made.end("c")
+    made.client.remove_sandbox("box")
+
+
 def test_a_held_container_ends_with_its_shim(made: Shimmed) -> None:
     made.container("c", "true")
     kill(made.client.pid)

@@ -6,12 +6,9 @@ tells whoever holds a pidfd of theirs (PIDFD_GET_INFO, Linux 6.15), which is the
 
 from __future__ import annotations
 
-import contextlib
 import os
 
-from wherry.linux import pidfd
-from wherry.shim.task import Task
-from wherry.shim.tasks import exit_code
+from wherry.shim.task import Task, same_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,34 +90,9 @@ def _give_up(shim: Shim) -> None:
             shim.tasks.ended(task, None)
 
 
-def same_process(pid: int, start_time: int) -> int:
-    """A pidfd of the process that pid and start time name, -1 when it is gone."""
-    if pid <= 0:
-        return -1
-    with contextlib.suppress(OSError):
-        handle = pidfd.open(pid)
-        with contextlib.suppress(OSError):
-            if pidfd.start_time(pid) == start_time and not ended(handle):
-                return handle
-        os.close(handle)
-    return -1
-
-
-def ended(handle: int) -> bool:
-    """Whether a process is a zombie, or was reaped."""
-    import select
-
-    poll = select.poll()
-    poll.register(handle, select.POLLIN)
-    return bool(poll.poll(0))
-
-
 def _restore(shim: Shim, records: Sequence[dict[str, Any]]) -> None:
     for record in records:
         try:
             shim.sandboxes.restore(dict(record))
         except OSError as error:  # its members will be told when they ask for it
             os.write(2, f"sandbox {record['id']}: {error}\n".encode())
-
-
-__all__ = ["exit_code", "from_engine", "from_ledger", "same_process"]

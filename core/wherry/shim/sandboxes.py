@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 
 from wherry.linux import namespaces, pidfd, process
 from wherry.oci import sandbox as oci
+from wherry.shim.task import same_process
 from wherry.shim.wire import Fault
 
 TYPE_CHECKING = False
@@ -21,7 +23,7 @@ _FILES = ("user", "net", "ipc", "uts", "pid")
 
 
 class Box:
-    """One sandbox: record is a wherry.api.Sandbox as JSON, pause the pid of its first process or 0."""
+    """One sandbox: record is a wherry.api.Sandbox as JSON, pause the pid of its first process or 0, whose pidfd is fds["pause"]."""
 
     __slots__ = ("fds", "pause", "record")
 
@@ -50,7 +52,7 @@ class Sandboxes:
 
     def fds(self, id: str) -> dict[str, int]:
         """Namespace descriptors by type, ours."""
-        return self.get(id).fds
+        return {type: fd for type, fd in self.get(id).fds.items() if type != "pause"}
 
     def create(self, record: dict[str, Any]) -> dict[str, Any]:
         """Makes it; a repeat answers what the first did."""
@@ -61,7 +63,7 @@ class Sandboxes:
         pause = 0
         if record.get("pid"):
             try:
-                pause = make_pause(fds.get("user", -1))
+                pause, fds["pause"] = make_pause(fds.get("user", -1))
                 fds["pid"] = os.open(f"/proc/{pause}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
             except BaseException:
                 for fd in fds.values():
@@ -72,7 +74,7 @@ class Sandboxes:
 
     def put(self, box: Box) -> None:
         self._boxes[box.record["id"]] = box
-        self._shim.ledger.note(sandbox={**box.record, "pause": box.pause})
+        self._shim.ledger.note(sandbox=note(box))
 
     def keep(self, box: Box) -> None:
         """One that the ledger knows already."""
@@ -85,11 +87,7 @@ class Sandboxes:
         members = self._shim.tasks.members(id)
         if members:
             raise Fault("InUse", f'sandbox "{id}"', f"{members[0].name} is still {members[0].status}")
-        if box.pause:
-            try:
-                os.kill(box.pause, signal.SIGKILL)  # our child, reaped by nobody else: the pid is still its own
-            except ProcessLookupError:
-                pass
+        end_pause(box)
         for fd in box.fds.values():
             os.close(fd)
         del self._boxes[id]
@@ -127,39 +125,45 @@ class Sandboxes:
         id = record["id"]
         if id in self._boxes:
             return
-        pause = record.pop("pause", 0)
-        for pid, handle in self._anchors(id, pause):
+        pause, started = record.pop("pause", 0), record.pop("pause_start", 0)
+        handle = same_process(pause, started)
+        anchors = [(pause, handle)] if handle >= 0 else []
+        anchors += [(task.pid, task.pidfd) for task in self._shim.tasks.members(id) if task.pidfd >= 0]
+        for pid, anchor in anchors:
             fds: dict[str, int] = {}
             try:
                 for type in _FILES:
                     if wants(record, type):
                         fds[type] = os.open(f"/proc/{pid}/ns/{type}", os.O_RDONLY | os.O_CLOEXEC)
-                pidfd.send_signal(handle, 0)  # still the process that we mean
+                pidfd.send_signal(anchor, 0)  # still the process that we mean
             except OSError:
                 for fd in fds.values():
                     os.close(fd)
                 continue
-            finally:
-                if pid == pause:
-                    os.close(handle)
-            self.put(Box(record, fds, pause))
+            if handle >= 0:
+                fds["pause"] = handle
+            self.put(Box(record, fds, pause if handle >= 0 else 0))
             return
+        if handle >= 0:
+            os.close(handle)
         self.create(record)
 
-    def _anchors(self, id: str, pause: int) -> Iterator[tuple[int, int]]:
-        if pause:
-            try:
-                handle = pidfd.open(pause)
-            except OSError:
-                pass
-            else:
-                if os.path.basename(os.readlink(f"/proc/{pause}/exe")).startswith("python"):
-                    yield pause, handle
-                else:
-                    os.close(handle)
-        for task in self._shim.tasks.members(id):
-            if task.pidfd >= 0:
-                yield task.pid, task.pidfd
+
+def note(box: Box) -> dict[str, Any]:
+    """A sandbox as the ledger has it."""
+    started = 0
+    if box.pause:
+        with contextlib.suppress(OSError):
+            started = pidfd.start_time(box.pause)
+    return {**box.record, "pause": box.pause, "pause_start": started}
+
+
+def end_pause(box: Box) -> None:
+    """Ends its first process, and so the pid namespace."""
+    handle = box.fds.get("pause", -1)
+    if handle >= 0:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd.send_signal(handle, signal.SIGKILL)
 
 
 def wants(record: dict[str, Any], type: str) -> bool:
@@ -171,8 +175,8 @@ def wants(record: dict[str, Any], type: str) -> bool:
     return bool(record.get(type, type != "pid"))
 
 
-def make_pause(user: int) -> int:
-    """The pid of a process, our child, that is PID 1 of a new pid namespace, reaps what is left to it, and does nothing else.
+def make_pause(user: int) -> tuple[int, int]:
+    """Pid and pidfd of a process, our child, that is PID 1 of a new pid namespace, reaps what is left to it, and does nothing else.
 
     user: the user namespace that shall own it, -1 for ours.
     """
@@ -180,8 +184,7 @@ def make_pause(user: int) -> int:
         pid, handle = namespaces.clone3(namespaces.NEWPID | namespaces.CLONE_CLEAR_SIGHAND)
         if pid == 0:
             _pause()
-        os.close(handle)
-        return pid
+        return pid, handle
     reader, writer = os.pipe2(os.O_CLOEXEC)
     middle, handle = namespaces.clone3(namespaces.CLONE_CLEAR_SIGHAND)
     if middle == 0:
@@ -202,7 +205,7 @@ def make_pause(user: int) -> int:
     os.waitpid(middle, 0)
     if not text:
         raise OSError(1, os.strerror(1), "pause process")
-    return int(text)
+    return int(text), pidfd.open(int(text))
 
 
 def _pause() -> None:

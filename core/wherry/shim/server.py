@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import socket
 import struct
 import termios
@@ -20,7 +19,7 @@ from wherry.shim.keeper import Keeper
 from wherry.shim.ledger import Ledger
 from wherry.shim.loop import IN, Loop
 from wherry.shim.reaper import Reaper
-from wherry.shim.sandboxes import Sandboxes
+from wherry.shim.sandboxes import Sandboxes, end_pause, note
 from wherry.shim.supervise import Supervisor
 from wherry.shim.tasks import Tasks
 from wherry.shim.wire import Channel, Fault, describe
@@ -281,7 +280,7 @@ class Shim:
             self.compact()
 
     def compact(self) -> None:
-        lines: list[dict[str, Any]] = [{"sandbox": {**box.record, "pause": box.pause}} for box in self.sandboxes]
+        lines: list[dict[str, Any]] = [{"sandbox": note(box)} for box in self.sandboxes]
         lines += [
             {"task": {**task.state(), "pid": task.pid, "streams": task.streams is not None}}
             for task in self.tasks
@@ -298,8 +297,7 @@ class Shim:
                 pass
         self.keeper.quit()
         for box in self.sandboxes:
-            if box.pause:
-                os.kill(box.pause, signal.SIGKILL)
+            end_pause(box)
         for client in tuple(self.clients):
             client.drain()
 

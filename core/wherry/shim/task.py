@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import select
 
 from wherry.linux import pidfd
 from wherry.shim.wire import Fault
@@ -133,3 +135,23 @@ def _enter(directory: str, pid: int) -> None:
         os.write(fd, str(pid).encode())
     finally:
         os.close(fd)
+
+
+def same_process(pid: int, start_time: int) -> int:
+    """A pidfd of the process that pid and start time name, -1 when it is gone."""
+    if pid <= 0:
+        return -1
+    with contextlib.suppress(OSError):
+        handle = pidfd.open(pid)
+        with contextlib.suppress(OSError):
+            if pidfd.start_time(pid) == start_time and not ended(handle):
+                return handle
+        os.close(handle)
+    return -1
+
+
+def ended(handle: int) -> bool:
+    """Whether a process is a zombie, or was reaped."""
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(0))
