@@ -6,8 +6,9 @@ import json
 import os
 import select
 import time
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -50,6 +51,14 @@ def _readable(what: str) -> Iterator[None]:
         raise Invalid(what, f"{type(error).__name__}: {error}", "see the OCI runtime-spec, config-linux.md") from None
 
 
+def _prune(parents: set[str]) -> None:
+    """Removes the groups above containers' own that are ours by name and empty, when the driver is let go or the engine ends."""
+    for path in parents:
+        if os.path.basename(path).startswith("wherry-"):
+            with suppress(OSError):  # containers live on in it, or it is gone
+                os.rmdir(path)
+
+
 class Namespaces:
     """Thread-safe. The shim is the authority on processes, the kernel on cgroups; records only save asking them."""
 
@@ -64,6 +73,8 @@ class Namespaces:
         self._filters = filters.Filters(cache)
         self._links = Links(context.run)
         self._records: dict[str, Record] = {}
+        self._parents: set[str] = set()
+        self.close = weakref.finalize(self, _prune, self._parents)
 
     # create, start, exec
 
@@ -133,9 +144,13 @@ class Namespaces:
         path = linux.get("cgroupsPath") or f"/wherry/{id}"
         if not path.startswith("/") or ".." in path.split("/") or "\0" in path or path.strip("/") == "":
             raise Invalid(f"cgroupsPath {path!r}", "not an absolute path below the root of the hierarchy")
+        group: cgroup.Group
         if self._layout.unified:
-            return Group2(self._layout, path)
-        return Group1(self._layout, path, (linux.get("resources") or {}) if fresh else None)
+            group = Group2(self._layout, path)
+        else:
+            group = Group1(self._layout, path, (linux.get("resources") or {}) if fresh else None)
+        self._parents.update(os.path.dirname(directory) for directory in group.directories)
+        return group
 
     def _host(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> compile.Host:
         binds, links = group.binds() if isinstance(group, Group1) else ([], [])
@@ -261,7 +276,7 @@ class Namespaces:
     # state and end
 
     def _task(self, id: str, exec_id: str) -> TaskState:
-        for state in self._shim.list():
+        for state in self._shim.list(id):
             if state.id == id and state.exec_id == exec_id:
                 return state
         what = f'exec "{exec_id}" of container "{id}"' if exec_id else f'container "{id}"'
