@@ -223,3 +223,21 @@ def test_stdio_of_a_remote_run_goes_straight_through(resident: Engine) -> None:
     assert resident.wait(id, timeout=0.05) is None
     resident.kill(id)
     assert resident.wait(id, timeout=10).code == 137  # type: ignore[union-attr]
+
+
+def test_an_idle_engine_ends_by_itself(engine_dirs: EngineDirs, tmp_path: Path) -> None:
+    import wherry as package
+
+    config = tmp_path / "idle.toml"
+    config.write_text('version = 1\n[engine]\nfrontends = []\nlog = "json-file"\nidle_exit = 0.4\n')
+    with package.connect(engine_dirs.root, engine_dirs.run, config=config) as engine:
+        pid = engine.info().engine.pid
+        assert run(engine, "true").code == 0
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    assert not (engine_dirs.run / "engine.sock").exists()
+
+
+def test_another_root_is_refused(resident: Engine, wherry: Wherry, tmp_path: Path) -> None:
+    done = wherry("--root", tmp_path / "other", "ps", code=125)
+    assert "has the root" in done.stderr
+    assert resident.containers() == ()

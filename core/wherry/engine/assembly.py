@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,8 +147,8 @@ def _directories(root: Path, run: Path, group: str) -> None:
     (run / "bundles").mkdir(mode=0o700, exist_ok=True)
 
 
-def _leave_shim(shim: ShimClient, run: Path, resident: bool) -> None:
-    if not resident:
+def _leave_shim(shim: ShimClient, run: Path, quit_shim: threading.Event) -> None:
+    if quit_shim.is_set():
         with suppress(Error):  # InUse: it stays with its containers, for the next engine of this root
             shim.quit()
     shim.close()
@@ -173,7 +174,10 @@ def _state(
     from wherry.kernel import Kernel
 
     shim = start_shim(run, root, config=Path(loaded.file) if loaded.file else None, engine=resident)
-    stack.callback(_leave_shim, shim, run, resident)
+    quit_shim = threading.Event()
+    if not resident:
+        quit_shim.set()
+    stack.callback(_leave_shim, shim, run, quit_shim)
 
     def publish(event: Event) -> None:
         database.publish(event)
@@ -193,4 +197,5 @@ def _state(
         kernel=kernel,
         shim=shim,
         images=images,
+        quit_shim=quit_shim,
     )

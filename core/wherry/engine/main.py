@@ -118,6 +118,7 @@ def _idle(engine: object, server: object, stop: threading.Event, seconds: float)
     while not stop.wait(seconds / 4 if seconds > 0 else None):
         busy = server.clients or any(record.live for record in engine.state.registry)
         if not busy and time.monotonic() - server.last_active > seconds:
+            engine.state.quit_shim.set()
             return
 
 

@@ -46,6 +46,7 @@ class State:
         kernel: Kernel,
         shim: ShimClient,
         images: Images,
+        quit_shim: threading.Event | None = None,
     ) -> None:
         self.root = root
         self.run = run
@@ -62,6 +63,8 @@ class State:
         self.cgroup = cgroup_parent(run)
         self.finishers = ThreadPoolExecutor(FINISHERS, "wherry-finish")
         self.closing = threading.Event()
+        #: Whether the shim goes with this engine, should no container be left.
+        self.quit_shim = quit_shim or threading.Event()
         #: What each sandbox that was made is attached to: (network, driver) pairs. Stored in the table sandboxes.
         self.attached: dict[str, tuple[tuple[str, str], ...]] = {}
         self._networks: dict[str, str] = {}
