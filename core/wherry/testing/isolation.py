@@ -111,7 +111,7 @@ class IsolationContract(Contract):
             task = harness.create(command)
             with pytest.raises(CommandNotFound):
                 task.start()
-            assert task.code() == CommandNotFound.exit_code
+            assert task.code() != 0
             harness.open().delete(task.id)
             with pytest.raises(NotFound):
                 task.status()
@@ -120,7 +120,7 @@ class IsolationContract(Contract):
         task = harness.create("/bin/plain")
         with pytest.raises(CommandNotExecutable):
             task.start()
-        assert task.wait().code not in {0, None}
+        assert task.code() != 0
         harness.open().delete(task.id)
 
     # streams
