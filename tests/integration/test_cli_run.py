@@ -164,7 +164,9 @@ def test_engine_verbs(wherry: Any) -> None:
 def test_other_root_or_config_than_the_engines(wherry: Any, tmp_path: Path) -> None:
     wherry("engine", "start")
     done = wherry("--root", str(tmp_path), "ps", code=125)
-    assert done.stderr.startswith(f'wherry: root "{tmp_path}": the engine at {wherry.dirs.run} runs with ')
+    assert done.stderr.startswith(f'wherry: root "{tmp_path}": the engine ')
+    done = wherry("ps", env={"WHERRY_ROOT": str(tmp_path)}, code=125)
+    assert done.stderr.startswith(f'wherry: root "{tmp_path}": the engine ')
     (tmp_path / "my.toml").write_text("version = 1\n")
     done = wherry("--config", "my.toml", "ps", cwd=tmp_path, code=125)
     assert "restart" in done.stderr or "engine stop" in done.stderr

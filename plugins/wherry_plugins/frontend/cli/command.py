@@ -168,6 +168,13 @@ class Command(click.Command):
             return self.callback(ctx.obj, **ctx.params)
         return None
 
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """click before 8.2 writes nothing for a command that takes nothing."""
+        if pieces := self.collect_usage_pieces(ctx):
+            formatter.write_usage(ctx.command_path, " ".join(pieces))
+        else:
+            formatter.write(f"Usage: {ctx.command_path}\n")
+
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         pieces = ["[OPTIONS]"] if self.options else []
         return pieces + [piece for param in self.operands for piece in param.get_usage_pieces(ctx)]
