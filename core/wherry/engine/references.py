@@ -1,20 +1,12 @@
-"""References of images as users write them, and as the store has them (the grammar is that of Docker's distribution/reference)."""
+"""What the engine adds to references: a transport's id as prefix, and names for images that have none."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
 from wherry.api import Invalid
+from wherry.spec.reference import DEFAULT_DOMAIN, familiar, normalize
 
-_DOMAIN_PART = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_DOMAIN = re.compile(rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?", re.ASCII)
-_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_PATH = re.compile(rf"{_PART}(?:/{_PART})*", re.ASCII)
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
-_NAME_MAX = 255
-DEFAULT_DOMAIN = "docker.io"
 #: Begins the name under which an image without one is kept; no reference can be written like that.
 NAMELESS = "<none>@"
 
@@ -29,45 +21,4 @@ def split_transport(reference: str, transports: Collection[str]) -> tuple[str, s
     return "", reference
 
 
-def normalize(reference: str) -> str:
-    """The full name: "busybox" is "docker.io/library/busybox:latest". Invalid for what is no reference."""
-    what = f'image "{reference[:300]}"'
-    rest, at, digest = reference.partition("@")
-    if at and not _DIGEST.fullmatch(digest):
-        raise Invalid(what, "invalid reference format: no digest sha256:<64 hex digits> after the @")
-    name, tag = rest, ""
-    colon = rest.rfind(":")
-    if colon > rest.rfind("/"):
-        name, tag = rest[:colon], rest[colon + 1 :]
-        if not _TAG.fullmatch(tag):
-            raise Invalid(what, "invalid reference format: the tag is not letters, digits, _, . and -, at most 128")
-    domain, slash, path = name.partition("/")
-    if not slash or not (domain == "localhost" or set(domain) & set(".:") or domain != domain.lower()):
-        domain, path = DEFAULT_DOMAIN, name
-    if domain == "index.docker.io":
-        domain = DEFAULT_DOMAIN
-    if domain == DEFAULT_DOMAIN and "/" not in path:
-        path = f"library/{path}"
-    if not _DOMAIN.fullmatch(domain):
-        raise Invalid(what, "invalid reference format: no host name before the first /")
-    if not _PATH.fullmatch(path):
-        if _PATH.fullmatch(path.lower()):
-            raise Invalid(what, "invalid reference format: the repository name has to be lower case")
-        raise Invalid(what, "invalid reference format")
-    if len(domain) + 1 + len(path) > _NAME_MAX:
-        raise Invalid(what, f"invalid reference format: the name is longer than {_NAME_MAX} characters")
-    full = f"{domain}/{path}"
-    if at:
-        return f"{full}:{tag}@{digest}" if tag else f"{full}@{digest}"
-    return f"{full}:{tag or 'latest'}"
-
-
-def familiar(name: str) -> str:
-    """The short form of a full name, as users see it: "busybox:latest"."""
-    for prefix in (f"{DEFAULT_DOMAIN}/library/", f"{DEFAULT_DOMAIN}/"):
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
-
-
-__all__ = ["NAMELESS", "familiar", "normalize", "split_transport"]
+__all__ = ["DEFAULT_DOMAIN", "NAMELESS", "familiar", "normalize", "split_transport"]

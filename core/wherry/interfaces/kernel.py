@@ -72,6 +72,10 @@ class Context(Protocol):
         """Adds "blob/<digest>" or "snapshot/<driver>/<key>" to the current lease."""
         ...
 
+    def credentials(self, host: str) -> tuple[str, str] | None:
+        """(user, secret) for a registry host "name[:port]", from the first plugin of the family that knows it; None: nobody does."""
+        ...
+
 
 C = TypeVar("C")
 D_co = TypeVar("D_co", covariant=True)

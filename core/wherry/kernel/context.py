@@ -29,6 +29,7 @@ class DriverContext:
         shim: Shim,
         workers: Workers,
         publish: Callable[[Event], None],
+        credentials: Callable[[str], tuple[str, str] | None] = lambda host: None,
         default_variant: str = "",
     ) -> None:
         self.id = id
@@ -39,6 +40,7 @@ class DriverContext:
         self.shim = shim
         self.workers = workers
         self._publish = publish
+        self._credentials = credentials
         self._default_variant = default_variant
 
     def __getattr__(self, name: str) -> str:
@@ -65,6 +67,10 @@ class DriverContext:
         hold = HOLD.get()
         if hold is not None:
             hold(resource)
+
+    def credentials(self, host: str) -> tuple[str, str] | None:
+        """(user, secret) for a registry host, or None."""
+        return self._credentials(host)
 
     def __repr__(self) -> str:
         return f"<Context {self.id}>"

@@ -64,6 +64,11 @@ class HostContext:
         """Adds the resource to the lease of the current call."""
         self._services.hold(resource)
 
+    def credentials(self, host: str) -> tuple[str, str] | None:
+        """(user, secret) for a registry host, or None."""
+        found: tuple[str, str] | None = self._services.credentials(host)
+        return found
+
 
 class Host:
     """See ``wherry.kernel.remote.Host``."""

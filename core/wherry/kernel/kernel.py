@@ -222,6 +222,7 @@ class Kernel:
             shim=self.shim,
             workers=self.workers,
             publish=self._publish,
+            credentials=self.credentials,
             default_variant=self.loaded.config.default,
         )
 
