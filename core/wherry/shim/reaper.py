@@ -17,13 +17,22 @@ if TYPE_CHECKING:
 
     from wherry.shim.loop import Loop
 
-_STRAYS = 256  # ends nobody has asked for yet: a child may end before its pid is known here
+_STRAYS = 256  # ends nobody has asked for yet: a child of an intermediate's may end before its pid is known here
 
 
 def code_of(status: int) -> int:
     """0-255, or 128+n for signal n, of a wait status."""
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
+
+
+def _collected(handle: int) -> bool:
+    """Whether a child was waited for: alive or a zombie, waitid(2) still knows it."""
+    try:
+        os.waitid(os.P_PIDFD, handle, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 class Reaper:
@@ -37,10 +46,15 @@ class Reaper:
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         loop.add(self._reader, IN, self._signalled)
 
-    def expect(self, pid: int, callback: Callable[[Any, int], None], subject: Any = None) -> None:
-        """callback(subject, code) once that child has ended, at once when it has."""
+    def expect(
+        self, pid: int, callback: Callable[[Any, int], None], subject: Any = None, *, handle: int = -1
+    ) -> None:
+        """callback(subject, code) once that child has ended. handle: its pidfd, when it may have been collected already.
+
+        An end noted under that pid is this child's only if its own pidfd says that it was collected: else the pid was used before.
+        """
         code = self._strays.pop(pid, None)
-        if code is None:
+        if code is None or handle < 0 or not _collected(handle):
             self._wanted[pid] = (callback, subject)
         else:
             callback(subject, code)

@@ -152,7 +152,7 @@ class Tasks:
         """The pid is known."""
         with contextlib.suppress(ProcessLookupError):
             task.start_time = pidfd.start_time(task.pid)
-        self._shim.reaper.expect(task.pid, self._ended, task)
+        self._shim.reaper.expect(task.pid, self._ended, task, handle=task.pidfd)
 
     def _adopt_plan(self, task: Task, plan: dict[str, Any]) -> None:
         """A process that is there already; FailedPrecondition when the pid is another's by now."""
