@@ -46,9 +46,7 @@ class Reaper:
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         loop.add(self._reader, IN, self._signalled)
 
-    def expect(
-        self, pid: int, callback: Callable[[Any, int], None], subject: Any = None, *, handle: int = -1
-    ) -> None:
+    def expect(self, pid: int, callback: Callable[[Any, int], None], subject: Any = None, *, handle: int = -1) -> None:
         """callback(subject, code) once that child has ended. handle: its pidfd, when it may have been collected already.
 
         An end noted under that pid is this child's only if its own pidfd says that it was collected: else the pid was used before.
