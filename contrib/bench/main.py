@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import peers as others
 from rows import ROWS, WANTED, Line, Plan
 from world import AbsentError, World
 
-SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, burst=4, bursts=1)
+SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, peer_containers=3, burst=4, bursts=1)
 
 
 def arguments() -> argparse.Namespace:
@@ -146,6 +147,7 @@ def main() -> int:
     if wanted & {"wherry", "floor"} or options.calls:
         wanted.add("wherry api")
     plan = SHORT if options.short else Plan()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are stopped
     world = World()
     failed = False
     found: dict[str, Any] = {}
@@ -160,6 +162,7 @@ def main() -> int:
         for number in chosen:
             try:
                 lines += ROWS[number](found, plan)
+                print(f"row {number}: measured after {time.monotonic() - began:.0f} s", file=sys.stderr)
             except Exception as error:
                 print(f"not run: row {number}: {type(error).__name__}: {error}")
                 failed = True

@@ -163,8 +163,8 @@ class Engine:
 
     def drop_idle(self) -> None:
         self.run("ps", "--all", "--quiet", "--filter", "label=idle=1")
-        for id in self.spawner.text().split():
-            self.run("rm", "--force", "--time", "0", id) if self.name == "podman" else self.run("rm", "--force", id)
+        ids = self.spawner.text().split()
+        self.run("rm", "--force", *(("--time", "0") if self.name == "podman" else ()), *ids)
 
     def own_processes(self) -> list[int]:
         raise NotImplementedError
