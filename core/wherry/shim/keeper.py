@@ -78,7 +78,11 @@ class Keeper:
         return self.channel
 
     def take_over(self) -> int:
-        """Takes everything back from the logger of a lost shim: its ledger, -1 when there is no such logger."""
+        """Takes everything back from the logger of a lost shim: its ledger, -1 when there is no such logger.
+
+        One that speaks otherwise, being of another version, is left alone: it records what its containers still write, and ends
+        after them.
+        """
         try:
             sock = wire.connect(self.path)
         except OSError:
@@ -86,30 +90,40 @@ class Keeper:
         sock.settimeout(_PATIENCE)
         reader = framing.Reader(sock)
         taken: dict[str, Streams] = {}
+        fds: list[int] = []
         try:
             framing.send(sock, {"op": "takeover"})
             while (frame := reader.next()) is not None:
                 message, fds = frame
                 if message["op"] == "stream":
                     taken[message["key"]] = Streams.unpack(message, fds)
+                    fds = []
                 elif message["op"] == "streams":
                     break
                 else:
                     for fd in fds:
                         os.close(fd)
+                    fds = []
             else:
                 raise framing.FrameError("no logger")
-        except (OSError, framing.FrameError):
+            if message.get("format", 1) != logger.FORMAT:
+                raise framing.FrameError(f"of another version: format {message['format']!r}")
+            self.memory, ledger, listener = fds
+            pid = int(message["pid"])  # SO_PEERCRED names whoever called listen(2)
+        except Exception as error:
+            os.write(2, f"logger: {type(error).__name__}: {error}\n".encode())
             for streams in taken.values():
                 streams.close()
+            for fd in fds:
+                os.close(fd)
+            reader.close()
             sock.close()
             return -1
         self.streams = taken
-        self.memory, ledger, listener = fds
         self.listener = socket.socket(fileno=listener)
         self.slots = arena.Slots(self.memory)
         self.slots.adopt({streams.slot for streams in taken.values()})
-        channel = self.adopt(message["pid"], sock)  # SO_PEERCRED names whoever called listen(2)
+        channel = self.adopt(pid, sock)
         channel.reader = reader
         channel.take()
         return ledger

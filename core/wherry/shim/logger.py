@@ -29,6 +29,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+#: Of what "takeover" is answered with; another number means that a newer shim cannot read it. None given is 1.
+FORMAT = 1
 _NAMES = ("stdout", "stderr")
 _LAST_STEPS = 64  # of at least one page each: more than a pipe of the default size holds
 
@@ -255,7 +257,7 @@ class Logger:
             message, fds = task.streams.pack()
             if self._shim is not None:
                 self._shim.send({"op": "stream", **message}, fds)
-        self.tell("streams", fds=self._memory, pid=os.getpid())
+        self.tell("streams", fds=self._memory, pid=os.getpid(), format=FORMAT)
 
 
 def run(sock: socket.socket, listener: socket.socket, arena: int, ledger: int) -> None:

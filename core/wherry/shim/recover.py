@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from wherry.shim.loop import report
 from wherry.shim.task import Task, same_process
 
 TYPE_CHECKING = False
@@ -25,7 +26,10 @@ def from_ledger(shim: Shim) -> None:
     """Takes up the tasks and sandboxes of the lost shim."""
     tasks, sandboxes = shim.ledger.read()
     for state in tasks.values():
-        _take(shim, state, -1)
+        try:
+            _take(shim, state, -1)
+        except (KeyError, TypeError):  # a line of another version; the engine may know that task
+            report()
     _restore(shim, list(sandboxes.values()))
     shim.compact()
     shim.loop.later(_PATIENCE, lambda: _give_up(shim))
