@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with sdist and wheel, the wheel built from the sdist; no network, no build isolation."""
     top = tmp_path_factory.mktemp("build")
     source = top / "source"
-    for name in ("core", "plugins", "newsfragments"):
+    for name in ("core", "plugins", "docs"):
         shutil.copytree(TOP / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(TOP / name, source)
@@ -142,7 +142,7 @@ def test_no_dependency_ships_a_pth() -> None:
         assert [str(file) for file in importlib.metadata.files(name) or [] if file.suffix == ".pth"] == []
 
 
-@pytest.mark.parametrize("fragment", sorted((TOP / "newsfragments").glob("*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("fragment", sorted((TOP / "docs" / "news").glob("*")), ids=lambda path: path.name)
 def test_news_fragments_are_well_formed(fragment: Path) -> None:
     if fragment.name == "README.md":
         return

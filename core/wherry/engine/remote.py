@@ -76,8 +76,11 @@ def _greet(sock: socket.socket, config: str | os.PathLike[str] | None) -> None:
     hello: dict[str, Any] = {"wherry": 1, "version": wherry.__version__, "frontend": "api", "cwd": os.getcwd()}
     if config is not None:
         hello["config"] = os.fspath(config)
-    framing.send(sock, hello)
-    frame = framing.Reader(sock).next()
+    try:
+        framing.send(sock, hello)
+        frame = framing.Reader(sock).next()
+    except ConnectionError:  # it ended between our call and its answer
+        frame = None
     answer = frame[0] if frame is not None else {}
     if "mismatch" in answer:
         raise Unavailable(
