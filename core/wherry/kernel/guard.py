@@ -283,7 +283,7 @@ def _wrapped(target: Target, method: Method, value: Any) -> Any:
     if method.wrap is not None:
         return guard(value, target, method.span.partition(".")[0], method.wrap)
     if method.stream:
-        return guarded_stream(value, target, method.name)
+        return guarded_stream(value, target, method.name, method.policy)
     return value
 
 
@@ -375,24 +375,27 @@ class GuardedIterator:
 _CLOSE = Method("close", "iterator", Any, NORMAL)
 
 
-def guarded_stream(stream: Any, target: Target, name: str) -> Any:
-    """A real file passes as it is, since only the kernel stands behind it; other streams run the plugin's code on each read."""
+def guarded_stream(stream: Any, target: Target, name: str, policy: Policy = NORMAL) -> Any:
+    """A real file passes as it is, since only the kernel stands behind it; other streams run the plugin's code on each read.
+
+    policy: of the method that gave the stream; a read may take as long as that, since it may be the one that reconnects."""
     import io
 
     if isinstance(stream, io.FileIO | io.BufferedReader | io.BufferedWriter | io.BufferedRandom | io.BytesIO):
         raw = getattr(stream, "raw", stream)
         if isinstance(raw, io.FileIO | io.BytesIO):
             return stream
-    return GuardedStream(stream, target, name)
+    return GuardedStream(stream, target, name, policy)
 
 
 class GuardedStream:
     """A stream made of a plugin's own code: read, write and the rest are guarded calls."""
 
-    def __init__(self, stream: Any, target: Target, name: str) -> None:
+    def __init__(self, stream: Any, target: Target, name: str, policy: Policy = NORMAL) -> None:
         self._stream = stream
         self._target = target
         self._name = name
+        self._policy = policy
         self._methods: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -402,7 +405,7 @@ class GuardedStream:
         made = self._methods.get(name)
         if made is None:
             annotation = {"read": bytes, "read1": bytes, "fileno": int}.get(name, Any)
-            method = Method(name, self._name, annotation, NORMAL)
+            method = Method(name, self._name, annotation, self._policy)
 
             def made(*args: Any, **kwargs: Any) -> Any:
                 return invoke(self._target, method, value, args, kwargs)

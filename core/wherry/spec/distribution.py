@@ -27,6 +27,16 @@ _LAYER_BASES = (
     f"{DOCKER}.image.rootfs.foreign.diff.tar",
 )
 LAYERS = frozenset(base + end for base in _LAYER_BASES for end in ("", "+gzip", "+zstd", ".gzip", ".zstd"))
+#: Layers that a registry may lack, since their licences forbid to pass them on; their descriptors have URLs instead.
+FOREIGN = frozenset(
+    base + end
+    for base in (f"{OCI}.layer.nondistributable.v1.tar", f"{DOCKER}.image.rootfs.foreign.diff.tar")
+    for end in ("", "+gzip", "+zstd", ".gzip", ".zstd")
+)
+#: What to ask a registry for, as the value of an Accept header; indexes first (distribution-spec, "Pulling manifests").
+ACCEPT = ", ".join([*sorted(INDEXES, reverse=True), *sorted(MANIFESTS, reverse=True)])
+#: Content-Types that say nothing.
+_GENERIC = frozenset(("", "application/json", "application/octet-stream", "text/plain"))
 
 
 @frozen
@@ -83,6 +93,22 @@ def parse_target(data: bytes, target: Descriptor) -> Manifest | Index:
             fields.labels("annotations"),
         )
     raise Invalid(what, f'is of type "{declared}", neither a manifest nor an index')
+
+
+def media_type_of(data: bytes, declared: str, what: str) -> str:
+    """The media type of a document that came as Content-Type declared. Invalid where that, and the document, leave it open.
+
+    What both say is compared by ``parse_target``."""
+    base = declared.partition(";")[0].strip().lower()
+    if base in MANIFESTS | INDEXES:
+        return base
+    document = parse(data, what)
+    own = Fields(document, what).text("mediaType", "")
+    if not own and base in _GENERIC:
+        own = INDEX if "manifests" in document else MANIFEST
+    if own in MANIFESTS | INDEXES:
+        return own
+    raise Invalid(what, f'is of type "{(own or base)[:200]}", neither a manifest nor an index')
 
 
 def _manifest(fields: Fields) -> Manifest:
@@ -158,8 +184,11 @@ def host_platform() -> str:
 
 
 __all__ = [
+    "ACCEPT",
     "CONFIG",
     "CONFIGS",
+    "DOCKER",
+    "FOREIGN",
     "INDEX",
     "INDEXES",
     "LAYER",
@@ -170,6 +199,7 @@ __all__ = [
     "Manifest",
     "choose",
     "host_platform",
+    "media_type_of",
     "parse_descriptor",
     "parse_target",
     "split",

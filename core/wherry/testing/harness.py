@@ -60,6 +60,7 @@ class LocalContext:
         self.workers: Any = workers
         self.events: list[Event] = []
         self.held: list[str] = []
+        self.known: dict[str, tuple[str, str]] = {}
         self.spanned: list[str] = []
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,6 +78,9 @@ class LocalContext:
 
     def hold(self, resource: str) -> None:
         self.held.append(resource)
+
+    def credentials(self, host: str) -> tuple[str, str] | None:
+        return self.known.get(host)
 
 
 class Harness(Generic[D]):

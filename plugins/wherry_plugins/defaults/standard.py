@@ -11,6 +11,7 @@ default = "standard"
 [engine]
 frontends = ["cli"]
 log = "json-file"
+transport = "registry"
 
 [variant.standard]
 store = "local"

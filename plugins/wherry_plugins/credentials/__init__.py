@@ -1,0 +1,1 @@
+"""Credentials for registries, one module a source."""

@@ -1,0 +1,152 @@
+"""Resolves ``layout:PATH`` and reads its files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from attrs import frozen
+
+from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
+from wherry.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, open_at
+from wherry.spec.distribution import INDEX, Index, parse_target
+from wherry.spec.document import DOCUMENT_MAX, Fields, check_digest, parse
+
+_NAME = "io.containerd.image.name"
+_REF = "org.opencontainers.image.ref.name"
+
+
+@frozen
+class _Place:
+    """A reference taken apart: tag and digest are "" where none is given."""
+
+    path: Path
+    tag: str
+    digest: str
+
+    @property
+    def what(self) -> str:
+        return f'image layout "{self.path}"'
+
+
+class LayoutTransport:
+    """Implements ``wherry.api.Transport``. Nothing is kept open: the directory may change between two calls."""
+
+    def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
+        place = _place(reference)
+        directory = _directory(place)
+        try:
+            index = _index(directory, place)
+        finally:
+            os.close(directory)
+        found = [item for item in index.manifests if _is_meant(item, place)]
+        if not found:
+            names = sorted({item.annotations[_REF] for item in index.manifests if _REF in item.annotations})
+            hint = f"it has: {', '.join(names)[:300]}" if names else "nothing in it has a tag"
+            raise NotFound(
+                place.what,
+                f'has no image "{place.tag or place.digest}"' if place.tag or place.digest else "is empty",
+                hint,
+            )
+        if place.tag or place.digest:
+            # Named by the reference that led here: a tag says nothing about whose it is.
+            return tuple(Named("", _bare(item)) for item in found[:1])
+        return tuple(Named(_name(item), _bare(item)) for item in found)
+
+    def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
+        place = _place(reference)
+        digest = check_digest(descriptor.digest, place.what)
+        directory = _directory(place)
+        try:
+            file = _open(directory, f"blobs/sha256/{digest.partition(':')[2]}", place, f'blob "{digest}"')
+        finally:
+            os.close(directory)
+        os.lseek(file, offset, os.SEEK_SET)
+        return cast(BinaryIO, os.fdopen(file, "rb"))
+
+    def push(self, reference: str, descriptor: Descriptor, stream: BinaryIO) -> None:
+        raise Invalid(f'image layout "{reference}"', "can't be pushed to: this transport only reads")
+
+
+def _place(reference: str) -> _Place:
+    """Invalid for a relative path: it would be one of the engine's directory."""
+    what = f'image layout "{reference[:300]}"'
+    if not reference.startswith("/") or "\0" in reference:
+        raise Invalid(what, "is not an absolute path")
+    path, at, digest = reference.rpartition("@")
+    if at and digest.startswith("sha256:"):
+        return _Place(Path(path), "", check_digest(digest, what))
+    path, colon, tag = reference.rpartition(":")
+    if colon and "/" not in tag and not os.path.isdir(reference):
+        return _Place(Path(path), tag, "")
+    return _Place(Path(reference), "", "")
+
+
+def _directory(place: _Place) -> int:
+    try:
+        return os.open(place.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(place.what, "does not exist") from None
+    except NotADirectoryError:
+        hint = f"for an archive write archive:{place.path}"
+        raise Invalid(place.what, "is not a directory", hint) from None
+
+
+def _open(directory: int, name: str, place: _Place, what: str) -> int:
+    """A regular file of the layout. Links are followed as far as they stay in it."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        file = open_at(directory, name, flags, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+    except FileNotFoundError:
+        raise NotFound(what, f"is not in the {place.what}") from None
+    except OSError as error:
+        raise Invalid(what, f"can't be read in the {place.what}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise Invalid(what, f"is not a regular file in the {place.what}")
+    return file
+
+
+def _document(directory: int, name: str, place: _Place) -> bytes:
+    with os.fdopen(_open(directory, name, place, f'file "{name}"'), "rb") as file:
+        data = file.read(DOCUMENT_MAX + 1)
+    if len(data) > DOCUMENT_MAX:
+        raise Invalid(place.what, f'its file "{name}" is larger than {DOCUMENT_MAX >> 20} MiB')
+    return data
+
+
+def _index(directory: int, place: _Place) -> Index:
+    what = f"{place.what}: oci-layout"
+    try:
+        version = Fields(parse(_document(directory, "oci-layout", place), what), what).text("imageLayoutVersion")
+    except NotFound:
+        raise Invalid(place.what, "is no image layout: it has no file oci-layout") from None
+    if not version.startswith("1."):
+        raise Invalid(place.what, f'is an image layout of version "{version[:20]}", not 1')
+    text = _document(directory, "index.json", place)
+    index = parse_target(text, Descriptor(INDEX, Digest(f"sha256:{hashlib.sha256(text).hexdigest()}"), len(text)))
+    if not isinstance(index, Index):
+        raise Invalid(place.what, "its index.json is no index")
+    return index
+
+
+def _is_meant(item: Descriptor, place: _Place) -> bool:
+    if place.digest:
+        return item.digest == place.digest
+    if not place.tag:
+        return True
+    name, ref = item.annotations.get(_NAME, ""), item.annotations.get(_REF, "")
+    return place.tag == ref or any(text.endswith(f":{place.tag}") for text in (name, ref))
+
+
+def _name(item: Descriptor) -> str:
+    """The name that a tool gave it; a tag alone, as umoci and skopeo write it, is none."""
+    name = item.annotations.get(_NAME, "") or item.annotations.get(_REF, "")
+    return name if "/" in name or ":" in name else ""
+
+
+def _bare(item: Descriptor) -> Descriptor:
+    return Descriptor(item.media_type, item.digest, item.size, platform=item.platform)
