@@ -224,6 +224,22 @@ def test_no_descriptor_is_inherited(box: Box, tmp_path: Path) -> None:
     assert "/etc" in twin
 
 
+def from_directory(box: Box, tmp_path: Path, **twin: Any) -> Result:
+    """stdin is a directory of the host's."""
+    (tmp_path / "given").mkdir()
+    (tmp_path / "secret").write_text(SECRET)
+    return box.run("sh", "-c", "cd /proc/self/fd/0 && cat ../secret", stdin=str(tmp_path / "given"), **twin)
+
+
+def test_standard_streams_are_no_directories(box: Box, tmp_path: Path) -> None:
+    refused(from_directory(box, tmp_path), "Invalid", "stdin")
+
+
+def test_standard_streams_are_no_directories_twin(box: Box, tmp_path: Path) -> None:
+    twin = {"wherry.oci.execute_process.verify_stream": "nothing"}
+    assert from_directory(box, tmp_path, patch=twin).output == SECRET
+
+
 # USER
 
 

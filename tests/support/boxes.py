@@ -150,6 +150,7 @@ class Box:
         change: Callable[[list[list[Any]]], None] | None = None,
         wrapper: Sequence[str] = (),
         timeout: float = 30,
+        stdin: str = "/dev/null",
     ) -> Result:
         """Runs argv (else the spec's own) and answers what came of it. remove and patch make the vulnerable twins."""
         if argv:
@@ -168,6 +169,7 @@ class Box:
             if self.sandboxed
             else {"netns": "host", "ipc": False, "uts": False},
             "timeout": timeout,
+            "stdin": stdin,
         }
         code = f"import sys; sys.path[:0] = [{str(CORE)!r}, {str(Path(__file__).parent)!r}]; import spawner; spawner.main()"
         ended = subprocess.run(

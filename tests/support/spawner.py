@@ -86,9 +86,9 @@ def main() -> None:
     process.set_child_subreaper()
     fds = make_sandbox(task["sandbox"])
     reader, writer = os.pipe()
-    null = os.open("/dev/null", os.O_RDONLY)
+    stdin = os.open(task["stdin"], os.O_RDONLY)
     answer: dict[str, Any] = {"created": None, "error": None, "code": None, "output": "", "pid": 0}
-    held = spawn(plan, stdin=null, stdout=writer, stderr=writer, namespaces=fds)
+    held = spawn(plan, stdin=stdin, stdout=writer, stderr=writer, namespaces=fds)
     os.close(writer)
     channel = socket.socket(fileno=held.channel)
     pid = held.pid

@@ -8,6 +8,7 @@ import fcntl
 import os
 import resource
 import socket
+import stat
 import struct
 
 from wherry.linux import caps, mount, namespaces, path, process, seccomp
@@ -30,10 +31,17 @@ def stdio(child: Child) -> None:
         if fd >= 0:
             os.dup2(fd, number, inheritable=True)
             os.set_inheritable(number, True)
+        verify_stream(number)
     keep = [0, 1, 2, child.channel, *child.fds, *child.tasks, *child.namespaces.values()]
     if child.target >= 0:
         keep.append(child.target)
     process.close_others(keep)
+
+
+def verify_stream(fd: int) -> None:
+    """Failure (Invalid) for a directory: ".." of it would lead out of the container, as with a leaked one (CVE-2024-21626)."""
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise Failure("Invalid", ("stdin", "stdout", "stderr")[fd], "is a directory, which leads out of the container")
 
 
 def cgroup(child: Child) -> None:
