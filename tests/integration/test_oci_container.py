@@ -282,16 +282,24 @@ def test_binds(box: Box, tmp_path: Path) -> None:
             "source": str(source / "file"),
             "options": ["bind", "nosuid", "noexec"],
         },
-        {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m", "mode=1770"]},
     ]
-    script = "cat /inner/place/file /etc/one; touch /current/x; echo more >> /etc/one; stat -c %a /scratch; cat /proc/self/mountinfo"
+    script = "cat /inner/place/file /etc/one; touch /current/x; echo more >> /etc/one; cat /proc/self/mountinfo"
     out = box.run("sh", "-c", script).output
-    assert out.startswith("content\ncontent\ntouch: /current/x: Read-only file system\n1770\n")
+    assert out.startswith("content\ncontent\ntouch: /current/x: Read-only file system\n")
     found = mounts(out)
     assert found["/inner/place"][0] >= {"ro"}
     assert found["/etc/one"][0] >= {"nosuid", "noexec"}
     assert (source / "file").read_text() == "content\nmore\n"
     assert stat.S_ISREG((box.rootfs / "etc/one").stat().st_mode)
+
+
+def test_the_mode_of_a_tmpfs(box: Box) -> None:
+    """As docker: what is asked, else that of the directory it covers, else the file system's own, open to every user."""
+    (box.rootfs / "covered").mkdir(mode=0o710)
+    (box.rootfs / "link").symlink_to("/covered")
+    for name, options in (("asked", ["mode=1770"]), ("covered", []), ("new/inner", []), ("link", [])):
+        box.spec["mounts"].append({"destination": f"/{name}", "type": "tmpfs", "source": "tmpfs", "options": options})
+    assert box.run("stat", "-c", "%a", "/asked", "/covered", "/new/inner").output.split() == ["1770", "710", "1777"]
 
 
 def test_a_missing_bind_source_is_named(box: Box) -> None:

@@ -124,9 +124,10 @@ def test_paths_are_the_clients(tmp_path: Path) -> None:
         (["run", "--env-file", "/does/not/exist", "busybox"], ['file "/does/not/exist": no such file']),
         (["run", "--security-opt", "apparmor=mine", "busybox"], ["not supported here"]),
         (["run", "--add-host", "x", "busybox"], ["HOST:IP"]),
-        (["run", "-it", "busybox"], ["terminal: the client's stdin is none"]),
+        (["run", "-it", "busybox"], ["terminal: the client's stdin is not a terminal"]),
         (["rn"], ['command "rn"', 'did you mean "run"']),
         (["rm"], ["it needs at least one CONTAINER"]),
+        (["exec", "web"], ["it needs at least one COMMAND; see"]),
         (["tag", "a", "b", "c"], ['it takes no argument "c"']),
         (["image", "lss"], ['"wherry image" has no such command']),
         (["logs", "--tail", "x", "web"], ["neither a number of lines"]),
@@ -379,7 +380,7 @@ def test_inspect() -> None:
     assert (code, out) == (125, "[]\n")
     assert 'container or image "x"' in err
     document = call(engine, "image", "inspect", "-f", "{{.RepoTags}} {{.Os}}/{{.Architecture}}", "busybox")[1]
-    assert document == "[docker.io/library/busybox:latest] linux/amd64\n"
+    assert document == "[busybox:latest] linux/amd64\n"
 
 
 def test_logs_go_to_their_streams() -> None:
@@ -418,7 +419,7 @@ def test_load_from_a_pipe_is_spooled(tmp_path: Path) -> None:
         return (image(),)
 
     code, out, _err = call(FakeEngine(info=Info, load=load), "load", stdin=b"tar bytes")
-    assert (code, out) == (0, "Loaded image: docker.io/library/busybox:latest\n")
+    assert (code, out) == (0, "Loaded image: busybox:latest\n")
     assert seen == [b"tar bytes"]
     assert list((tmp_path / "tmp").iterdir()) == []
 

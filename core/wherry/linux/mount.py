@@ -106,7 +106,7 @@ def new_mount(fstype: Path, options: list[tuple[Path, Path | None]], attributes:
         fsconfig(context, FSCONFIG_CREATE)
         return fsmount(context, attributes)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, f"mount of {os.fsdecode(fstype)}: {_text(error.filename)}") from None
+        raise OSError(error.errno, error.strerror, f"{os.fsdecode(fstype)}: {_text(error.filename)}") from None
     finally:
         os.close(context)
 

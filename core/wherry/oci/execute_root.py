@@ -161,20 +161,31 @@ def mount_new(
     fd = mount.new_mount(fstype, list(options), attributes)
     if propagation:
         mount.set_attributes(fd, propagation=propagation)
+    if fstype == b"tmpfs":
+        _copy_mode(child, name, fd, options)
     target = _target(child, name, directory=True, plain=fstype in (b"proc", b"sysfs"))
     try:
-        if fstype == b"tmpfs":
-            _copy_mode(target, fd, options)
         mount.move_mount(fd, target)
     finally:
         os.close(target)
     _keep(child, name, fd)
 
 
-def _copy_mode(target: int, fd: int, options: tuple[tuple[bytes, bytes | None], ...]) -> None:
-    """A tmpfs without a mode takes that of the directory that it covers, as users of docker expect."""
-    if all(key != b"mode" for key, _value in options):
-        os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(os.fstat(target).st_mode))
+def _copy_mode(child: Child, name: bytes, fd: int, options: tuple[tuple[bytes, bytes | None], ...]) -> None:
+    """A tmpfs without a mode takes that of the directory that it covers, as users of docker expect.
+
+    Where there is none yet it keeps its own, 1777: the directory about to be made for it says nothing.
+    """
+    if any(key == b"mode" for key, _value in options):
+        return
+    try:
+        covered = path.open_in(child.root, name)
+    except FileNotFoundError:
+        return
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(os.fstat(covered).st_mode))
+    finally:
+        os.close(covered)
 
 
 def bind(child: Child, slot: int, name: bytes, set: int, clear: int, recursive: int, propagation: int) -> None:

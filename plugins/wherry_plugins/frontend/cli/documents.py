@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wherry.api import ImageInfo
+from wherry.spec.reference import familiar
 from wherry_plugins.frontend.cli.human import iso
 
 
@@ -13,9 +14,9 @@ def image_document(image: ImageInfo) -> dict[str, Any]:
     config = dict(image.config)
     return {
         "Id": image.id,
-        "RepoTags": [name for name in image.names if "@" not in name],
+        "RepoTags": [familiar(name) for name in image.names if "@" not in name],
         "RepoDigests": [
-            f"{name.partition('@')[0].rpartition(':')[0] or name}@{image.target.digest}" for name in image.names
+            f"{familiar(name.partition('@')[0].rpartition(':')[0] or name)}@{image.target.digest}" for name in image.names
         ],
         "Created": iso(image.created),
         "Size": image.size,

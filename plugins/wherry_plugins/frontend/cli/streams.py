@@ -16,7 +16,7 @@ UNKNOWN = 125
 def stdio(session: Session, *, interactive: bool, tty: bool) -> Stdio:
     """The client's descriptors. Invalid when a terminal is asked for and stdin is none, as docker has it."""
     if tty and interactive and not session.tty[0]:
-        raise Invalid("terminal", "the client's stdin is none", 'leave out "-t"')
+        raise Invalid("terminal", "the client's stdin is not a terminal", 'leave out "-t"')
     if len(session.fds) < 3:
         raise Invalid("streams", "the client passed none")
     return Stdio(

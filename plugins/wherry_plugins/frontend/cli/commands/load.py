@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from wherry.api import Invalid
+from wherry.spec.reference import familiar
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.session import Gone, Session
 
@@ -55,5 +56,5 @@ def _load(session: Session, path: str, platform: str, *, quiet: bool) -> int:
     for image in session.engine.load(f"archive:{path}", platform=platform):
         for name in image.names or (image.id,):
             kind = "" if quiet else "Loaded image: " if image.names else "Loaded image ID: "
-            session.line(f"{kind}{name}")
+            session.line(f"{kind}{familiar(name)}")
     return 0
