@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
-from wherry.api import FailedPrecondition, Invalid, Kind, Mount, NotFound, RunRequest
+from wherry.api import FailedPrecondition, Invalid, Kind, Mount, NotFound, RunRequest, SnapshotOptions
 from wherry.engine import signals, specs
 from wherry.engine.names import check_name
 from wherry.engine.records import Record, pack_request
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wherry.kernel import Drivers
 
 _LABEL_LIMIT = 64 << 10
+_DURABLE, _FLEETING = SnapshotOptions(), SnapshotOptions(durable=False)
 
 
 @define
@@ -65,8 +66,9 @@ class Creation:
         undo.add("row", lambda: self._erase(record))
         return Begun(record, request, drivers)
 
-    def complete(self, begun: Begun, *, undo: Undo) -> Created:
-        """Image and snapshot. The status stays: whoever makes it another one also ends the lease."""
+    def complete(self, begun: Begun, *, undo: Undo, durable: bool = True) -> Created:
+        """Image and snapshot. The status stays: whoever makes it another one also ends the lease. durable: whether the container
+        is to outlive a crash of the machine."""
         state = self._state
         record, request, drivers = begun.record, begun.request, begun.drivers
         with state.leases.under(record.id) as lease:
@@ -74,7 +76,8 @@ class Creation:
             ready = state.images.ensure(request.image, drivers, request.platform, request.pull)
             image = ready.config.get("config") or {}
             self._take_image(record, request, ready, image)
-            mounts = drivers.snapshotter.prepare(record.id, ready.chain_id)
+            options = _DURABLE if durable else _FLEETING
+            mounts = drivers.snapshotter.prepare(record.id, ready.chain_id, options)
             undo.add("snapshot", lambda: drivers.snapshotter.remove(record.id))
         return Created(record, request, drivers, image, mounts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from wherry.api import Error, Event, Exit
 from wherry.engine import bundles
 from wherry.engine.acks import Acks
 from wherry.engine.database import Transaction
-from wherry.engine.records import Exec, Record
+from wherry.engine.records import Exec, Gate, Record
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import attempt
 from wherry.kernel.log import logger as log
@@ -123,23 +123,28 @@ class Ending:
         gate, execs = record.gate, list(record.execs.values())
         with state.traced(record.id, record.traced):
             try:
-                state.kernel.together(self._finish, record, exit)
+                state.kernel.together(self._finish, record, exit, gate, execs)
             except (Error, OSError) as error:  # a driver hangs: the end is told all the same, and doctor finds the rest
                 log.error("end of container {}: {}", record.id[:12], error)
                 record.removing = False
                 if state.registry.get(record.id) is record:
                     self._note(record, exit, f"clean-up failed: {error}")
-        for exec in execs:
-            if not exec.gate.is_set():
-                exec.gate.open(Exit(None, exit.time))
-        gate.open(exit)
+                self._tell(exit, gate, execs)
         # Durable by now, and nobody who waits needs to wait for the shim's bookkeeping.
         done()
         state.forget(record.id)
 
-    def _finish(self, record: Record, exit: Exit) -> None:
+    def _finish(self, record: Record, exit: Exit, gate: Gate, execs: Sequence[Exec]) -> None:
         if not (record.remove and self.remove(record, exit)):
             self._stop(record, exit)
+        self._tell(exit, gate, execs)  # on this thread: whoever waits need not wait for one more hand-over
+
+    @staticmethod
+    def _tell(exit: Exit, gate: Gate, execs: Sequence[Exec]) -> None:
+        for exec in execs:
+            if not exec.gate.is_set():
+                exec.gate.open(Exit(None, exit.time))
+        gate.open(exit)
 
     def _stop(self, record: Record, exit: Exit) -> None:
         state = self._state

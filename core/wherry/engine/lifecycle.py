@@ -59,7 +59,7 @@ class Lifecycle:
     def _make(self, begun: Begun, stdio: Stdio, making: Undo, starting: Undo, found: list[Created]) -> None:
         """All that calls drivers. found gets what was created, though the start may fail after that."""
         net = self._reserve(begun, starting)
-        found.append(self._creation.complete(begun, undo=making))
+        found.append(self._creation.complete(begun, undo=making, durable=not begun.request.remove))
         if isinstance(net, Exception):
             raise net
         self._starting.start(found[0], net, stdio, undo=starting)

@@ -6,6 +6,7 @@ line that says why it could not start. SIGTERM and SIGINT end it; its containers
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,10 @@ from pathlib import Path
 
 #: A thread that waits for the interpreter gets it after this many seconds: the default of 5 ms is a whole container start.
 SWITCH_SECONDS = 0.0005
+#: So many more objects made than gone before the cycle collector looks at the youngest: a start makes some hundred.
+GC_THRESHOLDS = (20_000, 20, 50)
+#: By then the front ends have imported what they put off.
+SETTLED_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +104,7 @@ def _serve(options: dict[str, str], ready: int, stop: threading.Event) -> int:
         ]
         for thread in threads:
             thread.start()
+        gc.set_threshold(*GC_THRESHOLDS)
         _tell(ready, "ready")
         _idle(engine, server, stop, settings.idle_exit)
     finally:
@@ -115,6 +121,8 @@ def _idle(engine: object, server: object, stop: threading.Event, seconds: float)
     from wherry.engine.server import Server
 
     assert isinstance(engine, Engine) and isinstance(server, Server)  # noqa: PT018 for the type checker
+    if not stop.wait(SETTLED_SECONDS):
+        gc.freeze()  # what is there now stays: no collection need look at it again
     while not stop.wait(seconds / 4 if seconds > 0 else None):
         busy = server.clients or any(record.live for record in engine.state.registry)
         if not busy and time.monotonic() - server.last_active > seconds:

@@ -34,11 +34,16 @@ class SnapshotInfo:
 
 @frozen
 class SnapshotOptions:
-    """idmap needs the flag "remap-ids"; quota, bytes of the writable layer, needs "quota"."""
+    """idmap needs the flag "remap-ids"; quota, bytes of the writable layer, needs "quota".
+
+    durable: False where a crash of the machine may take the snapshot back, since whoever asks for it will not outlive that
+    either; a driver then need not wait for its disk. Half a snapshot is never left.
+    """
 
     labels: Labels = field(factory=dict)
     idmap: IdMap = IdMap()
     quota: int = 0
+    durable: bool = True
 
 
 class Snapshotter(Protocol):

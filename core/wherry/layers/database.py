@@ -35,6 +35,7 @@ class Database:
         self.path = path
         self._lock = threading.RLock()
         self._depth = 0
+        self._full = True
         if path.exists():
             _refuse_newer(path, version)
         self._connection: apsw.Connection = apsw.Connection(str(path), statementcachesize=200)
@@ -68,8 +69,9 @@ class Database:
                 finally:
                     self._depth -= 1
                 return
-            if not durable:
-                self._run("PRAGMA synchronous = NORMAL")
+            if durable is not self._full:
+                self._run("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
+                self._full = durable
             self._run("BEGIN IMMEDIATE")
             self._depth = 1
             try:
@@ -84,8 +86,6 @@ class Database:
                 raise told from error
             finally:
                 self._depth = 0
-                if not durable:
-                    self._run("PRAGMA synchronous = FULL")
 
     def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
         """Every row of a query."""

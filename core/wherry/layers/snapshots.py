@@ -111,10 +111,12 @@ class Snapshots:
             return self.get(name)
 
     @contextmanager
-    def prepare(self, key: str, parent: str, labels: Labels, kind: Kind, extra: str = "") -> Iterator[Row]:
+    def prepare(
+        self, key: str, parent: str, labels: Labels, kind: Kind, extra: str = "", *, durable: bool = True
+    ) -> Iterator[Row]:
         """Inserts a row and commits it after the block; what the block raises takes it back."""
         now = time.time_ns()
-        with self.database.write() as execute:
+        with self.database.write(durable=durable) as execute:
             above: tuple[int, ...] = ()
             if parent:
                 found = execute("SELECT number, kind FROM snapshots WHERE name = ?", (parent,)).fetchall()

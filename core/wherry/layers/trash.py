@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 _DELAY = 0.05  # seconds: so that the deletion of one container's directories does not delay the start of the next
+_ROUNDS = 20  # so often it looks by itself before it sleeps: while containers come and go, nobody has to wake it
 
 
 class Trash:
@@ -19,6 +20,7 @@ class Trash:
         self._condition = threading.Condition()
         self._waiting: list[str] = []
         self._busy = False
+        self._asleep = False
         self._freed = 0
         self._thread: threading.Thread | None = None
         self._hurry = threading.Event()
@@ -29,8 +31,8 @@ class Trash:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"{self._name}-trash", daemon=True)
                 self._thread.start()
-            elif not self._busy:
-                self._condition.notify()
+            elif self._asleep:
+                self._condition.notify_all()
 
     def empty(self) -> None:
         """Returns when all that was in it is deleted."""
@@ -46,12 +48,19 @@ class Trash:
             return freed
 
     def _run(self) -> None:
+        idle = 0
         while True:
-            with self._condition:
-                self._condition.wait_for(lambda: bool(self._waiting))
-                self._busy = True
             self._hurry.wait(_DELAY)
             with self._condition:
+                if not self._waiting:
+                    idle += 1
+                    if idle > _ROUNDS:
+                        self._asleep = True
+                        self._condition.wait_for(lambda: bool(self._waiting))
+                        self._asleep, idle = False, 0
+                    continue
+                idle = 0
+                self._busy = True
                 batch, self._waiting = self._waiting, []
             freed = 0
             for item in batch:

@@ -7,7 +7,7 @@ import os
 import select
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from wherry.api import (
     FailedPrecondition,
     IdMap,
     Invalid,
+    Mount,
     NotFound,
     Plan,
     Stdio,
@@ -33,6 +34,7 @@ from wherry.linux.cgroup2 import Group2
 from wherry.oci import compile, filters
 from wherry.oci.errors import SpecError
 from wherry.oci.spec import device_rules
+from wherry_plugins.isolation.namespaces.plans import Plans
 from wherry_plugins.isolation.namespaces.record import Links, Record
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Namespaces:
         self._links = Links(context.run)
         self._records: dict[str, Record] = {}
         self._parents: set[str] = set()
+        self._plans = Plans()
         self.close = weakref.finalize(self, _prune, self._parents)
 
     # create, start, exec
@@ -81,10 +84,10 @@ class Namespaces:
     def create(self, request: CreateRequest) -> TaskState:
         spec = request.spec
         group = self._group(request.id, spec, fresh=True)
+        whole, bundle = self._with_defaults(spec), str(request.bundle)
         try:
-            host = self._host(spec, group, sandboxed=bool(request.sandbox_id))
-            compiled = compile.container(
-                request.id, self._with_defaults(spec), request.rootfs, host, bundle=str(request.bundle)
+            compiled = self._plans.compiled(
+                self._compile, request.id, whole, request.rootfs, bundle, bool(request.sandbox_id)
             )
         except SpecError as error:
             raise Invalid(error.what, error.cause, error.hint) from None
@@ -103,6 +106,12 @@ class Namespaces:
         record.pids[""] = (state.pid, state.start_time)
         self._records[request.id] = record
         return state
+
+    def _compile(
+        self, id: str, spec: Mapping[str, Any], rootfs: Sequence[Mount], bundle: str, sandboxed: bool
+    ) -> compile.Compiled:
+        host = self._host(spec, self._group(id, spec, fresh=True), sandboxed=sandboxed)
+        return compile.container(id, spec, rootfs, host, bundle=bundle)
 
     def start(self, id: str, exec_id: str = "") -> None:
         self._record(id, exec_id)
@@ -346,7 +355,8 @@ class Namespaces:
         ended = record.exits.get("")
         if ended is None and not force:
             ended = self._ended(record, "")
-        self._discard(record)
+        self._records.pop(record.id, None)
+        self._links.remove(record.id)
         return ended
 
     def _end(self, record: Record, force: bool) -> None:

@@ -67,7 +67,7 @@ class OverlaySnapshotter:
 
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
         _plain(key, options)
-        with self._rows.prepare(key, parent, options.labels, "active") as row:
+        with self._rows.prepare(key, parent, options.labels, "active", durable=options.durable) as row:
             self._make(row, work=True)
         return self._mounts(row)
 
@@ -105,7 +105,7 @@ class OverlaySnapshotter:
         return f"{self._prefix}{number}/fs"
 
     def _make(self, row: Row, *, work: bool) -> None:
-        """The directories, before their row is committed: the commit's fsync takes them to the disk's journal as well."""
+        """The directories, before their row is committed: a durable commit's fsync takes them to the disk's journal as well."""
         directory = f"{self._prefix}{row.number}"
         try:
             os.mkdir(directory, 0o700)
@@ -155,6 +155,8 @@ class OverlaySnapshotter:
 
     def _erase(self, name: str) -> int:
         """Deletes a directory; the bytes freed. What can't be deleted now, cleanup finds again."""
+        if self._erase_empty(f"{self._prefix}{name}"):
+            return 0
         try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -172,6 +174,18 @@ class OverlaySnapshotter:
         finally:
             os.close(fd)
         return freed
+
+    @staticmethod
+    def _erase_empty(directory: str) -> bool:
+        """Deletes that of a container that wrote nothing, in a tenth of the time; False when there is something in it. work/work
+        is made by the kernel's mount."""
+        try:
+            for name in ("/work/work", "/work", "/fs", ""):
+                with suppress(FileNotFoundError):
+                    os.rmdir(directory + name)
+        except OSError:
+            return False
+        return True
 
 
 def _plain(key: str, options: SnapshotOptions) -> None:
