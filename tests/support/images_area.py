@@ -37,12 +37,12 @@ class NoShim:
 class World:
     """A root and a run directory with what ``Images`` stands on."""
 
-    def __init__(self, directory: Path, snapshotter: str = "overlayfs") -> None:
+    def __init__(self, directory: Path, snapshotter: str = "overlayfs", more: str = "") -> None:
         self.root, self.run = directory / "root", directory / "run"
         for path in (self.root, self.run):
             path.mkdir(parents=True, exist_ok=True)
         file = directory / "config.toml"
-        file.write_text(CONFIG.format(snapshotter=snapshotter))
+        file.write_text(CONFIG.format(snapshotter=snapshotter) + more)
         self.workers = WorkerPool(self.run)
         self.kernel = Kernel(
             load(file, {}),
@@ -64,8 +64,9 @@ class World:
 
 
 @contextlib.contextmanager
-def world(directory: Path, snapshotter: str = "overlayfs") -> Iterator[World]:
-    made = World(directory, snapshotter)
+def world(directory: Path, snapshotter: str = "overlayfs", more: str = "") -> Iterator[World]:
+    """more: further tables of the config."""
+    made = World(directory, snapshotter, more)
     try:
         yield made
     finally:

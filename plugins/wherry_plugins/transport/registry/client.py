@@ -40,8 +40,8 @@ class Client:
         self._authorizer = Authorizer(endpoint, credentials, self._token, self._allow)
         self._reach: Reach | None = None
 
-    def patience(self, what: str, *, retry_after: float | None = None) -> Patience:
-        return Patience(self._config, what, self._checkpoint, retry_after=retry_after)
+    def patience(self, what: str, *, streaming: bool = False) -> Patience:
+        return Patience(self._config, what, self._checkpoint, streaming=streaming)
 
     def get(
         self, path: str, headers: Mapping[str, str], *, scope: str, what: str, patience: Patience,

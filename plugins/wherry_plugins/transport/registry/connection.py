@@ -19,6 +19,7 @@ from wherry_plugins.transport.registry.watchdog import Watchdog
 
 _DRAINED = 1 << 16
 _PER_HOST = 8
+_LATE = "{} did not answer in time"
 
 Judge = Callable[[str], None]
 """Told the address that a socket is connected to, before a byte is sent; raises what speaks against it."""
@@ -27,7 +28,7 @@ Judge = Callable[[str], None]
 class Broken(Exception):
     """The exchange failed in a way that may pass. cause and hint are those of the error that it becomes in the end.
 
-    hopeless: another attempt would fail alike.
+    hopeless: another attempt would fail alike, unless it was well a moment ago.
     """
 
     def __init__(self, cause: str, hint: str = "", *, hopeless: bool = False) -> None:
@@ -61,17 +62,19 @@ class Answer:
         """Some of the body, at most size bytes, b"" at its end. Broken."""
         if not size:
             return b""
-        timeout = self._tether.timeout
-        alarm = self._tether.watchdog.set(self._handle, timeout)
-        fired = False
+        alarm = self._tether.watchdog.set(self._handle, self._tether.timeout)
+        data, failed = b"", None
         try:
-            return self._response.read1(size, decode_content=False) or b""
+            data = self._response.read1(size, decode_content=False) or b""
         except Exception as error:
-            fired = self._tether.watchdog.clear(alarm)
-            raise _broken(error, self.url, timeout if fired else 0) from None
+            failed = error
         finally:
-            if not fired:
-                self._tether.watchdog.clear(alarm)
+            fired = self._tether.watchdog.clear(alarm)
+        if fired:  # what a reader takes for an end is the shutdown then
+            raise Broken(_LATE.format(self.url.netloc))
+        if failed is not None:
+            raise _broken(failed, self.url) from None
+        return data
 
     def document(self, limit: int, what: str, seconds: float) -> bytes:
         """The whole body. Invalid when it is larger than limit bytes, Broken when it takes longer than so many seconds."""
@@ -129,7 +132,7 @@ class Pools:
         except Error:
             raise
         except Exception as error:
-            raise _broken(error, url, 0) from None
+            raise _broken(error, url) from None
         return Answer(url, response, tether)
 
     def _pool(self, url: Url, judge: Judge) -> tuple[Any, Tether]:
@@ -151,9 +154,6 @@ def _classes() -> tuple[Any, Any]:
     """The two kinds of pool; urllib3 is loaded with the first request."""
     import urllib3
     from urllib3.connection import HTTPConnection, HTTPSConnection
-
-    # Whoever set insecure = true knows; the text would go to the engine's log for each request.
-    urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
     def tethered(base: Any) -> Any:
         class Tethered(base):  # type: ignore[misc]
@@ -190,12 +190,13 @@ def _classes() -> tuple[Any, Any]:
                 try:
                     response = super().getresponse()
                 except BaseException:
-                    fired = self._tether.watchdog.clear(alarm)
                     handle.close()
-                    if fired:
+                    if self._tether.watchdog.clear(alarm):
                         raise TimeoutError from None
                     raise
-                self._tether.watchdog.clear(alarm)
+                if self._tether.watchdog.clear(alarm):  # the head was cut by the shutdown, and looks like a whole one
+                    handle.close()
+                    raise TimeoutError
                 response.tethered = handle
                 return response
 
@@ -213,10 +214,15 @@ def _classes() -> tuple[Any, Any]:
     class Secure(urllib3.HTTPSConnectionPool):
         ConnectionCls = tethered(HTTPSConnection)
 
+        def _validate_conn(self, conn: Any) -> None:
+            """Without the warning for each connection that is not verified: whoever set insecure = true knows."""
+            if conn.is_closed:
+                conn.connect()
+
     return Plain, Secure
 
 
-def _broken(error: Exception, url: Url, silent: float) -> Broken:
+def _broken(error: Exception, url: Url) -> Broken:
     """What a failed exchange is called; the libraries' own words are for their developers."""
     import urllib3.exceptions as http
 
@@ -241,12 +247,12 @@ def _broken(error: Exception, url: Url, silent: float) -> Broken:
             return Broken(f"{where} does not talk TLS", hint, hopeless=True)
         if isinstance(cause, socket.gaierror):
             return Broken(
-                f'the name "{url.host}" has no address', hopeless=cause.errno not in (socket.EAI_AGAIN, socket.EAI_FAIL)
-            )
+                f'the name "{url.host}" has no address', hopeless=True
+            )  # the C library has tried it some times
         if isinstance(cause, ConnectionRefusedError):
             return Broken(f"{where} refuses the connection", hopeless=True)
-    if silent or any(isinstance(cause, TimeoutError | http.TimeoutError) for cause in chain):
-        return Broken(f"{where} did not answer in time")
+    if any(isinstance(cause, TimeoutError | http.TimeoutError) for cause in chain):
+        return Broken(_LATE.format(where))
     if isinstance(error, http.IncompleteRead) or any(isinstance(cause, http.IncompleteRead) for cause in chain):
         return Broken(f"{where} broke off in the middle of an answer")
     if isinstance(error, http.HTTPError | OSError):

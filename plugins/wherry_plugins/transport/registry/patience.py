@@ -16,13 +16,16 @@ class Patience:
     """For one request, or one stream. Every wait is longer than the one before; a registry may ask for another (Retry-After)."""
 
     def __init__(
-        self, config: RegistryConfig, what: str, checkpoint: Callable[[], None], *, retry_after: float | None = None
+        self, config: RegistryConfig, what: str, checkpoint: Callable[[], None], *, streaming: bool = False
     ) -> None:
         self._config = config
         self._what = what
         self._checkpoint = checkpoint
-        self._most = config.retry_after if retry_after is None else retry_after
-        self._since = time.monotonic()
+        # While a stream is read somebody waits for each piece: a registry can't ask for minutes there. And it was there a moment
+        # ago, so that a refused connection may be that of one that starts again.
+        self._most = config.patience if streaming else config.retry_after
+        self._stubborn = streaming
+        self._since = 0.0 if streaming else time.monotonic()
         self._failed = 0
 
     def progress(self) -> None:
@@ -36,7 +39,8 @@ class Patience:
         self._since = self._since or time.monotonic()
         spent = time.monotonic() - self._since
         times = f", tried {self._failed} times" if self._failed > 1 else ""
-        if broken.hopeless or self._failed > self._config.retries or spent > self._config.patience:
+        hopeless = broken.hopeless and not self._stubborn
+        if hopeless or self._failed > self._config.retries or spent > self._config.patience:
             raise self._over(broken, times)
         if wait is None:
             # Not all clients that lost a registry at the same moment should come back at the same moment.

@@ -123,9 +123,7 @@ class RegistryTransport:
         client, config = self._client(parts.domain), self._config
         what = f'blob "{digest}"'
         first = _open(client, parts, descriptor, offset, client.patience(what), config)
-        # While a stream is read somebody waits for each piece: a registry can't ask for minutes there.
-        patience = client.patience(what, retry_after=config.patience)
-        patience.progress()
+        patience = client.patience(what, streaming=True)
 
         def connect(at: int) -> Answer:
             return _open(client, parts, descriptor, at, patience, config)

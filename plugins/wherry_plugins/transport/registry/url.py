@@ -49,7 +49,11 @@ class Url:
     def joined(self, location: str, what: str) -> Url:
         """What a Location header means here. Invalid."""
         _check(location, what)
-        return parse_url(urljoin(f"{self.site}{self.target}", location), what)
+        try:
+            joined = urljoin(f"{self.site}{self.target}", location)
+        except ValueError:
+            raise Invalid(what, f'"{location[:200]}" is no URL') from None
+        return parse_url(joined, what)
 
 
 def parse_url(text: str, what: str) -> Url:
@@ -64,7 +68,7 @@ def parse_url(text: str, what: str) -> Url:
         raise Invalid(what, f'"{text[:200]}" is no URL of http or https')
     if parts.username is not None or parts.password is not None:
         raise Invalid(what, "the URL has a user name in it")
-    if ":" in host:
+    if ":" in host and "%" not in host:
         _address(host, what)
     elif not _HOST.fullmatch(host):
         raise Invalid(what, f'"{host[:200]}" is no host name')
