@@ -127,6 +127,8 @@ def test_limits() -> None:
         {"cpus": 10_000.0},
         {"cpus": -1.0},
         {"cpuset": "0-"},
+        {"cpuset": "0,99999"},
+        {"cpuset": "1-0"},
         {"pids_limit": -2},
         {"ulimits": (("nofiles", 1, 1),)},
         {"ulimits": (("nofile", 2, 1),)},

@@ -46,9 +46,7 @@ def limits(request: RunRequest) -> dict[str, Any]:
             raise Invalid(f"cpu shares {request.cpu_shares}", "negative")
         cpu["shares"] = request.cpu_shares
     if request.cpuset:
-        if not _CPUSET.match(request.cpuset):
-            raise Invalid(f"cpuset {request.cpuset!r}", "not a list such as 0-2,4")
-        cpu["cpus"] = request.cpuset
+        cpu["cpus"] = _cpuset(request.cpuset)
     if cpu:
         resources["cpu"] = cpu
     if request.pids_limit > 0:
@@ -56,6 +54,20 @@ def limits(request: RunRequest) -> dict[str, Any]:
     elif request.pids_limit < -1:
         raise Invalid(f"pids limit {request.pids_limit}", "negative")
     return resources
+
+
+def _cpuset(text: str) -> str:
+    """A list of CPUs that there are, as it is. Invalid for another."""
+    if not _CPUSET.match(text):
+        raise Invalid(f"cpuset {text!r}", "not a list such as 0-2,4")
+    last = os.sysconf("SC_NPROCESSORS_CONF") - 1
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        if int(high or low) > last:
+            raise Invalid(f"cpuset {text!r}", f"there is no CPU {high or low} here, the last is {last}")
+        if high and int(low) > int(high):
+            raise Invalid(f"cpuset {text!r}", f"{part} ends before it begins")
+    return text
 
 
 def _rule(

@@ -27,7 +27,7 @@ def explain(details: Mapping[str, Any]) -> str:
         )
     owners = details.get("owners", {})
     rows = [("FIELD", "VALUE", "SET BY")]
-    for pointer, value in _leaves(details.get("spec", {}), ""):
+    for pointer, value in _leaves(details.get("spec", {}), "", owners):
         text = json.dumps(value, ensure_ascii=False)
         rows.append((pointer, text if len(text) <= 60 else text[:59] + "…", _owner(pointer, owners)))
     return table(rows)
@@ -39,14 +39,19 @@ def _owner(pointer: str, owners: Mapping[str, str]) -> str:
     return owners.get(pointer, "")
 
 
-def _leaves(value: Any, pointer: str) -> list[tuple[str, Any]]:
-    """(JSON pointer, value) of everything that is no mapping; lists of plain values are one leaf (RFC 6901)."""
-    if isinstance(value, Mapping) and value:
-        escaped = ((key.replace("~", "~0").replace("/", "~1"), value[key]) for key in value)
-        return [leaf for key, item in escaped for leaf in _leaves(item, f"{pointer}/{key}")]
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, list, tuple)) for item in value):
-        return [leaf for at, item in enumerate(value) for leaf in _leaves(item, f"{pointer}/{at}")]
-    return [(pointer, value)]
+def _leaves(value: Any, pointer: str, owners: Mapping[str, str]) -> list[tuple[str, Any]]:
+    """(JSON pointer, value) of everything that is no mapping; a list of plain values by one owner is one leaf (RFC 6901)."""
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        items = [(key.replace("~", "~0").replace("/", "~1"), value[key]) for key in value]
+    elif isinstance(value, (list, tuple)) and (
+        any(isinstance(item, (Mapping, list, tuple)) for item in value)
+        or any(f"{pointer}/{at}" in owners for at in range(len(value)))
+    ):
+        items = [(str(at), item) for at, item in enumerate(value)]
+    if not items:
+        return [(pointer, value)]
+    return [leaf for key, item in items for leaf in _leaves(item, f"{pointer}/{key}", owners)]
 
 
 def _find(session: Session, name: str, kinds: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from wherry.api import Container, Error
 from wherry_plugins.frontend.cli import human
-from wherry_plugins.frontend.cli.command import Command, argument
+from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
 from wherry_plugins.frontend.cli.session import Session
 
@@ -75,10 +75,18 @@ def _counters(session: Session, containers: tuple[Container, ...]) -> dict[str, 
     cls=Command,
     help="Print once what running containers use of the machine; with --json all counters of their cgroups.",
 )
+@option("--no-stream", is_flag=True, help="Accepted for docker's sake: it prints once anyway")
 @format_option()
 @json_option()
 @argument("containers", nargs=-1, metavar="[CONTAINER...]")
-def command(session: Session, *, form: str, as_json: bool, containers: tuple[str, ...]) -> int:
+def command(
+    session: Session,
+    *,
+    no_stream: bool,  # noqa: ARG001
+    form: str,
+    as_json: bool,
+    containers: tuple[str, ...],
+) -> int:
     """Prints one row a container."""
     chosen = tuple(map(session.engine.container, containers)) if containers else session.engine.containers()
     if as_json:
