@@ -12,7 +12,10 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_FRAME = 64 << 20
 MAX_FDS = 200  # below the kernel's SCM_MAX_FD of 253

@@ -11,9 +11,12 @@ import ctypes
 import errno
 import os
 import stat
-from typing import Any
 
 from wherry.linux.syscall import Int, Pointer, Text, bind, call, check
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 1, 2, 4, 8, 16
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import partial
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MACHINE = os.uname().machine
 _ARM = MACHINE in ("aarch64", "arm64")

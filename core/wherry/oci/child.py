@@ -13,7 +13,10 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 Function = Callable[..., None]
 

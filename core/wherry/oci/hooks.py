@@ -7,10 +7,13 @@ import json
 import os
 import select
 import signal
-from typing import Any
 
 from wherry.linux import pidfd, process
 from wherry.oci.child import Child, Failure, Function, text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def run_hooks(_child: Child, moment: bytes, hooks: tuple[Any, ...], state: bytes) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from typing import Any
 
 from wherry.linux import namespaces, process
 from wherry.oci import execute_process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def make_sandbox(sandbox: Mapping[str, Any]) -> dict[str, int]:

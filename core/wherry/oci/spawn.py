@@ -26,13 +26,16 @@ import fcntl
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from wherry.linux import namespaces as ns
 from wherry.linux import process, seccomp
 from wherry.oci import execute_files, execute_process, execute_root, hooks
 from wherry.oci.child import Child, Function, run
 from wherry.oci.sandbox import make_sandbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["TABLE", "Held", "make_sandbox", "spawn"]
 
