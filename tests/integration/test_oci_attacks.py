@@ -240,6 +240,26 @@ def test_standard_streams_are_no_directories_twin(box: Box, tmp_path: Path) -> N
     assert from_directory(box, tmp_path, patch=twin).output == SECRET
 
 
+# exec
+
+
+_LOOK = "for n in $(ls /proc/$x/fd); do readlink /proc/$x/fd/$n || echo denied; done; readlink /proc/$x/exe"
+
+
+def test_a_joining_process_cannot_be_looked_into(box: Box) -> None:
+    """CVE-2016-9962: until its execve neither its descriptors nor its program are the container's to see."""
+    seen = box.joined(_LOOK, dumpable=False)
+    assert "denied" in seen
+    assert "socket:" not in seen
+    assert "python" not in seen
+
+
+def test_a_joining_process_cannot_be_looked_into_twin(box: Box) -> None:
+    seen = box.joined(_LOOK, dumpable=True)
+    assert "socket:" in seen
+    assert "python" in seen
+
+
 # USER
 
 

@@ -181,3 +181,27 @@ class Box:
         )
         assert ended.returncode == 0, ended.stderr
         return Result(json.loads(ended.stdout))
+
+    def joined(self, script: str, *, dumpable: bool) -> str:
+        """What a hostile first process says of one that joins its container: script is given the joining one's pid as $x.
+
+        dumpable: the vulnerable twin.
+        """
+        self.process["args"] = ["sh", "-c", f"echo ready; read x; {{ {script}; }} 2>&1; echo looked; sleep 1000"]
+        container = self.plan()
+        made = compile.exec("box", self.spec, {**self.process, "args": ["true"]}, compile.Host())
+        more = {**container, "argv": made.argv, "env": made.env, "flags": 0, "join": [], "idmap": {}}
+        more["steps"] = [step.encode() for step in made.steps]
+        code = (
+            f"import sys; sys.path[:0] = [{str(CORE)!r}, {str(Path(__file__).parent)!r}]; import joiner; joiner.main()"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code],
+            input=json.dumps({"container": container, "exec": more, "dumpable": dumpable}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        seen: str = json.loads(ended.stdout)["seen"]
+        return seen
