@@ -46,6 +46,7 @@ class Created(Begun):
 class Creation:
     def __init__(self, state: State) -> None:
         self._state = state
+        self._templates = specs.Templates()
 
     def begin(self, request: RunRequest, id: str, *, undo: Undo) -> Begun:
         """Takes the name and writes the row, status "creating", under a lease. On any error the caller runs undo."""
@@ -86,12 +87,12 @@ class Creation:
         state = self._state
         created = self.complete(self.begin(request, id, undo=undo), undo=undo)
         record = created.record
-        spec, owners = self.build(created)
+        written = self.build(created)
         changes = {"status": "created"}
         with state.database.transaction() as tx:
             tx.execute(
                 "UPDATE containers SET data = ?, image = ?, spec = ?, owners = ? WHERE id = ?",
-                (record.pack(**changes), json.dumps(created.image), json.dumps(spec), json.dumps(owners), record.id),
+                (record.pack(**changes), json.dumps(created.image), written.text, written.owners_text, record.id),
             )
             state.leases.erase(tx, record.id)
             tx.event("container.created", record.id, attributes(record))
@@ -196,12 +197,10 @@ class Creation:
             return created.request.hostname
         return socket.gethostname()[:64] if host else created.record.sandbox_id[:12]
 
-    def build(
-        self, created: Created, *, hostname: str = "", network: str = "own"
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """(spec, owners) with the adjusters' changes in it, judged by the validators."""
+    def build(self, created: Created, *, hostname: str = "", network: str = "own") -> specs.Written:
+        """The spec with the adjusters' changes in it, judged by the validators."""
         state, record = self._state, created.record
-        built = specs.build(
+        written = self._templates.build(
             specs.Inputs(
                 id=record.id,
                 image=created.image,
@@ -210,14 +209,16 @@ class Creation:
                 cgroups_path=f"{state.cgroup}/{record.id}",
                 files=state.bundles / record.sandbox_id,
                 network=network,
-            )
+            ),
+            record.image_id,
+            pack_request(created.request, named=False),
         )
-        spec, adjusted = state.kernel.adjust(built.spec, created.request)
-        owners = {**built.owners, **adjusted}
+        spec, adjusted = state.kernel.adjust(written.spec, created.request)
         if adjusted:  # a stranger's hand
             runtime.check(spec, f"spec, changed by {', '.join(sorted(set(adjusted.values())))},")
-        state.kernel.validate(spec, owners)
-        return dict(spec), owners
+            written = specs.write(dict(spec), {**written.owners, **adjusted})
+        state.kernel.validate(written.spec, written.owners)
+        return written
 
     def again(self, record: Record) -> Created:
         """What a start of a container needs that was made before; the image itself may be gone by now."""

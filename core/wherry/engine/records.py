@@ -170,10 +170,12 @@ def unpack_record(text: str) -> Record:
 _STORED_SET = frozenset(_STORED)
 
 
-def pack_request(request: RunRequest) -> str:
-    """A request as JSON: only what differs from the defaults."""
+def pack_request(request: RunRequest, *, named: bool = True) -> str:
+    """A request as JSON: only what differs from the defaults. named False: without what tells containers of one kind apart."""
     data = {name: value for name, default in _REQUEST_DEFAULTS if (value := getattr(request, name)) != default}
     data["image"] = request.image
+    if not named:
+        data.pop("name", None)
     return json.dumps(data, default=_plain, separators=(",", ":"))
 
 

@@ -25,6 +25,7 @@ from wherry.api import (
 from wherry.engine import bundles, hostfiles
 from wherry.engine.creation import Begun, Created, Creation, must_not_be_removing
 from wherry.engine.records import Gate
+from wherry.engine.specs import Written
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import Undo
 
@@ -53,9 +54,8 @@ class Starting:
         """Starts a container that is not running, in what ``reserve`` gave; the caller holds its lock and, on any error, runs
         undo."""
         state, record = self._state, created.record
-        spec, owners = self._creation.build(created, hostname=net.hostname, network=net.kind)
-        text = json.dumps(spec, separators=(",", ":"))
-        self._bundle(created, net, text, undo)
+        written = self._creation.build(created, hostname=net.hostname, network=net.kind)
+        self._bundle(created, net, written.text, undo)
         isolation = created.drivers.isolation
         net.made()
         undo.add("isolation", lambda: self._drop(created))
@@ -64,15 +64,15 @@ class Starting:
                 id=record.id,
                 sandbox_id=record.sandbox_id,
                 bundle=state.bundle(record),
-                spec=spec,
+                spec=written.spec,
                 rootfs=created.mounts,
                 stdio=self._stdio(created, stdio),
             )
         )
         self._attach(created, net)
         isolation.start(record.id)
-        self._commit(created, net, task, text, owners)
-        record.process = spec.get("process")
+        self._commit(created, net, task, written)
+        record.process = written.spec.get("process")
 
     # network and sandbox
 
@@ -158,7 +158,7 @@ class Starting:
 
     # the end of a start
 
-    def _commit(self, created: Created, net: Net, task: TaskState, spec: str, owners: dict[str, str]) -> None:
+    def _commit(self, created: Created, net: Net, task: TaskState, written: Written) -> None:
         state, record = self._state, created.record
         fresh = record.status == "creating"
         attached = ((net.name, net.driver_id),) if net.reservation is not None else ()
@@ -180,7 +180,7 @@ class Starting:
         with state.database.transaction(durable=not record.remove) as tx:
             tx.execute(
                 "UPDATE containers SET data = ?, spec = ?, owners = ? WHERE id = ?",
-                (record.pack(**changes), spec, json.dumps(owners, separators=(",", ":")), record.id),
+                (record.pack(**changes), written.text, written.owners_text, record.id),
             )
             if fresh:
                 if not record.remove:  # one that removes itself is never started again

@@ -43,12 +43,17 @@ class Plugins:
         self._objects: dict[str, object] = {}
         self._failed: dict[str, Error] = {}
         self._registrations: dict[str, Registration[Any, Any]] = {}
+        self._ids: dict[str, tuple[str, ...]] = {}
 
     # what there is
 
     def ids(self, family: str) -> tuple[str, ...]:
         """Ids of the family, usable or not, in alphabetical order."""
-        return tuple(dict.fromkeys(entry.id for entry in self.entries if entry.family == family))
+        found = self._ids.get(family)
+        if found is None:
+            ids = (entry.id for entry in self.entries if entry.family == family)
+            found = self._ids[family] = tuple(dict.fromkeys(ids))
+        return found
 
     def entry(self, family: str, id: str) -> Entry:
         """The entry point. NotFound offers the nearest names; PluginFault when its name is bad or claimed twice."""

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any
 
 from attrs import field, frozen
@@ -34,6 +35,11 @@ class ImageConfig:
 
 
 def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
+    return _chain_ids(tuple(diff_ids))
+
+
+@lru_cache(64)  # each start asks, and an image may have a hundred layers
+def _chain_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
     result: list[str] = []
     for diff_id in diff_ids:
         if not result:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from wherry.engine.specs.builder import Built, Inputs, build
 from wherry.engine.specs.process import command_of, exec_process
+from wherry.engine.specs.templates import Templates, Written, write
 
-__all__ = ["Built", "Inputs", "build", "command_of", "exec_process"]
+__all__ = ["Built", "Inputs", "Templates", "Written", "build", "command_of", "exec_process", "write"]

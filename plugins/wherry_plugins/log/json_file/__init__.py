@@ -49,10 +49,10 @@ class JsonFile:
 
     def __init__(self, config: JsonFileConfig, context: Context) -> None:
         self._config = config
-        self._root = context.root
+        self._prefix = f"{context.root}/"
 
     def _path(self, id: str) -> str:
-        return str(self._root / f"{id}-json.log")
+        return f"{self._prefix}{id}-json.log"
 
     def sink(self, id: str, options: Labels) -> LogSink:
         """Options: max-size, max-file, mode, as Docker's."""
@@ -77,7 +77,7 @@ class JsonFile:
 
     def remove(self, id: str) -> None:
         # The files in turn rather than a search of the directory, which holds the logs of all containers.
-        path, number = f"{self._root}/{id}-json.log", 1
+        path, number = self._path(id), 1
         try:
             os.unlink(path)
         except FileNotFoundError:
