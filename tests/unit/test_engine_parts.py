@@ -35,8 +35,8 @@ def test_a_newer_database_is_refused_unread(tmp_path: Path) -> None:
 def test_a_broken_database_is_unavailable(tmp_path: Path) -> None:
     path = tmp_path / "wherry.db"
     path.write_bytes(b"not a database" * 1000)
-    with pytest.raises(Unavailable):
-        Database(path)
+    with pytest.raises(Unavailable, match="restore it from a backup, or move it away"):
+        Database(path)  # the doctor needs an engine, and there is none without a database
 
 
 def test_events_have_no_gaps_even_after_a_rollback(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ def test_limits() -> None:
         {"cpuset": "0,99999"},
         {"cpuset": "1-0"},
         {"pids_limit": -2},
+        {"command": "sh"},
+        {"env": "A=b"},
         {"ulimits": (("nofiles", 1, 1),)},
         {"ulimits": (("nofile", 2, 1),)},
     ):

@@ -314,6 +314,8 @@ def test_arguments(pair: Pair) -> None:
         things.add("1")
     with pytest.raises(Invalid, match='argument "first": true is a boolean, expected an integer'):
         things.add(True)
+    with pytest.raises(Invalid, match="arguments of echo: one is not of the type it has to be: 'str' object has no"):
+        things.echo("x")
     with pytest.raises(PluginFault, match="add: raised TypeError: "):
         things.add()
     assert things.label == "things"

@@ -82,7 +82,9 @@ class Database:
             self._open(new)
         except apsw.Error as error:
             raise Unavailable(
-                f'database "{path}"', str(error), "run wherry doctor, or restore it from a backup"
+                f'database "{path}"',
+                str(error),
+                "restore it from a backup, or move it away: its containers are forgotten",
             ) from error
 
     @staticmethod

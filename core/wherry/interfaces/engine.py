@@ -11,11 +11,21 @@ from typing import Any, Literal, Protocol
 
 from attrs import field, frozen
 
+from wherry.errors import Invalid
 from wherry.interfaces.common import Descriptor, Event, Kind, Labels
 from wherry.interfaces.config import Info, Origin, PluginInfo
 from wherry.interfaces.contributions import LogLine
 from wherry.interfaces.network import Port
 from wherry.interfaces.process import Exit, Stdio
+
+
+def _refuse_bare_text(request: Any, *names: str) -> None:
+    """Invalid for a string where a tuple of strings belongs: it would be taken letter by letter."""
+    for name in names:
+        if isinstance(value := getattr(request, name), (str, bytes)):
+            raise Invalid(
+                f'field "{name}" of {type(request).__name__}', "a string, not a tuple of them", f"write ({value!r},)"
+            )
 
 
 @frozen
@@ -101,6 +111,10 @@ class RunRequest:
     trace: bool = False
     options: Mapping[str, Any] = field(factory=dict)
 
+    def __attrs_post_init__(self) -> None:
+        _refuse_bare_text(self, "command", "entrypoint", "env", "mounts", "devices", "cap_add", "cap_drop", "ports")
+        _refuse_bare_text(self, "aliases", "addresses", "dns", "dns_search", "dns_options", "extra_hosts")
+
 
 @frozen
 class ExecRequest:
@@ -114,6 +128,9 @@ class ExecRequest:
     interactive: bool = False
     detach: bool = False
     privileged: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        _refuse_bare_text(self, "command", "env")
 
 
 @frozen

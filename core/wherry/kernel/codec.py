@@ -64,7 +64,7 @@ class Parcel:
 
 
 def encode(values: dict[str, Any], annotations: dict[str, Any]) -> Parcel:
-    """Each value by its annotation. Raises Invalid for what does not fit."""
+    """Each value by its annotation. What does not fit raises what its attributes raise, an AttributeError or TypeError."""
     _transfer.fds, _transfer.opened, _transfer.pumps = [], [], []
     data = {}
     for name, value in values.items():

@@ -98,7 +98,10 @@ class Channel:
         if len(args) > len(method.parameters):
             raise TypeError(f"{method.name}() takes {len(method.parameters)} arguments, {len(args)} were given")
         values |= kwargs
-        parcel = encode(values, method.annotations)
+        try:
+            parcel = encode(values, method.annotations)
+        except (AttributeError, TypeError) as error:
+            raise Invalid(f"arguments of {method.name}", f"one is not of the type it has to be: {error}") from error
         request: dict[str, Any] = {"m": method.name, "a": parcel.data}
         if handle:
             request["o"] = handle
