@@ -22,6 +22,8 @@ from wherry.layers import mounts as worker_mounts
 CONFIG = """
 version = 1
 default = "standard"
+[engine]
+transport = ""
 [variant.standard]
 store = "local"
 snapshotter = "{snapshotter}"

@@ -195,6 +195,7 @@ def _classes() -> tuple[Any, Any]:
                         raise TimeoutError from None
                     raise
                 if self._tether.watchdog.clear(alarm):  # the head was cut by the shutdown, and looks like a whole one
+                    response.close()
                     handle.close()
                     raise TimeoutError
                 response.tethered = handle

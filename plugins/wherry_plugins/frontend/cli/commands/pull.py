@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -13,6 +13,9 @@ from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.session import Gone, Session
 
+if TYPE_CHECKING:
+    from wherry_plugins.frontend.cli.bars import Bars
+
 SETTLED = frozenset({"done", "exists"})
 WORDS = {
     "resolving": "Resolving", "waiting": "Waiting", "fetching": "Fetching", "unpacking": "Unpacking", "done": "Done",
@@ -20,46 +23,55 @@ WORDS = {
 }  # fmt: skip
 
 
-class Display:
-    """One line a digest, redrawn in place on a terminal; else one line for each that is settled."""
+class Lines:
+    """One line for each blob that is here, and nothing else: for files and pipes."""
 
-    def __init__(self, session: Session, *, quiet: bool) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self.quiet = quiet
-        self.live = session.tty[1] and not quiet
-        self.lines: dict[str, str] = {}
+        self.settled: set[str] = set()
 
     def show(self, progress: Progress) -> None:
-        if self.quiet:
-            return
-        name = human.short(progress.id) if progress.id.startswith("sha256:") else progress.id
-        text = f"{name}: {WORDS.get(progress.status, progress.status.capitalize())}"
-        if progress.total and progress.status not in SETTLED:
-            text += f" {human.size(progress.current)}/{human.size(progress.total)}"
-        if not self.live:
-            if progress.status in SETTLED and self.lines.get(name) != text:
-                self.session.line(text)
-            self.lines[name] = text
-            return
-        known = list(self.lines)
-        self.lines[name] = text
-        if name not in known:
-            self.session.out(f"{text}\n")
-        else:
-            up = len(known) - known.index(name)
-            self.session.out(f"\x1b[{up}A\r\x1b[2K{text[: self.session.width - 1]}\x1b[{up}B\r")
+        if progress.status in SETTLED and progress.id not in self.settled:
+            self.settled.add(progress.id)
+            self.session.line(f"{label(progress.id)}: {WORDS[progress.status]}")
+
+    def close(self) -> None:
+        return
+
+
+class Quiet:
+    def show(self, progress: Progress) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def label(id: str) -> str:
+    return human.short(id) if id.startswith("sha256:") else id
 
 
 def fetch(session: Session, steps: Iterable[Progress], *, quiet: bool) -> str:
     """Shows the steps of a pull; the name of the image."""
-    display = Display(session, quiet=quiet)
+    display: Lines | Quiet | Bars
+    if quiet:
+        display = Quiet()
+    elif session.tty[1]:
+        from wherry_plugins.frontend.cli.bars import Bars
+
+        display = Bars(session, WORDS, SETTLED)
+    else:
+        display = Lines(session)
     name = ""
-    with closing(cast(Any, steps)):
-        for progress in steps:
-            if session.gone:
-                raise Gone
-            name = progress.id
-            display.show(progress)
+    try:
+        with closing(cast(Any, steps)):
+            for progress in steps:
+                if session.gone:
+                    raise Gone
+                name = progress.id
+                display.show(progress)
+    finally:
+        display.close()
     return name
 
 
@@ -67,7 +79,7 @@ def fetch(session: Session, steps: Iterable[Progress], *, quiet: bool) -> str:
     "pull",
     cls=Command,
     help="Fetch an image and unpack it for the default variant.",
-    examples="wherry pull archive:busybox.tar",
+    examples="wherry pull debian:stable\nwherry pull -q --platform linux/arm64 registry.example/app:1\nwherry pull archive:busybox.tar",
 )
 @option("-q", "--quiet", is_flag=True, help="Print only the name")
 @option("--platform", default="", metavar="OS/ARCH", help="Platform to choose of a multi-platform image")
