@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -12,7 +13,7 @@ from attrs import frozen
 
 from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
 from wherry.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, open_at
-from wherry.spec.distribution import INDEX, Index, parse_target
+from wherry.spec.distribution import INDEX, Index, choose, host_platform, parse_target
 from wherry.spec.document import DOCUMENT_MAX, Fields, check_digest, parse
 
 _NAME = "io.containerd.image.name"
@@ -51,10 +52,11 @@ class LayoutTransport:
                 f'has no image "{place.tag or place.digest}"' if place.tag or place.digest else "is empty",
                 hint,
             )
+        images = _choose(found, platform or host_platform(), place)
         if place.tag or place.digest:
             # Named by the reference that led here: a tag says nothing about whose it is.
-            return tuple(Named("", _bare(item)) for item in found[:1])
-        return tuple(Named(_name(item), _bare(item)) for item in found)
+            return tuple(Named("", _bare(item)) for item in images[:1])
+        return tuple(Named(_name(item), _bare(item)) for item in images)
 
     def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
         place = _place(reference)
@@ -140,6 +142,18 @@ def _is_meant(item: Descriptor, place: _Place) -> bool:
         return True
     name, ref = item.annotations.get(_NAME, ""), item.annotations.get(_REF, "")
     return place.tag == ref or any(text.endswith(f":{place.tag}") for text in (name, ref))
+
+
+def _choose(found: Sequence[Descriptor], platform: str, place: _Place) -> Sequence[Descriptor]:
+    """One entry for each name: several of one name are the platforms of one image. NotFound where none of them fits."""
+    groups: dict[str, list[Descriptor]] = {}
+    for item in found:
+        name = item.annotations.get(_NAME, "") or item.annotations.get(_REF, "") or item.digest
+        groups.setdefault(name, []).append(item)
+    return [
+        group[0] if len(group) == 1 else choose(group, platform, f'image "{name}" in the {place.what}')
+        for name, group in groups.items()
+    ]
 
 
 def _name(item: Descriptor) -> str:
