@@ -34,7 +34,7 @@ class Child:
 
     __slots__ = (
         "argv", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "gid", "groups", "home", "idmap",
-        "inherited", "master", "namespaces", "path", "proc", "program", "pts", "root", "search", "sockets", "source", "stdio",
+        "inherited", "master", "namespaces", "path", "proc", "program", "pts", "ready", "root", "search", "sockets", "source", "stdio",
         "sys", "target", "tasks", "uid", "wants_home",
     )  # fmt: skip
 
@@ -50,6 +50,7 @@ class Child:
         self.idmap: dict[str, Any] = {}
         self.root = self.proc = self.sys = self.dev = self.pts = self.master = -1
         self.source: dict[int, int] = {}
+        self.ready: list[tuple[Any, int]] = []  # (type, options, attributes) and the detached mount of it, made ahead
         self.uid = self.gid = 0
         self.groups: list[int] = []
         self.home = b"/"
@@ -68,6 +69,14 @@ class Child:
             return
         with socket.socket(fileno=os.dup(self.channel)) as sock:
             sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+
+    def take_ready(self, wanted: Any) -> int:
+        """A mount that was made ahead, as (type, options, attributes); -1 without one."""
+        for index, (key, fd) in enumerate(self.ready):
+            if key == wanted:
+                del self.ready[index]
+                return fd
+        return -1
 
     def await_packet(self, expected: bytes) -> None:
         """Blocks for one packet of the shim; its end means that nobody will ever start this process: it goes."""

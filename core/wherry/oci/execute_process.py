@@ -33,6 +33,7 @@ def stdio(child: Child) -> None:
             os.set_inheritable(number, True)
         verify_stream(number)
     keep = [0, 1, 2, child.channel, *child.fds, *child.tasks, *child.namespaces.values()]
+    keep += [fd for _key, fd in child.ready]
     if child.target >= 0:
         keep.append(child.target)
     process.close_others(keep)

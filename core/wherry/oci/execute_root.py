@@ -158,7 +158,9 @@ def mount_new(
     propagation: int,
 ) -> None:
     """A new instance of a file system at a path of the root."""
-    fd = mount.new_mount(fstype, list(options), attributes)
+    fd = child.take_ready((fstype, options, attributes))
+    if fd < 0:
+        fd = mount.new_mount(fstype, list(options), attributes)
     if propagation:
         mount.set_attributes(fd, propagation=propagation)
     if fstype == b"tmpfs":

@@ -59,6 +59,19 @@ def _furnish(flags: int, hostname: bytes) -> None:
         process.set_hostname(hostname)
 
 
+def set_hostname(uts: int, hostname: bytes) -> None:
+    """The name in a uts namespace (nsfs descriptor): this thread goes there and comes back."""
+    own = _open("uts")
+    try:
+        namespaces.setns(uts, namespaces.NEWUTS)
+        try:
+            process.set_hostname(hostname)
+        finally:
+            namespaces.setns(own, namespaces.NEWUTS)
+    finally:
+        os.close(own)
+
+
 def _unshared(made: dict[str, int], flags: int, types: list[str], hostname: bytes) -> None:
     """unshare(2), open, setns back: the way back is opened first, and taken whatever happens."""
     own: list[int] = []

@@ -86,7 +86,7 @@ def bind(steps: Sequence[Sequence[Any]]) -> list[tuple[str, Function, tuple[Any,
     return program
 
 
-def _candidates(argv: Sequence[bytes], env: Sequence[bytes]) -> tuple[tuple[bytes, ...], bool]:
+def candidates(argv: Sequence[bytes], env: Sequence[bytes]) -> tuple[tuple[bytes, ...], bool]:
     """What to execve, and whether it is a search of PATH."""
     name = argv[0] if argv else b""
     if b"/" in name or not name:
@@ -102,17 +102,22 @@ def _prepare(plan: Mapping[str, Any]) -> Child:
     child.program = bind(plan["steps"])
     child.flags = plan.get("flags", 0)
     child.idmap = plan.get("idmap") or {}
-    argv = [os.fsencode(item) for item in plan["argv"]]
-    env = [os.fsencode(item) for item in plan["env"]]
+    set_command(child, plan["argv"], plan["env"])
+    return child
+
+
+def set_command(child: Child, words: Sequence[str], variables: Sequence[str]) -> None:
+    """What it will execve, in the form that the call takes."""
+    argv = [os.fsencode(item) for item in words]
+    env = [os.fsencode(item) for item in variables]
     child.argv = process.strings(argv)
     child.env = process.strings(env, spare=1)
     child.env_count = len(env)
     child.wants_home = not any(item.startswith(b"HOME=") for item in env)
-    child.candidates, child.search = _candidates(argv, env)
-    return child
+    child.candidates, child.search = candidates(argv, env)
 
 
-def _open_cgroups(child: Child, paths: Sequence[str]) -> int:
+def open_cgroups(child: Child, paths: Sequence[str]) -> int:
     """Opens ``tasks`` of each v1 directory; answers the descriptor of the one v2 directory, -1 without one."""
     unified = -1
     for path in paths:
@@ -155,6 +160,16 @@ def _return_pid_namespace() -> None:
     _lost = False
 
 
+def stray() -> bool:
+    """Whether this process is still in a container's pid namespace for its children; a try to return is made first."""
+    if _lost:
+        try:
+            _return_pid_namespace()
+        except OSError:
+            return True
+    return False
+
+
 def spawn(
     plan: Mapping[str, Any],
     *,
@@ -182,7 +197,7 @@ def spawn(
     ours = theirs = unified = -1
     try:
         opened = _open_joins(child, plan.get("join") or ())
-        unified = _open_cgroups(child, plan.get("cgroups") or ())
+        unified = open_cgroups(child, plan.get("cgroups") or ())
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, theirs = pair[0].detach(), pair[1].detach()
         child.channel = theirs

@@ -8,7 +8,6 @@ import signal
 import socket
 
 from wherry.linux import namespaces, pidfd, process
-from wherry.oci import sandbox as oci
 from wherry.shim.task import same_process
 from wherry.shim.wire import Fault
 
@@ -59,7 +58,7 @@ class Sandboxes:
         id = record["id"]
         if id in self._boxes:
             return self._boxes[id].record
-        fds = oci.make_sandbox(record)
+        fds = self._shim.reserve.namespaces(record)
         pause = 0
         if record.get("pid"):
             try:

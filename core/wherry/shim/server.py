@@ -19,6 +19,7 @@ from wherry.shim.keeper import Keeper
 from wherry.shim.ledger import Ledger
 from wherry.shim.loop import IN, Loop
 from wherry.shim.reaper import Reaper
+from wherry.shim.reserve import Reserve
 from wherry.shim.sandboxes import Sandboxes, end_pause, note
 from wherry.shim.supervise import Supervisor
 from wherry.shim.tasks import Tasks
@@ -67,6 +68,7 @@ class Shim:
         self.instance = instance
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.reaper = Reaper(loop)
+        self.reserve = Reserve(loop, self.reaper)
         self.events = Events()
         self.tasks = Tasks(self)
         self.sandboxes = Sandboxes(self)
@@ -296,6 +298,7 @@ class Shim:
             except FileNotFoundError:
                 pass
         self.keeper.quit()
+        self.reserve.close()
         for box in self.sandboxes:
             end_pause(box)
         for client in tuple(self.clients):

@@ -118,9 +118,13 @@ class Tasks:
                 task.status = "running"
             else:
                 stdin, stdout, stderr = child.fds
-                held = oci.spawn(
-                    plan, stdin=stdin, stdout=stdout, stderr=stderr, fds=given, namespaces=namespaces, target=target
-                )
+                held = None
+                if target < 0:
+                    held = self._shim.reserve.spawn(plan, stdio=child.fds, fds=given, namespaces=namespaces)
+                if held is None:
+                    held = oci.spawn(
+                        plan, stdin=stdin, stdout=stdout, stderr=stderr, fds=given, namespaces=namespaces, target=target
+                    )
                 task.pid, task.pidfd = held.pid, held.pidfd
                 task.hooks = plan.get("hooks") or None
                 task.size = (stdio.get("rows", 0), stdio.get("columns", 0))

@@ -1,0 +1,130 @@
+"""What the next container will need, made while nobody waits: the namespaces of one sandbox, and one spare process (wherry.oci.spare).
+
+Each is handed out once, is never used again, and belongs to the shim's own user namespace. There is at most one of each, made right
+after one was needed, and let go of when none is needed for a while. They end with the shim: nothing outside knows of them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from wherry.oci import sandbox as oci
+from wherry.oci.spare import Spare, shared
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from wherry.oci.spare import Steps
+    from wherry.oci.spawn import Held
+    from wherry.shim.loop import Loop
+    from wherry.shim.reaper import Reaper
+
+#: Seconds after which what nobody has used is let go of.
+KEEP = 60.0
+_LULL = 0.02  # a sandbox is followed by a spawn: the child's work is a better moment
+_SANDBOX = {"netns": "", "ipc": True, "uts": True}
+
+
+class Reserve:
+    """sandbox: namespaces by type, None for none. spare: a process that waits, None for none."""
+
+    def __init__(self, loop: Loop, reaper: Reaper) -> None:
+        self._loop = loop
+        self._reaper = reaper
+        self.sandbox: dict[str, int] | None = None
+        self.spare: Spare | None = None
+        self._early: Steps | None = None  # what the next spare is to do ahead
+        self._wants_sandbox = False
+        self._used = 0.0
+        self._ageing = False
+
+    def namespaces(self, record: Mapping[str, Any]) -> dict[str, int]:
+        """Those of a sandbox, as make_sandbox: the ones that are ready where they fit, else new ones."""
+        fit = all(record.get(key, value) == value for key, value in _SANDBOX.items())
+        if (
+            not fit or record.get("idmap") or not record.get("hostname")
+        ):  # else its name would be the host's of long ago
+            return oci.make_sandbox(record)
+        self._wants_sandbox = True
+        self._loop.later(_LULL, self.fill)
+        ready, self.sandbox = self.sandbox, None
+        if ready is None:
+            return oci.make_sandbox(record)
+        try:
+            oci.set_hostname(ready["uts"], os.fsencode(record["hostname"]))
+        except BaseException:
+            _close(ready)
+            raise
+        return ready
+
+    def spawn(self, plan: Mapping[str, Any], **given: Any) -> Held | None:
+        """Gives a plan to the spare, as Spare.spawn. None when there is none that fits: the plan needs a clone of its own."""
+        early = shared(plan)
+        if early is None:
+            return None
+        self._early = early
+        self._loop.soon(self.fill)  # while the child works
+        spare = self.spare
+        if spare is None:
+            return None
+        if spare.early != early:
+            self._drop_spare()
+            return None
+        try:
+            held = spare.spawn(plan, **given)
+        except (BrokenPipeError, ConnectionError):  # it was killed, and its end is on the way
+            self._drop_spare()
+            return None
+        if held is not None:
+            self.spare = None
+            self._reaper.unexpect(spare.pid)
+        return held
+
+    def fill(self) -> None:
+        """Makes what was used up. What cannot be made is not missed: a start makes its own, and says why it could not."""
+        self._used = time.monotonic()
+        try:
+            if self.spare is None and self._early is not None:
+                self.spare = Spare(self._early)
+                self._reaper.expect(self.spare.pid, self._ended, self.spare)
+            if self.sandbox is None and self._wants_sandbox:
+                self.sandbox = oci.make_sandbox(_SANDBOX)
+        except OSError:
+            return
+        if not self._ageing:
+            self._ageing = True
+            self._loop.later(KEEP, self._age)
+
+    def _age(self) -> None:
+        left = self._used + KEEP - time.monotonic()
+        if left > 0:
+            self._loop.later(left, self._age)
+            return
+        self._ageing = False
+        self.close()
+
+    def _ended(self, spare: Spare, _code: int) -> None:
+        """It was killed before it was used; the next start does without."""
+        if self.spare is spare:
+            self._drop_spare()
+
+    def _drop_spare(self) -> None:
+        if self.spare is not None:
+            self.spare.close()
+            self.spare = None
+
+    def close(self) -> None:
+        """Lets go of both; the next start makes its own, and then there are new ones."""
+        self._early, self._wants_sandbox = None, False
+        self._drop_spare()
+        if self.sandbox is not None:
+            _close(self.sandbox)
+            self.sandbox = None
+
+
+def _close(fds: Mapping[str, int]) -> None:
+    for fd in fds.values():
+        os.close(fd)
