@@ -504,3 +504,34 @@ def test_many_threads_at_once(made: Shimmed) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(life, range(100))) == list(range(100))
+
+
+def test_clients_that_go_away_without_a_word_leave_nothing(made: Shimmed) -> None:
+    """CVE-2025-64329: a container that says nothing never notices that nobody listens; shim and logger must."""
+    made.spawn("c", "exec sleep 1000", Stdio(attachable=True, hold_stdin=True))
+    pids = (made.client.pid, made.client._call("hello")[0]["logger"])
+
+    def attach(times: int) -> None:
+        for _ in range(times):
+            theirs, mine = os.pipe(), os.pipe()
+            pair = socket.socketpair()
+            made.client.attach("c", "", Stdio(stdin=theirs[0], stdout=mine[1], stderr=pair[0].fileno()))
+            for fd in (*theirs, *mine):
+                os.close(fd)
+            for sock in pair:
+                sock.close()
+
+    def descriptors() -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+
+    attach(3)  # what is made once
+    eventually(lambda: max(descriptors()) < 40)
+    before = descriptors()
+    attach(200)
+    eventually(lambda: descriptors() <= before)
+    reader, writer = os.pipe()  # and those that stay are served
+    made.client.attach("c", "", Stdio(stdout=writer))
+    os.close(writer)
+    made.end("c")
+    assert read_all(reader) == b""
+    os.close(reader)

@@ -73,7 +73,7 @@ class Output:
         if pipe < 0:
             pipe = pipes.staging()
             self.task.keep(name, pipe)
-        reader = Reader(self.task.logger.loop, token, fd, pipe, drop)
+        reader = Reader(self.task.logger.loop, token, fd, pipe, drop, self._gone)
         self.readers.append(reader)
         return reader.fd
 
@@ -83,6 +83,9 @@ class Output:
             reader.close()
             self.task.gone(token, self.index)
         self.task.resume(self)
+
+    def _gone(self, reader: Reader) -> None:
+        self.remove_reader(reader.token)
 
     def served(self) -> bool:
         """Passes on what readers still hold; False while one of them holds up the stream."""

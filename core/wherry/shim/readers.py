@@ -7,6 +7,7 @@ import select
 import socket
 import stat
 
+from wherry.linux import path
 from wherry.shim import pipes
 
 TYPE_CHECKING = False
@@ -21,11 +22,16 @@ _PIECE = 4096  # what a pipe that polls writable takes at once
 
 class Reader:
     """A copy waits in ``pipe`` until the reader has taken it; one batch at a time, so the kernel's count of what is left is all
-    the state there is. drop: a batch that finds the last one still waiting is lost, instead of holding the container up."""
+    the state there is. drop: a batch that finds the last one still waiting is lost, instead of holding the container up.
+    gone is called when the other end was closed, even if there is nothing to write: a silent container's clients come and go."""
 
-    __slots__ = ("_blocking", "_loop", "_socket", "_spliced", "_waiting", "broken", "drop", "fd", "pipe", "token")
+    __slots__ = (
+        "_blocking", "_gone", "_idle", "_loop", "_socket", "_spliced", "_waiting", "broken", "drop", "fd", "pipe", "token",
+    )  # fmt: skip
 
-    def __init__(self, loop: Loop, token: str, fd: int, pipe: int, drop: bool) -> None:
+    def __init__(
+        self, loop: Loop, token: str, fd: int, pipe: int, drop: bool, gone: Callable[[Reader], None] | None = None
+    ) -> None:
         self.token = token
         self.pipe = pipe
         self.drop = drop
@@ -38,6 +44,30 @@ class Reader:
             self._socket = socket.socket(fileno=os.dup(self.fd))
         self._blocking = not nonblocking
         self._spliced = nonblocking
+        self._gone = None if self._named() else gone
+        self._idle = False
+        self._watch()
+
+    def _named(self) -> bool:
+        """Whether it is a FIFO, to which another reader may come."""
+        return stat.S_ISFIFO(os.fstat(self.fd).st_mode) and path.filesystem(self.fd) != path.PIPEFS_MAGIC
+
+    def _watch(self) -> None:
+        """Errors and hang-ups only, which epoll(7) always reports."""
+        gone = self._gone
+        if gone is None:
+            return
+        try:
+            self._loop.add(self.fd, 0, lambda _events: gone(self))
+        except PermissionError:  # a file is never gone
+            self._gone = None
+            return
+        self._idle = True
+
+    def _unwatch(self) -> None:
+        if self._idle:
+            self._idle = False
+            self._loop.remove(self.fd)
 
     def flush(self, scratch: int, null: int) -> bool:
         """Passes on what waits. False when the reader takes no more for now."""
@@ -79,8 +109,10 @@ class Reader:
 
         def ready(_events: int) -> None:
             self.unwait()
+            self._watch()
             callback()
 
+        self._unwatch()
         try:
             self._loop.add(self.fd, OUT, ready)
         except PermissionError:  # what can't be polled: asked again
@@ -96,5 +128,6 @@ class Reader:
     def close(self) -> None:
         """``fd`` and ``pipe`` stay open: they belong to the stream's record."""
         self.unwait()
+        self._unwatch()
         if self._socket is not None:
             self._socket.close()
