@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,23 @@ def manifest_of(transport: ArchiveTransport, reference: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("wrap", [bytes, gzip.compress, lambda data: zstd_module().compress(data)])
+def in_two(compress: Callable[[bytes], bytes], padding: bytes = b"") -> Callable[[bytes], bytes]:
+    """Two streams behind each other, as parallel packers write them."""
+    return lambda data: compress(data[:3000]) + padding + compress(data[3000:])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        bytes,
+        gzip.compress,
+        lambda data: zstd_module().compress(data),
+        lzma.compress,
+        in_two(lzma.compress, b"\0" * 8),
+        bz2.compress,
+        in_two(bz2.compress),
+    ],
+)
 def test_docker_archives(transport: ArchiveTransport, tmp_path: Path, wrap: Any) -> None:
     reference = put(tmp_path, wrap(docker()))
     assert [image.name for image in transport.resolve(reference, "")] == ["a:1", "b/c:2"]
@@ -181,6 +199,19 @@ HOSTILE = {
     ),
     "docker: tags as text": docker({"Config": "c.json", "RepoTags": "a:1", "Layers": ["x/layer.tar"]}),
 }
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress])
+def test_damage_is_told_of_the_archive(transport: ArchiveTransport, tmp_path: Path, pack: Any) -> None:
+    packed = pack(docker())
+    for wrong, word in (
+        (packed[: len(packed) // 2], "cut short"),
+        (packed[:20] + bytes([packed[20] ^ 0xFF]) + packed[21:], ""),
+        (pack(b"no tar at all " * 100), ""),
+    ):
+        reference = put(tmp_path, wrong)
+        with pytest.raises(Invalid, match=f'archive "{reference}": .*{word}'):
+            transport.resolve(reference, "")
 
 
 @pytest.mark.parametrize("case", HOSTILE)

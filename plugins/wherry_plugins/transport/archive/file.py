@@ -12,9 +12,9 @@ from attrs import frozen
 
 from wherry.api import Invalid, NotFound
 from wherry.layers.archive import DIRECTORY, LINK, REGULAR, SYMLINK, Archive
-from wherry.layers.compression import Layer, compression_of
 from wherry.layers.paths import clean
 from wherry.spec.document import DOCUMENT_MAX
+from wherry_plugins.transport.archive.compressed import HEAD, packing_of, unpacked
 
 _MEMBERS_MAX = 200_000
 _HOPS = 8
@@ -41,13 +41,15 @@ class ArchiveFile:
             if not stat.S_ISREG(found.st_mode):
                 raise Invalid(self.what, "is not a regular file")
             self.identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-            self.compression = compression_of(os.pread(self._fd, 4, 0))
-            if self.compression:
-                self._unpack(scratch, max_unpacked)
-            self._size = os.fstat(self._fd).st_size
             self._members: dict[bytes, Member] = {}
             self._links: dict[bytes, bytes] = {}
+            if packing := packing_of(os.pread(self._fd, HEAD, 0)):
+                self._unpack(packing, scratch, max_unpacked)
+            self._size = os.fstat(self._fd).st_size
             self._scan()
+        except Invalid as error:  # the readers of layers know no name of theirs
+            os.close(self._fd)
+            raise Invalid(self.what, error.cause, error.hint) from error
         except BaseException:
             os.close(self._fd)
             raise
@@ -84,13 +86,14 @@ class ArchiveFile:
         start = min(max(offset, 0), member.size)
         return io.BufferedReader(_Window(os.dup(self._fd), member.offset + start, member.size - start), 1 << 20)
 
-    def _unpack(self, scratch: Path, limit: int) -> None:
+    def _unpack(self, packing: str, scratch: Path, limit: int) -> None:
         """To a file without a name: members can then be read in place, and it goes with its last descriptor."""
         target = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - its descriptor outlives this
         with target, os.fdopen(os.dup(self._fd), "rb") as raw:
-            layer = Layer(raw)
-            while piece := layer.read():
-                if layer.size > limit:
+            size = 0
+            for piece in unpacked(raw, packing):
+                size += len(piece)
+                if size > limit:
                     raise Invalid(self.what, f"unpacks to more than {limit} bytes")
                 target.write(piece)
             target.flush()
