@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def overlay(number: int, lower: str = "/l/1/fs") -> tuple[Mount]:
 
 def parts(compiled: compile.Compiled) -> dict[str, Any]:
     found = {name: copy.deepcopy(getattr(compiled, name)) for name in compile.Compiled.__slots__ if name != "steps"}
-    found["steps"] = [(type(step), copy.deepcopy(step.encode())) for step in compiled.steps]
+    found["steps"] = [(type(step), json.dumps(step.encode())) for step in compiled.steps]
     return found
 
 

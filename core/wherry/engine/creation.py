@@ -33,6 +33,8 @@ class Begun:
     record: Record
     request: RunRequest
     drivers: Drivers
+    packed: str
+    """The request as JSON."""
 
 
 @define
@@ -55,17 +57,18 @@ class Creation:
             request.variant, store=request.store, snapshotter=request.snapshotter, isolation=request.isolation
         )
         record = self._record(id, request, drivers)
+        packed = pack_request(request)
         state.registry.reserve(record)
         undo.add("registry", lambda: state.registry.drop(record, remember=False))
         # Not synced to disk: nobody was told yet, and after a crash of the machine nothing of it matters.
         with state.database.transaction(durable=False) as tx:
             tx.execute(
                 "INSERT INTO containers (id, name, sandbox, created, data, request) VALUES (?, ?, ?, ?, ?, ?)",
-                (record.id, record.name, record.sandbox_id, record.created, record.pack(), pack_request(request)),
+                (record.id, record.name, record.sandbox_id, record.created, record.pack(), packed),
             )
             state.leases.write(tx, record.id)
         undo.add("row", lambda: self._erase(record))
-        return Begun(record, request, drivers)
+        return Begun(record, request, drivers, packed)
 
     def complete(self, begun: Begun, *, undo: Undo, durable: bool = True) -> Created:
         """Image and snapshot. The status stays: whoever makes it another one also ends the lease. durable: whether the container
@@ -80,7 +83,7 @@ class Creation:
             options = _DURABLE if durable else _FLEETING
             mounts = drivers.snapshotter.prepare(record.id, ready.chain_id, options)
             undo.add("snapshot", lambda: drivers.snapshotter.remove(record.id))
-        return Created(record, request, drivers, image, mounts)
+        return Created(record, request, drivers, begun.packed, image, mounts)
 
     def create(self, request: RunRequest, id: str, *, undo: Undo) -> Record:
         """The container, to be started later; on any error the caller runs undo, and nothing is left."""
@@ -211,7 +214,7 @@ class Creation:
                 network=network,
             ),
             record.image_id,
-            pack_request(created.request, named=False),
+            pack_request(created.request, named=False) if created.request.name else created.packed,
         )
         spec, adjusted = state.kernel.adjust(written.spec, created.request)
         if adjusted:  # a stranger's hand
@@ -228,7 +231,8 @@ class Creation:
         if not rows:
             raise NotFound(f"container {record.name!r}", "no such container")
         image = json.loads(rows[0][0])
-        return Created(record, state.request_of(record), drivers, image, drivers.snapshotter.mounts(record.id))
+        request, mounts = state.request_of(record), drivers.snapshotter.mounts(record.id)
+        return Created(record, request, drivers, pack_request(request), image, mounts)
 
     def _erase(self, record: Record) -> None:
         state = self._state

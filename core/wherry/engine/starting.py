@@ -55,7 +55,8 @@ class Starting:
         undo."""
         state, record = self._state, created.record
         written = self._creation.build(created, hostname=net.hostname, network=net.kind)
-        self._bundle(created, net, written.text, undo)
+        bundle = state.bundle(record)
+        self._bundle(created, net, str(bundle), written.text, undo)
         isolation = created.drivers.isolation
         net.made()
         undo.add("isolation", lambda: self._drop(created))
@@ -63,7 +64,7 @@ class Starting:
             CreateRequest(
                 id=record.id,
                 sandbox_id=record.sandbox_id,
-                bundle=state.bundle(record),
+                bundle=bundle,
                 spec=written.spec,
                 rootfs=created.mounts,
                 stdio=self._stdio(created, stdio),
@@ -120,19 +121,18 @@ class Starting:
         sandbox = self._state.sandbox(created.record, net.reservation.netns, net.hostname)
         net.attachment = net.driver.attach(net.reservation, sandbox)
         if net.attachment.addresses or net.attachment.nameservers:
-            self._files(created, net)
+            self._files(created, net, str(self._state.bundle(created.record)))
 
     # the bundle
 
-    def _bundle(self, created: Created, net: Net, spec: str, undo: Undo) -> None:
-        bundle = str(self._state.bundle(created.record))
+    def _bundle(self, created: Created, net: Net, bundle: str, spec: str, undo: Undo) -> None:
         undo.add("bundle", partial(bundles.remove, bundle))
         bundles.make(bundle)
         bundles.write(bundle, {"config.json": spec.encode("ascii")})
         if net.kind != "shared":
-            self._files(created, net)
+            self._files(created, net, bundle)
 
-    def _files(self, created: Created, net: Net) -> None:
+    def _files(self, created: Created, net: Net, bundle: str) -> None:
         attachment = net.attachment
         made = hostfiles.make(
             created.request,
@@ -142,7 +142,7 @@ class Starting:
             names=(created.record.name, *created.request.aliases),
             nameservers=attachment.nameservers if attachment else (),
         )
-        bundles.write(str(self._state.bundle(created.record)), made.files())
+        bundles.write(bundle, made.files())
 
     def _stdio(self, created: Created, stdio: Stdio) -> Stdio:
         record, request = created.record, created.request

@@ -22,8 +22,9 @@ class Health:
         self.lost_threads = 0
         self._clock = clock
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(limit)
-        self._limit = limit
+        self._limit = self._free = limit
+        self._queued = 0
+        self._room = threading.Condition(self._lock)
         self._reason = ""
         self._backoff = FIRST_BACKOFF
         self._retry_at = 0.0
@@ -43,24 +44,43 @@ class Health:
         """Asks for a place; True: this is the trial call of an open breaker. Raises Unavailable while it is open or no place
         gets free within timeout seconds. counted: whether the call takes one of the places."""
         trial = bool(self._reason) and self._half_open(name)
-        if counted and not self._slots.acquire(blocking=False) and not self._slots.acquire(timeout=timeout):
+        if counted and not self._place(timeout):
             self._trial = False
             cause = f"{self._limit} calls run already and none ended within {timeout:g} s"
             raise Unavailable(f"{self.plugin}: {name}", cause, plugin=self.plugin)
         return trial
 
+    def _place(self, timeout: float | None) -> bool:
+        # By hand: a semaphore costs several calls each way, and every driver call takes one.
+        with self._lock:
+            if self._free <= 0:
+                self._queued += 1
+                try:
+                    if not self._room.wait_for(lambda: self._free > 0, timeout):
+                        return False
+                finally:
+                    self._queued -= 1
+            self._free -= 1
+            return True
+
+    def _release(self) -> None:
+        with self._lock:
+            self._free += 1
+            if self._queued:
+                self._room.notify()
+
     def leave(self, trial: bool = False, counted: bool = True) -> None:
         """The call ended, well or with an error. If it was the trial, the breaker closes: another call that happens to end
         while one hangs proves nothing."""
         if counted:
-            self._slots.release()
+            self._release()
         if trial:
             self.reset()
 
     def lost(self, reason: str, counted: bool = True) -> None:
         """The call was given up: opens the breaker. Its place is freed, else a few hangs would close the driver for good."""
         if counted:
-            self._slots.release()
+            self._release()
         with self._lock:
             self.lost_threads += 1
             self._open(reason)
@@ -73,7 +93,7 @@ class Health:
     def crashed(self, reason: str, counted: bool = True) -> None:
         """The call ended because the driver's process did: opens the breaker."""
         if counted:
-            self._slots.release()
+            self._release()
         self.fail(reason)
 
     def fail(self, reason: str) -> None:

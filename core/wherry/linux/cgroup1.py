@@ -280,11 +280,11 @@ def device_lines(rules: Any) -> list[tuple[bool, str]]:
     """(allow, "c 1:3 rwm") of OCI device rules, in order; missing numbers are wildcards, "a" stands alone."""
     lines = []
     for rule in rules:
-        kind = str(rule.get("type") or "a")
-        access = str(rule.get("access") or "rwm")
-        major, minor = (("*" if rule.get(key) in (None, -1) else str(int(rule[key]))) for key in ("major", "minor"))
+        kind = rule.get("type") or "a"
         if kind == "a":
             lines.append((bool(rule.get("allow")), "a"))
-        else:
-            lines.append((bool(rule.get("allow")), f"{kind} {major}:{minor} {access}"))
+            continue
+        major, minor = rule.get("major"), rule.get("minor")
+        numbers = f"{'*' if major in (None, -1) else int(major)}:{'*' if minor in (None, -1) else int(minor)}"
+        lines.append((bool(rule.get("allow")), f"{kind} {numbers} {rule.get('access') or 'rwm'}"))
     return lines

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +34,21 @@ class Links:
 
     def __init__(self, run: Path) -> None:
         self._run = run
+        self._prefix = f"{run}/"  # on the path of every start and end: text costs a fifth of a Path
 
     def add(self, id: str, bundle: Path, spec: Mapping[str, Any]) -> None:
-        link = self._run / id
+        link, target = self._prefix + id, str(bundle)
         try:
-            link.symlink_to(bundle)
+            os.symlink(target, link)
         except FileExistsError:
-            link.unlink()
-            link.symlink_to(bundle)
-        config = bundle / "config.json"
-        if not config.exists():
-            config.write_text(json.dumps(spec))
+            os.unlink(link)
+            os.symlink(target, link)
+        if not os.path.exists(f"{target}/config.json"):
+            (bundle / "config.json").write_text(json.dumps(spec))
 
     def remove(self, id: str) -> None:
-        (self._run / id).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._prefix + id)
 
     def ids(self) -> list[str]:
         return sorted(path.name for path in self._run.iterdir() if path.is_symlink())
