@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from wherry.shim import launch
+from wherry.shim.boot import BOOT
+
 TOP = Path(__file__).resolve().parents[2]
 HEAVY = {
     "asyncio",
@@ -69,6 +72,32 @@ def test_the_shim_loads_little(module: str) -> None:
     assert {name for name in found if name.startswith("wherry.")} <= {
         name for name in found if re.match(r"wherry\.(shim|oci|linux)\b", name)
     }
+
+
+def test_the_process_of_the_shim_loads_no_more_than_it_uses() -> None:
+    """As boot does it: by itself, ctypes of Python 3.14 would bring sysconfig and threading along, and json brings re."""
+    code = BOOT.rpartition("; ")[0].replace("from wherry.shim.main import main", "import wherry.shim.main")
+    code += "; print(*sorted(sys.modules))"
+    argv = [sys.executable, "-I", "-S", "-c", code, str(TOP / "core"), "0"]
+    found = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+    assert "wherry.shim.server" in found
+    assert (
+        found & {"typing", "re", "threading", "json.encoder", "subprocess", "importlib", "weakref", *STDLIB_ONLY}
+        == set()
+    )
+
+
+def test_bytecode_is_written_before_the_shim_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("linux", "oci", "shim"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "part.py").write_text("x = 1\n")
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "shim/launch.py"))
+    launch.compile_ahead()
+    made = sorted(tmp_path.glob("*/__pycache__/part.*.pyc"))
+    assert len(made) == 3
+    before = [path.stat().st_ino for path in made]
+    launch.compile_ahead()
+    assert [path.stat().st_ino for path in made] == before
 
 
 def test_the_client_needs_the_standard_library_only() -> None:
