@@ -75,6 +75,28 @@ def test_targets_of_files(root: int, tmp_path: Path) -> None:
         path.make_target(root, "etc", directory=False)
 
 
+def test_targets_of_files_behind_links_that_lead_nowhere(root: int, tmp_path: Path) -> None:
+    """As /etc/resolv.conf of an image that was made on a system with systemd-resolved."""
+    top = tmp_path / "root"
+    (top / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
+    (top / "etc/away").symlink_to(tmp_path / "outside/made")
+    (top / "etc/up").symlink_to("../../../../../.." + str(tmp_path / "outside/made"))
+    (top / "etc/chain").symlink_to("away2")
+    (top / "etc/away2").symlink_to("/var/end")
+    (top / "etc/loop").symlink_to("loop")
+    for name, end in (
+        ("etc/resolv.conf", top / "run/systemd/resolve/stub-resolv.conf"),
+        ("etc/away", Path(f"{top}{tmp_path}/outside/made")),
+        ("etc/up", Path(f"{top}{tmp_path}/outside/made")),
+        ("/etc/chain", top / "var/end"),
+    ):
+        assert name_of(path.make_target(root, name, directory=False)) == str(end)
+        assert end.read_bytes() == b""
+    assert list((tmp_path / "outside").iterdir()) == []
+    with pytest.raises(OSError, match=r"symbolic links"):
+        path.make_target(root, "etc/loop", directory=False)
+
+
 def test_below_refuses_links_and_mounts() -> None:
     fd = os.open("/proc", os.O_PATH)
     try:

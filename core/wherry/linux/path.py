@@ -131,8 +131,12 @@ def _directory(root: int, path: str | bytes) -> int:
     return open_in(root, path, os.O_PATH | os.O_DIRECTORY)
 
 
-def make_target(root: int, path: str | bytes, *, directory: bool) -> int:
-    """An O_PATH descriptor to mount onto: a directory, or a file (made empty, 0644) when directory is False."""
+def make_target(root: int, path: str | bytes, *, directory: bool, links: int = 0) -> int:
+    """An O_PATH descriptor to mount onto: a directory, or a file (made empty, 0644) when directory is False.
+
+    A link that leads nowhere is followed in root, and what it leads to is made, as in ``make_directories``: many an image has such
+    an /etc/resolv.conf.
+    """
     if directory:
         return make_directories(root, path)
     try:
@@ -144,7 +148,15 @@ def make_target(root: int, path: str | bytes, *, directory: bool) -> int:
         folder = make_directories(root, parent)
         try:
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
-            os.close(open_at(folder, name, flags, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, 0o644))
+            try:
+                os.close(open_at(folder, name, flags, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, 0o644))
+            except FileExistsError:
+                if (target := _link(folder, name)) is None:
+                    raise
+                if links == _LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+                whole = target if target.startswith(b"/") else b"/".join([parent, target])
+                return make_target(root, whole, directory=False, links=links + 1)
             return open_at(folder, name, os.O_PATH | os.O_NOFOLLOW, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
         finally:
             os.close(folder)
