@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from wherry.api import AlreadyExists, Descriptor, InUse, Invalid, Progress, Store, Transport
-from wherry.engine.content import Documents
+from wherry.api import AlreadyExists, Descriptor, Digest, InUse, Invalid, Progress, Store, Transport
+from wherry.engine.content import Content, Documents
 from wherry.engine.keyed import KeyedLocks
 from wherry.spec.distribution import Index, choose, host_platform
 from wherry.spec.document import DOCUMENT_MAX
@@ -39,9 +40,10 @@ class Fetcher:
         self._lease = lease
         self._hold = hold
         self._report = report
+        self._over = False
 
-    def image(self, target: Descriptor, platform: str) -> None:
-        """Everything of the image for one platform, so that ``Documents.content`` finds it."""
+    def documents(self, target: Descriptor, platform: str) -> Content:
+        """The documents of the image for one platform, in the store. Refuses what is ill-formed before a layer is fetched."""
         manifest_target = target
         for _depth in range(_INDEX_DEPTH + 1):
             self._document(manifest_target)
@@ -52,20 +54,32 @@ class Fetcher:
         else:
             raise Invalid(f'image "{target.digest}"', "is an index of indexes without end")
         self._document(document.config)
-        self._documents.content(self._store, target, platform)  # refuses what is ill-formed before a layer is fetched
-        layers = list({layer.digest: layer for layer in document.layers}.values())
-        if len(layers) == 1:
-            self._blob(layers[0])
-            return
+        return self._documents.content(self._store, target, platform)
+
+    @contextmanager
+    def layers(self, content: Content) -> Iterator[Callable[[str], None]]:
+        """Fetches the layers, some side by side, the lowest first. Inside, the function given waits for the one with a digest;
+        all are there when the block is left. A layer that fails, or the block, ends the others at their next piece."""
+        layers = {layer.digest: layer for layer in content.manifest.layers}
         with ThreadPoolExecutor(_AT_ONCE, "wherry-fetch") as pool:
-            tasks = [pool.submit(contextvars.copy_context().run, self._blob, layer) for layer in layers]
+            tasks = {
+                digest: pool.submit(contextvars.copy_context().run, self._blob, layer)
+                for digest, layer in layers.items()
+            }
             try:
-                for task in tasks:
+                yield lambda digest: tasks[Digest(digest)].result()
+                for task in tasks.values():
                     task.result()
             except BaseException:
-                for task in tasks:
+                self._over = True
+                for task in tasks.values():
                     task.cancel()
                 raise
+
+    def _tell(self, progress: Progress) -> None:
+        if self._over:
+            raise CancelledError
+        self._report(progress)
 
     def _document(self, target: Descriptor) -> None:
         if target.size > DOCUMENT_MAX:
@@ -82,10 +96,10 @@ class Fetcher:
                     self._ingest(target)
                     return
                 except AlreadyExists:
-                    self._report(Progress(target.digest, "exists", target.size, target.size))
+                    self._tell(Progress(target.digest, "exists", target.size, target.size))
                     return
                 except InUse:  # a writer that is not this engine's fetch; it ends or lets go
-                    self._report(Progress(target.digest, "waiting", 0, target.size))
+                    self._tell(Progress(target.digest, "waiting", 0, target.size))
                     time.sleep(_WAIT)
 
     def _ingest(self, target: Descriptor) -> None:
@@ -95,7 +109,7 @@ class Fetcher:
             if ingest.offset > target.size:
                 ingest.truncate()
             offset = ingest.offset
-            self._report(Progress(target.digest, "fetching", offset, target.size))
+            self._tell(Progress(target.digest, "fetching", offset, target.size))
             if offset < target.size or not target.size:
                 with self._transport.fetch(self._reference, target, offset) as stream:
                     while chunk := stream.read(_CHUNK):
@@ -105,7 +119,7 @@ class Fetcher:
                                 f'blob "{target.digest}"', f"is longer than the {target.size} bytes announced"
                             )
                         ingest.write(chunk)
-                        self._report(Progress(target.digest, "fetching", offset, target.size))
+                        self._tell(Progress(target.digest, "fetching", offset, target.size))
             ingest.commit(target.size, target.digest, {})
         except Invalid:
             ingest.close()
@@ -114,7 +128,7 @@ class Fetcher:
         except BaseException:
             ingest.close()
             raise
-        self._report(Progress(target.digest, "done", target.size, target.size))
+        self._tell(Progress(target.digest, "done", target.size, target.size))
 
 
 __all__ = ["Fetcher", "Report"]

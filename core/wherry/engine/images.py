@@ -73,8 +73,7 @@ class Images:
         def work(report: Report) -> None:
             with self._leases.hold() as lease:
                 report(Progress(reference, "resolving"))
-                name, content = self._fetch(transport, rest, platform, drivers, lease, report)[0]
-                self._unpacker.unpack(content, drivers, lease, report)
+                name, _content = self._fetch(transport, rest, platform, drivers, lease, report)[0]
                 report(Progress(name, "done"))
 
         return _stream(work)
@@ -202,7 +201,7 @@ class Images:
         *,
         all_of_them: bool = False,
     ) -> Sequence[tuple[str, Content]]:
-        """(name in the store, content) of what a transport finds; only the first, unless all are asked for."""
+        """(name in the store, content) of what a transport finds: the first, unpacked as it comes, or all, as they are."""
         source = self._kernel.transport(transport)
         found = source.resolve(rest, platform or host_platform())
         if not found:
@@ -216,9 +215,12 @@ class Images:
             if not all_of_them and result and named.target.digest != found[0].target.digest:
                 continue
             self._kernel.verify(name, named.target)
-            fetcher.image(named.target, platform)
+            content = fetcher.documents(named.target, platform)
+            with fetcher.layers(content) as landed:
+                if not all_of_them:
+                    self._unpacker.unpack(content, drivers, lease, report, landed)
             drivers.store.tag(name, named.target, {})
-            result = (*result, (name, self._documents.content(drivers.store, named.target, platform)))
+            result = (*result, (name, content))
         return result
 
     def _names(self, transport: str, rest: str, found: tuple[Named, ...]) -> Sequence[str]:

@@ -51,10 +51,14 @@ class Unpacker:
         self._boot = boot_id()
         self._sound: set[str] = set()  # snapshotters without remains of an earlier boot
 
-    def unpack(self, content: Content, drivers: Drivers, lease: Lease, report: Callable[[Progress], None]) -> str:
+    def unpack(
+        self, content: Content, drivers: Drivers, lease: Lease, report: Callable[[Progress], None],
+        landed: Callable[[str], None] = lambda digest: None,
+    ) -> str:  # fmt: skip
         """The chain-id of the whole, unpacked in drivers' snapshotter. Callers for the same chain wait for the first.
 
-        Invalid when a layer's diff-id is not the one that the config names.
+        landed waits until a layer is in the store: while one is unpacked the next ones come. Invalid when a layer's diff-id is not
+        the one that the config names.
         """
         chain = content.config.chain_ids()
         if not chain:
@@ -70,6 +74,7 @@ class Unpacker:
         start = max((number for number, name in enumerate(chain) if self._find(drivers, name)), default=-1) + 1
         for number in range(start, len(chain)):
             parent = chain[number - 1] if number else ""
+            landed(content.manifest.layers[number].digest)
             with self._locks.hold((id, chain[number])):
                 if not self._find(drivers, chain[number]):
                     layer, diff_id = content.manifest.layers[number], content.config.diff_ids[number]
