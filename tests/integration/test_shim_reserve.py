@@ -95,9 +95,17 @@ def test_a_spare_sees_and_holds_the_mounts_of_the_moment(made: Shimmed, tmp_path
 
 def test_a_spare_holds_no_descriptor_of_others(made: Shimmed) -> None:
     made.container("a", "exit 0")
-    links = [os.readlink(entry) for entry in Path(f"/proc/{spare_of(made)}/fd").iterdir()]
-    assert not [link for link in links if link.startswith(("pipe:", "net:", "/sys/"))]
-    assert len([link for link in links if link.startswith("socket:")]) == 1
+    spare = Path(f"/proc/{spare_of(made)}/fd")
+
+    def own() -> bool:
+        try:
+            links = [os.readlink(entry) for entry in spare.iterdir()]
+        except FileNotFoundError:  # it is not ready yet
+            return False
+        foreign = [link for link in links if link.startswith(("pipe:", "net:", "/sys/"))]
+        return not foreign and len([link for link in links if link.startswith("socket:")]) == 1
+
+    eventually(own)
     made.client.start("a", "")
     made.exit("a")
     made.client.forget("a", "")

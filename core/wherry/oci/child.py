@@ -33,7 +33,7 @@ class Child:
     """One process on its way; the executors read and write its slots. Descriptors are -1 where there is none."""
 
     __slots__ = (
-        "argv", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "gid", "groups", "home", "idmap",
+        "argv", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "fresh", "gid", "groups", "home", "idmap",
         "inherited", "master", "namespaces", "path", "proc", "program", "pts", "ready", "root", "search", "sockets", "source", "stdio",
         "sys", "target", "tasks", "uid", "wants_home",
     )  # fmt: skip
@@ -50,6 +50,10 @@ class Child:
         self.idmap: dict[str, Any] = {}
         self.root = self.proc = self.sys = self.dev = self.pts = self.master = -1
         self.source: dict[int, int] = {}
+        self.fresh: tuple[bytes, int] = (
+            b"",
+            -1,
+        )  # the path and the root of a tmpfs that was placed last, nothing since
         self.ready: list[tuple[Any, int]] = []  # (type, options, attributes) and the detached mount of it, made ahead
         self.uid = self.gid = 0
         self.groups: list[int] = []

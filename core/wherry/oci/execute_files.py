@@ -84,6 +84,24 @@ def _find(child: Child, name: bytes) -> int:
         return -1
 
 
+def _locate(child: Child, name: bytes) -> tuple[int, bytes, int] | None:
+    """(descriptor, name below it, mode) of a path to hide; None when it does not exist.
+
+    An entry of our own /proc is named as it is: the kernel alone makes those, and where there is one name there is no way
+    for a link to lead elsewhere. Anything else is a descriptor of the path itself, the caller's to close, and b"".
+    """
+    entry = name[6:] if name.startswith(b"/proc/") and child.proc >= 0 else b""
+    if entry and b"/" not in entry and entry not in (b".", b".."):
+        try:
+            mode = os.stat(entry, dir_fd=child.proc, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISLNK(mode):
+            return child.proc, entry, mode
+    fd = _find(child, name)
+    return None if fd < 0 else (fd, b"", os.fstat(fd).st_mode)
+
+
 def _null(child: Child) -> int:
     """The character device 1:3 and nothing else, cloned from the node that this child made, else from the host's."""
     for fd, name in ((child.dev, b"null"), (mount.AT_FDCWD, b"/dev/null")):
@@ -110,11 +128,12 @@ def mask(child: Child, names: tuple[bytes, ...]) -> None:
     null = empty = -1
     try:
         for name in names:
-            target = _find(child, name)
-            if target < 0:
+            found = _locate(child, name)
+            if found is None:
                 continue
+            target, entry, mode = found
             try:
-                if stat.S_ISDIR(os.fstat(target).st_mode):
+                if stat.S_ISDIR(mode):
                     if empty < 0:
                         empty = mount.new_mount(b"tmpfs", [(b"size", b"0"), (b"nr_inodes", b"2")], mount.ATTR_RDONLY)
                         cover = empty
@@ -124,11 +143,12 @@ def mask(child: Child, names: tuple[bytes, ...]) -> None:
                     null = cover = _null(child)
                 else:
                     cover = mount.open_tree(b"", dir_fd=null, clone=True)
-                mount.move_mount(cover, target)
+                mount.move_mount(cover, target, entry)
                 if cover not in (null, empty):
                     os.close(cover)
             finally:
-                os.close(target)
+                if not entry:
+                    os.close(target)
     finally:
         for fd in (null, empty):
             if fd >= 0:
@@ -138,16 +158,20 @@ def mask(child: Child, names: tuple[bytes, ...]) -> None:
 def readonly(child: Child, names: tuple[bytes, ...]) -> None:
     """Makes paths read-only: each is bound over itself, with all that is below it."""
     for name in names:
-        target = _find(child, name)
-        if target < 0:
+        found = _locate(child, name)
+        if found is None:
             continue
+        target, entry, _mode = found
         try:
-            clone = mount.open_tree(b"", dir_fd=target, clone=True, recursive=True)
+            clone = mount.open_tree(
+                entry, dir_fd=target, clone=True, recursive=True, flags=mount.AT_SYMLINK_NOFOLLOW if entry else 0
+            )
             mount.set_attributes(clone, set=mount.ATTR_RDONLY)
-            mount.move_mount(clone, target)
+            mount.move_mount(clone, target, entry)
             os.close(clone)
         finally:
-            os.close(target)
+            if not entry:
+                os.close(target)
 
 
 def sysctl(child: Child, values: tuple[tuple[bytes, bytes], ...]) -> None:

@@ -216,16 +216,14 @@ def runtime_hooks(child: Child) -> None:
 
 def created(child: Child) -> None:
     """Reports "created" with the user, and the terminal's master, and waits for the start."""
-    message = {"created": {"user": f"{child.uid}:{child.gid}"}}
-    if child.master >= 0:
-        child.send(message, (child.master,))
-        os.close(child.master)
-        child.master = -1
-    else:
-        child.send(message)
+    master = (child.master,) if child.master >= 0 else ()
     # the root, /proc and the like have served; who waits holds nothing that a later step does not need
-    process.close_others((0, 1, 2, child.channel, *child.fds))
-    child.root = child.proc = child.sys = child.dev = child.pts = -1
+    process.close_others((0, 1, 2, child.channel, *child.fds, *master))
+    child.root = child.proc = child.sys = child.dev = child.pts = child.master = -1
+    child.fresh = (b"", -1)
+    child.send({"created": {"user": f"{child.uid}:{child.gid}"}}, master)
+    if master:
+        os.close(master[0])
     child.await_packet(b"s")
 
 
@@ -271,10 +269,13 @@ def identity(child: Child, effective: int, permitted: int, inheritable: int, amb
 
 
 def signals(_child: Child) -> None:
-    """Every signal to its default, SIGPIPE and SIGXFSZ that Python ignores among them, and none blocked."""
-    default = _signal.SIG_DFL
+    """Every signal to its default, SIGPIPE and SIGXFSZ that Python ignores among them, and none blocked.
+
+    Handlers went with the clone (CLONE_CLEAR_SIGHAND); what is ignored stays so until it is said otherwise.
+    """
+    default, ignored = _signal.SIG_DFL, _signal.SIG_IGN
     for number in _SIGNALS:
-        if _signal.getsignal(number) not in (default, None):
+        if _signal.getsignal(number) == ignored:
             _signal.signal(number, default)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 

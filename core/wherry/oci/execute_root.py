@@ -140,6 +140,30 @@ def _target(child: Child, name: bytes, *, directory: bool, plain: bool = False) 
     return fd
 
 
+def _place(child: Child, fd: int, name: bytes, *, directory: bool, plain: bool = False) -> None:
+    """Mounts fd at a path of the root.
+
+    In the tmpfs that was placed last there is nothing but what was made here: no link, and no proc, could be in the way of a
+    directory that mkdir(2) just made.
+    """
+    parent, _slash, last = name.rpartition(b"/")
+    above, folder = child.fresh
+    if directory and folder >= 0 and parent == above and last not in (b"", b".", b".."):
+        try:
+            os.mkdir(last, 0o755, dir_fd=folder)
+        except FileExistsError:
+            pass
+        else:
+            mount.move_mount(fd, folder, last)
+            return
+    child.fresh = (b"", -1)
+    target = _target(child, name, directory=directory, plain=plain)
+    try:
+        mount.move_mount(fd, target)
+    finally:
+        os.close(target)
+
+
 def _keep(child: Child, name: bytes, fd: int) -> None:
     """Remembers the descriptors of /proc, /sys, /dev and /dev/pts, or closes the mount's."""
     slot = _KEPT.get(name)
@@ -165,12 +189,13 @@ def mount_new(
         mount.set_attributes(fd, propagation=propagation)
     if fstype == b"tmpfs":
         _copy_mode(child, name, fd, options)
-    target = _target(child, name, directory=True, plain=fstype in (b"proc", b"sysfs"))
-    try:
-        mount.move_mount(fd, target)
-    finally:
-        os.close(target)
-    _keep(child, name, fd)
+    _place(child, fd, name, directory=True, plain=fstype in (b"proc", b"sysfs"))
+    if fstype == b"tmpfs":
+        child.fresh = (name, fd)  # it is closed with all the others, when the child is ready
+        if name == b"/dev":
+            child.dev = fd
+    else:
+        _keep(child, name, fd)
 
 
 def _copy_mode(child: Child, name: bytes, fd: int, options: tuple[tuple[bytes, bytes | None], ...]) -> None:
@@ -201,11 +226,7 @@ def bind(child: Child, slot: int, name: bytes, set: int, clear: int, recursive: 
     if propagation:
         kind = propagation & ~mount.MS_REC
         mount.set_attributes(fd, propagation=kind, recursive=bool(propagation & mount.MS_REC))
-    target = _target(child, name, directory=stat.S_ISDIR(os.fstat(fd).st_mode))
-    try:
-        mount.move_mount(fd, target)
-    finally:
-        os.close(target)
+    _place(child, fd, name, directory=stat.S_ISDIR(os.fstat(fd).st_mode))
     _keep(child, name, fd)
 
 
