@@ -260,6 +260,37 @@ def test_a_joining_process_cannot_be_looked_into_twin(box: Box) -> None:
     assert "python" in seen
 
 
+# keys
+
+
+def session_of(box: Box, **twin: Any) -> str:
+    """The session keyring that a container ends up with, started by a process that has one of its own."""
+    join = (
+        f"import os, sys; sys.path[:0] = [{str(CORE)!r}]; from wherry.linux import process; "
+        "process.join_session_keyring(b'of-the-host'); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+
+    def ask(steps: list[list[Any]]) -> None:
+        index = next(number for number, step in enumerate(steps) if step[0] == "created")
+        steps.insert(index, ["tell_session"])
+
+    result = box.run("true", wrapper=[sys.executable, "-I", "-S", "-c", join], change=ask, **twin)
+    assert result.error is not None
+    told: str = result.error["cause"]
+    return told
+
+
+def test_the_session_s_keys_stay_outside(box: Box) -> None:
+    """A session keyring of the container's own: nothing that the host's session holds is possessed inside."""
+    told = session_of(box)
+    assert told.startswith("keyring;")
+    assert told.endswith(";_ses.box")
+
+
+def test_the_session_s_keys_stay_outside_twin(box: Box) -> None:
+    assert session_of(box, remove=["keyring"]).endswith(";of-the-host")
+
+
 # USER
 
 

@@ -42,6 +42,19 @@ def _late_import(_child: Any) -> None:
     import planted  # type: ignore[import-not-found]  # noqa: F401
 
 
+def _tell_session(_child: Any) -> None:
+    """Ends the start by an error that describes the session keyring (keyctl(2), KEYCTL_DESCRIBE)."""
+    import ctypes
+
+    from wherry.linux.syscall import Int, Pointer, Ulong, call
+    from wherry.oci.child import Failure
+
+    buffer = ctypes.create_string_buffer(256)
+    if call("keyctl", Int, Int, Pointer, Ulong)(6, -3, buffer, len(buffer)) < 0:
+        raise Failure("Told", "session", os.strerror(ctypes.get_errno()))
+    raise Failure("Told", "session", buffer.value.decode())
+
+
 #: Stand-ins for protecting functions, by the names that tests use.
 WAYS: dict[str, Any] = {
     "true": lambda *_args, **_kwargs: True,
@@ -80,6 +93,7 @@ def main() -> None:
         execute_process.process.close_others = WAYS["nothing"]
         execute_process.process.close_from = WAYS["nothing"]
     TABLE["late_import"] = _late_import
+    TABLE["tell_session"] = _tell_session
     plan = task["plan"]
     plan["steps"] = [step for step in plan["steps"] if step[0] not in task["remove"]]
     process.set_dumpable(False)
