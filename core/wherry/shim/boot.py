@@ -62,7 +62,7 @@ class Options:
             for fd in self.descriptors():
                 os.set_inheritable(fd, True)
             argv = [self.exe, "-I", "-S", "-c", BOOT, self.core, self.version, str(memory), "--run", self.run]
-            exe.reexec(argv, {"LC_ALL": "C.UTF-8"}, self.exe)
+            exe.reexec(argv, {"LC_ALL": "C"}, self.exe)  # UTF-8 mode follows (PEP 540), without a table of characters
         finally:
             os.close(memory)
             for fd in self.descriptors():

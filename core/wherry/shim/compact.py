@@ -1,7 +1,7 @@
 """The part of the json module that a shim needs, on the same C code, without the megabyte of re behind it.
 
-``install`` puts it where "import json" finds it, in a process that is all our own. There it also stands in for sysconfig, which
-ctypes of Python 3.14 imports for Cygwin's sake, and threading with it.
+``install`` puts it where "import json" finds it, in a process that is all our own. There it also stands in for two modules
+that ctypes of Python 3.14 imports: sysconfig, for Cygwin's sake and with threading, and warnings, whose C part says it all.
 """
 
 from __future__ import annotations
@@ -69,3 +69,4 @@ def dumps(value: Any, *, separators: tuple[str, str] = (", ", ": ")) -> str:
 def install() -> None:
     sys.modules["json"] = sys.modules["json.decoder"] = sys.modules[__name__]
     sys.modules["sysconfig"] = type(sys)("sysconfig")
+    sys.modules["warnings"] = sys.modules["_warnings"]
