@@ -398,6 +398,16 @@ def test_spans(engine: Engine) -> None:
     assert {"snapshotter.overlayfs", "isolation.namespaces", "network.none"} <= plugins
 
 
+def test_spans_of_what_failed_go(engine: Engine) -> None:
+    kernel = engine._p.state.kernel
+    before = set(kernel._collectors)
+    with pytest.raises(NotFound):
+        engine.create(RunRequest(HOST, ("true",), variant="nope", trace=True))
+    with pytest.raises(CommandNotFound):
+        run(engine, "nosuch", remove=True, trace=True)
+    assert set(kernel._collectors) == before
+
+
 def test_both_snapshotters_and_gc(engine: Engine) -> None:
     assert run(engine, "echo", "vfs", snapshotter="vfs").out == "vfs\n"
     engine.create(RunRequest(HOST, ("true",), name="holds"))

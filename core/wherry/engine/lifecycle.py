@@ -34,6 +34,7 @@ class Lifecycle:
                 return self._creation.create(request, id, undo=undo).view()
             except BaseException:
                 self._state.report(undo.run(), "undo of create")
+                self._state.kernel.drop_spans(id)  # nobody learns the id, so nobody will ask, and no removal drops them
                 raise
 
     def run(self, request: RunRequest, stdio: Stdio) -> Container:
@@ -52,6 +53,7 @@ class Lifecycle:
                 created = found[0] if found else None
                 if created is None or request.remove or not isinstance(error, Exception):
                     self._state.report(making.run(), f"undo of create of container {id[:12]}")
+                    self._state.kernel.drop_spans(id)
                 else:
                     self._starting.failed(created, error)
                 raise
