@@ -170,7 +170,7 @@ def test_bad_requests_leave_nothing(world: World, parts: Parts) -> None:
 
 
 def test_ports_say_how_to_get_them(parts: Parts) -> None:
-    with pytest.raises(Invalid, match="the network driver 'none' can't publish ports") as caught:
+    with pytest.raises(Invalid, match='the network driver "none" cannot publish ports') as caught:
         parts.lifecycle.create(RunRequest(image="x", ports=(Port(80),)))
     assert "--publish" in caught.value.hint
 

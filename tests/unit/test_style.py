@@ -72,6 +72,34 @@ def test_error_texts_are_lower_case_without_a_full_stop() -> None:
     assert bad == []
 
 
+#: What is quoted here was sent by somebody else or may be of any type: repr shows what it is, and escapes it.
+FOREIGN = {
+    "core/wherry/spec/image.py", "core/wherry/spec/document.py", "core/wherry/spec/runtime.py", "core/wherry/oci/filters.py",
+    "plugins/wherry_plugins/transport/registry/challenge.py", "plugins/wherry_plugins/transport/registry/url.py",
+}  # fmt: skip
+#: Of any type, as the document that holds them has it.
+VALUES = {"config", "entry", "handle", "number", "registration.api", "timeout", "value"}
+
+
+def test_error_texts_quote_with_double_quotes() -> None:
+    bad = []
+    for path in SOURCES:
+        if path.suffix != ".py" or name(path) in FOREIGN:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called not in errors.CLASSES and called != "SpecError":
+                continue
+            for argument in node.args[:3]:
+                for part in argument.values if isinstance(argument, ast.JoinedStr) else ():
+                    if isinstance(part, ast.FormattedValue) and part.conversion == ord("r"):
+                        if not any(ast.unparse(inner) in VALUES for inner in ast.walk(part.value) if isinstance(inner, ast.expr)):
+                            bad.append(f"{name(path)}:{node.lineno}: {ast.unparse(part.value)}")
+    assert bad == []
+
+
 @pytest.mark.parametrize("path", SHELL, ids=name)
 def test_scripts_parse_and_can_be_run(path: Path) -> None:
     assert os.access(path, os.X_OK)

@@ -112,7 +112,7 @@ class Creation:
             signals.parse(request.stop_signal)
         for key in request.labels:
             if not key or len(key) > _LABEL_LIMIT:
-                raise Invalid(f"label {key[:40]!r}", "empty or too long")
+                raise Invalid(f'label "{key[:40]}"', "empty or too long")
         sandbox_id, network_driver = self._sandbox(request, drivers)
         state.check_ports(request, network_driver)
         log = request.log or state.settings.log or "none"
@@ -150,7 +150,7 @@ class Creation:
             return other.sandbox_id, ""
         if request.sandbox_id:
             if not any(sandbox.id == request.sandbox_id for sandbox in state.shim.sandboxes()):
-                raise NotFound(f"sandbox {request.sandbox_id!r}", "no such sandbox")
+                raise NotFound(f'sandbox "{request.sandbox_id}"', "no such sandbox")
             return request.sandbox_id, ""
         return "", state.find_network(request.network, drivers)[1]
 
@@ -229,7 +229,7 @@ class Creation:
         drivers = state.drivers(record)
         rows = state.database.query("SELECT image FROM containers WHERE id = ?", (record.id,))
         if not rows:
-            raise NotFound(f"container {record.name!r}", "no such container")
+            raise NotFound(f'container "{record.name}"', "no such container")
         image = json.loads(rows[0][0])
         request, mounts = state.request_of(record), drivers.snapshotter.mounts(record.id)
         return Created(record, request, drivers, pack_request(request), image, mounts)
@@ -244,4 +244,4 @@ class Creation:
 def must_not_be_removing(record: Record) -> None:
     """FailedPrecondition while a removal is under way."""
     if record.removing:
-        raise FailedPrecondition(f"container {record.name!r}", "is being removed")
+        raise FailedPrecondition(f'container "{record.name}"', "is being removed")

@@ -30,7 +30,7 @@ class Execs:
         record = state.registry.find(name)
         if record.status != "running" or record.removing:
             hint = "resume it first" if record.status == "paused" else "start it first"
-            raise FailedPrecondition(f"container {record.name!r}", f"is not running: it is {record.status}", hint)
+            raise FailedPrecondition(f'container "{record.name}"', f"is not running: it is {record.status}", hint)
         process = exec_process(self._base(record), request, user=record.user, default_capabilities=DEFAULT_CAPABILITIES)
         exec = Exec(new_id(), Gate())
         isolation = state.isolation(record)
@@ -72,5 +72,5 @@ class Execs:
     def find(self, record: Record, exec_id: str) -> Exec:
         """NotFound when the container has no such exec."""
         if (exec := record.execs.get(exec_id)) is None:
-            raise NotFound(f"exec {exec_id!r}", f"no such exec in container {record.name!r}")
+            raise NotFound(f'exec "{exec_id}"', f'no such exec in container "{record.name}"')
         return exec

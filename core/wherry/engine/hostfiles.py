@@ -53,7 +53,7 @@ def make(
     for entry in request.extra_hosts:
         name, separator, address = entry.partition("=" if "=" in entry else ":")
         if not name or not separator or not _is_address(address) or any(c.isspace() for c in name):
-            raise Invalid(f"extra host {entry!r}", "not NAME:ADDRESS")
+            raise Invalid(f'extra host "{entry}"', "not NAME:ADDRESS")
         lines.append(f"{address.strip('[]')}\t{name}\n")
     if base and not base.endswith("\n"):
         base += "\n"
@@ -63,7 +63,7 @@ def make(
 def _resolv_conf(request: RunRequest, host: bool, nameservers: tuple[str, ...]) -> str:
     for server in request.dns:
         if not _is_address(server):
-            raise Invalid(f"dns server {server!r}", "not an address")
+            raise Invalid(f'dns server "{server}"', "not an address")
     text = _read("/etc/resolv.conf")
     if host and not (request.dns or request.dns_search or request.dns_options):
         return text

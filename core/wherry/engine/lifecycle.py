@@ -113,7 +113,7 @@ class Lifecycle:
             self._signal(record, KILL, all=True)
             if not gate.wait(KILL_SECONDS):
                 raise FailedPrecondition(
-                    f"container {record.name!r}", "did not end though it was killed", "a process may hang in the kernel"
+                    f'container "{record.name}"', "did not end though it was killed", "a process may hang in the kernel"
                 )
         return record.view()
 
@@ -123,7 +123,7 @@ class Lifecycle:
         if exec_id:
             exec = record.execs.get(exec_id)
             if exec is None or exec.gate.is_set():
-                raise NotFound(f"exec {exec_id!r}", f"no such exec in container {record.name!r}")
+                raise NotFound(f'exec "{exec_id}"', f'no such exec in container "{record.name}"')
             self._state.isolation(record).kill(record.id, number, exec_id)
             return
         self._signal(record, number, all=number == KILL and record.status == "paused")
@@ -157,7 +157,7 @@ class Lifecycle:
         record = self._running(name)
         with record.lock:
             if record.status != before:
-                raise FailedPrecondition(f"container {record.name!r}", f"is not {before}: it is {record.status}")
+                raise FailedPrecondition(f'container "{record.name}"', f"is not {before}: it is {record.status}")
             isolation = state.isolation(record)
             if after == "paused":
                 isolation.pause(record.id)
@@ -174,7 +174,7 @@ class Lifecycle:
     def _running(self, name: str) -> Record:
         record = self._state.registry.find(name)
         if not record.live:
-            raise FailedPrecondition(f"container {record.name!r}", f"is not running: it is {record.status}")
+            raise FailedPrecondition(f'container "{record.name}"', f"is not running: it is {record.status}")
         return record
 
     # the end
@@ -184,7 +184,7 @@ class Lifecycle:
         gate = record.gate
         if record.live:
             if not force:
-                raise InUse(f"container {record.name!r}", f"is {record.status}", "stop it first, or force its removal")
+                raise InUse(f'container "{record.name}"', f"is {record.status}", "stop it first, or force its removal")
             self._kill_hard(record, gate)
         with record.lock:
             if self._state.registry.get(record.id) is not record:
@@ -194,7 +194,7 @@ class Lifecycle:
                 if self._state.registry.get(record.id) is not record:
                     return
             if not self._ending.remove(record):
-                raise FailedPrecondition(f"container {record.name!r}", record.error, "see the engine's log; try again")
+                raise FailedPrecondition(f'container "{record.name}"', record.error, "see the engine's log; try again")
 
     def _kill_hard(self, record: Record, gate: Gate) -> None:
         self._signal(record, KILL, all=True)
@@ -208,7 +208,7 @@ class Lifecycle:
         if exec_id:
             exec = record.execs.get(exec_id)
             if exec is None:
-                raise NotFound(f"exec {exec_id!r}", f"no such exec in container {record.name!r}")
+                raise NotFound(f'exec "{exec_id}"', f'no such exec in container "{record.name}"')
             gate = exec.gate
         elif not record.live and record.status == "stopped" and not gate.is_set():
             return Exit(record.exit_code, record.finished, record.oom_killed)

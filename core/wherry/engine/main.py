@@ -55,7 +55,7 @@ def _options(argv: Sequence[str]) -> dict[str, str]:
         name, equals, value = words.pop(0).partition("=")
         if not name.startswith("--") or name[2:] not in known or (not equals and not words):
             raise SystemExit(
-                f"wherry: engine: bad argument {name!r}; one of {', '.join('--' + word for word in known)}"
+                f'wherry: engine: bad argument "{name}"; one of ' + ", ".join("--" + word for word in known)
             )
         found[name[2:]] = value if equals else words.pop(0)
     return found

@@ -46,7 +46,7 @@ def check_name(name: str) -> str:
     """The name itself. Invalid when it could not be a container's (the rule is Docker's)."""
     if not _NAME.match(name):
         raise Invalid(
-            f"container name {name!r}",
+            f'container name "{name}"',
             "not a letter or digit, followed by letters, digits, _, . or -, at most 128 in all",
         )
     return name

@@ -33,7 +33,7 @@ class Registry:
                 record.name = name
             elif (other := self._names.get(record.name)) is not None:
                 raise AlreadyExists(
-                    f"container name {record.name!r}",
+                    f'container name "{record.name}"',
                     f"in use by container {other.id[:12]}",
                     "remove that container, or choose another name",
                 )
@@ -67,8 +67,8 @@ class Registry:
         if len(found) == 1:
             return found[0]
         if found:
-            raise Invalid(f"container {name!r}", f"{len(found)} ids begin so", "give more of the id")
-        raise NotFound(f"container {name!r}", "no such container")
+            raise Invalid(f'container "{name}"', f"{len(found)} ids begin so", "give more of the id")
+        raise NotFound(f'container "{name}"', "no such container")
 
     def find_or_grave(self, name: str) -> Record:
         """Like ``find``, and a container that was removed a short while ago, by its full id."""

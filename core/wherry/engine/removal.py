@@ -20,8 +20,8 @@ class ImageRemoval:
             running = [record for record in users if record.live]
             user = (running or users)[0]
             raise InUse(
-                f"image {name!r}",
-                f"container {user.name!r} ({user.id[:12]}) {'runs from it' if running else 'was made from it'}",
+                f'image "{name}"',
+                f'container "{user.name}" ({user.id[:12]}) ' + ("runs from it" if running else "was made from it"),
                 "remove that container first, or force",
             )
         return tuple(images.remove(name, force=force))

@@ -90,7 +90,7 @@ class Server:
             try:
                 gid = grp.getgrnam(self._group).gr_gid
             except KeyError:
-                raise Denied(f"group {self._group!r}", "no such group", "make it, or change [engine] group") from None
+                raise Denied(f'group "{self._group}"', "no such group", "make it, or change [engine] group") from None
             os.chown(self._run, -1, gid)
         path = self._run / "engine.sock"
         with contextlib.suppress(FileNotFoundError):
@@ -164,7 +164,7 @@ class Server:
             there = ", ".join(["api", *self._frontends])
             return _error(
                 NotFound(
-                    f"front end {name!r}", "the engine does not run it", f"it runs {there}: see [engine] frontends"
+                    f'front end "{name}"', "the engine does not run it", f"it runs {there}: see [engine] frontends"
                 )
             )
         return self._other_place(hello)

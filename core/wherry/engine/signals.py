@@ -17,7 +17,7 @@ def parse(text: str) -> int:
     if text.isascii() and text.isdecimal():
         if 1 <= int(text) <= LAST:
             return int(text)
-        raise Invalid(f"signal {text!r}", f"not between 1 and {LAST}")
+        raise Invalid(f'signal "{text}"', f"not between 1 and {LAST}")
     name = text.upper().removeprefix("SIG")
     if name in _NAMES:
         return _NAMES[name]
@@ -28,4 +28,4 @@ def parse(text: str) -> int:
             if _REALTIME["RTMIN"] <= value <= LAST:
                 return value
     near = difflib.get_close_matches(name, _NAMES, 1)
-    raise Invalid(f"signal {text!r}", "no such signal", f"did you mean {near[0]}?" if near else "see signal(7)")
+    raise Invalid(f'signal "{text}"', "no such signal", f"did you mean {near[0]}?" if near else "see signal(7)")

@@ -87,7 +87,7 @@ class Starting:
             ]
             if not members and not request.sandbox_id:
                 raise FailedPrecondition(
-                    f"network {request.network!r}", "that container is not running", "start it first"
+                    f'network "{request.network}"', "that container is not running", "start it first"
                 )
             return Net(kind="shared", hostname=self._creation.hostname(created, False))
         name, driver_id, driver = state.find_network(request.network, created.drivers)

@@ -76,7 +76,7 @@ class State:
         if record.request is None:
             rows = self.database.query("SELECT request FROM containers WHERE id = ?", (record.id,))
             if not rows:
-                raise NotFound(f"container {record.name!r}", "no such container")
+                raise NotFound(f'container "{record.name}"', "no such container")
             record.request = unpack_request(rows[0][0])
         return record.request
 
@@ -139,7 +139,7 @@ class State:
                     self._networks[name] = id
                 return name, id, driver
             there += found
-        raise NotFound(f"network {name!r}", "no such network", "there is " + ", ".join(sorted(there)) if there else "")
+        raise NotFound(f'network "{name}"', "no such network", "there is " + ", ".join(sorted(there)) if there else "")
 
     def check_ports(self, request: RunRequest, driver_id: str) -> None:
         """Invalid when the request publishes ports and the driver can't."""
@@ -147,7 +147,7 @@ class State:
             port = request.ports[0]
             raise Invalid(
                 f"port {port.container_port}/{port.protocol}",
-                f"the network driver {driver_id!r} can't publish ports",
+                f'the network driver "{driver_id}" cannot publish ports',
                 'leave out --publish, use --network host, or set a driver that can: [variant.NAME] network = "..."',
             )
 

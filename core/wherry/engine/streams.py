@@ -38,7 +38,7 @@ class Streams:
     def _live(self, name: str) -> Record:
         record = self._state.registry.find(name)
         if not record.live:
-            raise FailedPrecondition(f"container {record.name!r}", f"is not running: it is {record.status}")
+            raise FailedPrecondition(f'container "{record.name}"', f"is not running: it is {record.status}")
         return record
 
     def logs(self, name: str, *, follow: bool, since: int, until: int, tail: int) -> Iterator[LogLine]:
@@ -46,7 +46,7 @@ class Streams:
         record = self._state.registry.find(name)
         if record.log == "none":
             raise FailedPrecondition(
-                f"container {record.name!r}", "its log driver 'none' keeps nothing", "choose another with --log-driver"
+                f'container "{record.name}"', 'its log driver "none" keeps nothing', "choose another with --log-driver"
             )
         lines = self._state.kernel.log(record.log).read(record.id, follow=follow, since=since, until=until, tail=tail)
         return self._following(record, lines) if follow else lines

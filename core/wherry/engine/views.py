@@ -64,7 +64,7 @@ class Views:
                 return lambda record: record.created < min(times)
             return lambda record: record.created > max(times)
         raise Invalid(
-            f"filter {name!r}",
+            f'filter "{name}"',
             "no such filter",
             "one of ancestor, before, exited, id, label, name, network, since, status, variant",
         )

@@ -181,7 +181,7 @@ class Plugins:
             hint = "install a release of it for this version"
             raise self._fault(entry, f"it was built for API version {registration.api!r}, this is version {API}", hint)
         if registration.id != entry.id:
-            cause = f"it registers the id {registration.id!r}, its entry point says {entry.id!r}"
+            cause = f'it registers the id "{registration.id}", its entry point says "{entry.id}"'
             raise self._fault(entry, cause, "make the two equal")
         config: Any = registration.config
         if not isinstance(config, type) or not attrs.has(config):

@@ -213,10 +213,10 @@ class _Server:
         try:
             protocol, target = self._objects[handle]
         except (KeyError, TypeError):
-            raise Invalid(f"call {name!r}", f"there is no object {handle!r}") from None
+            raise Invalid(f'call "{name}"', f"there is no object {handle!r}") from None
         known = self._method(protocol, name)
         if known is None:
-            raise Invalid(f"call {name!r}", f"{protocol.__name__} has no such method")
+            raise Invalid(f'call "{name}"', f"{protocol.__name__} has no such method")
         annotations, answer, answers_fd = known[1:]
         if name.startswith("@"):
             value: Any = getattr(target, name[1:])
@@ -224,7 +224,7 @@ class _Server:
             arguments = message.get("a", {})
             unknown = arguments.keys() - annotations.keys()
             if unknown:
-                raise Invalid(f"call {name!r}", f"no argument {min(unknown)!r}")
+                raise Invalid(f'call "{name}"', f'no argument "{min(unknown)}"')
             values, streams = decode(arguments, annotations, fds)
             opened += streams
             leading = list(takewhile(values.__contains__, known[0]))  # by position: some are positional-only

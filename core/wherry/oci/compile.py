@@ -59,12 +59,12 @@ def _namespaces(spec: Mapping[str, Any]) -> dict[str, str]:
     for entry in (spec.get("linux") or {}).get("namespaces") or ():
         kind = str(entry.get("type", ""))
         if kind not in ns.TYPES:
-            raise SpecError(f"namespace {kind!r}", "no such type", "one of " + ", ".join(ns.TYPES))
+            raise SpecError(f'namespace "{kind}"', "no such type", "one of " + ", ".join(ns.TYPES))
         if kind in found:
-            raise SpecError(f"namespace {kind!r}", "named twice")
+            raise SpecError(f'namespace "{kind}"', "named twice")
         path = str(entry.get("path") or "")
         if path and (not path.startswith("/") or len(path) > 4095):
-            raise SpecError(f"namespace {kind!r}", "its path is not absolute, or too long")
+            raise SpecError(f'namespace "{kind}"', "its path is not absolute, or too long")
         found[kind] = path
     return found
 
@@ -77,7 +77,7 @@ def _unsupported(spec: Mapping[str, Any]) -> None:
         (process, "ioPriority"), (process, "execCPUAffinity"),
     ):  # fmt: skip
         if where.get(name):
-            raise SpecError(f"spec field {name!r}", "not supported by this isolation driver")
+            raise SpecError(f'spec field "{name}"', "not supported by this isolation driver")
 
 
 def id_maps(spec: Mapping[str, Any]) -> tuple[tuple[tuple[int, int, int], ...], tuple[tuple[int, int, int], ...]]:
@@ -140,7 +140,7 @@ def container(
     try:
         flags = propagation(wanted) if wanted else 0
     except KeyError:
-        raise SpecError(f"rootfsPropagation {wanted!r}", "no such propagation") from None
+        raise SpecError(f'rootfsPropagation "{wanted}"', "no such propagation") from None
     # the host's mounts are let go of after the change of root; until then nothing of ours must reach them
     add(s.Propagation(linux_mount.MS_SLAVE if not flags else flags & ~linux_mount.MS_REC))
     add(place_root)
@@ -202,7 +202,7 @@ def _time_offsets(spec: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     result = []
     for clock, offset in ((spec.get("linux") or {}).get("timeOffsets") or {}).items():
         if clock not in ("monotonic", "boottime"):
-            raise SpecError(f"time offset {clock!r}", "no such clock", "monotonic or boottime")
+            raise SpecError(f'time offset "{clock}"', "no such clock", "monotonic or boottime")
         result.append((clock, int(offset.get("secs") or 0), int(offset.get("nanosecs") or 0)))
     return result
 
@@ -257,7 +257,7 @@ def _tail(
         add(s.Hooks("startContainer", listed, json.dumps(reading.state(id, bundle, spec, "created"))))
     if label := process.get("apparmorProfile"):
         if not host.apparmor:
-            raise SpecError(f"AppArmor profile {label!r}", "AppArmor is not on here")
+            raise SpecError(f'AppArmor profile "{label}"', "AppArmor is not on here")
         add(s.Label(label))
     if limits := reading.rlimits(process):
         add(s.Rlimits(limits))  # late, since few descriptors or little memory must not stop the steps above
@@ -280,7 +280,7 @@ def _tail(
 def _cwd(process: Mapping[str, Any]) -> str:
     cwd = process.get("cwd") or "/"
     if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
-        raise SpecError(f"working directory {cwd!r}", "not an absolute path")
+        raise SpecError(f'working directory "{cwd}"', "not an absolute path")
     return cwd
 
 

@@ -74,7 +74,7 @@ def bind(steps: Sequence[Sequence[Any]]) -> list[tuple[str, Function, tuple[Any,
     for name, *args in steps:
         function = TABLE.get(name)
         if function is None:
-            raise ValueError(f"plan: no such step {name!r}")
+            raise ValueError(f'plan: no such step "{name}"')
         if name == "filter":
             try:
                 code = binascii.a2b_base64(args[0])  # base64 would bring in re: half a megabyte

@@ -77,12 +77,12 @@ def rlimits(process: Mapping[str, Any]) -> list[tuple[int, int, int]]:
         name = str(entry.get("type", ""))
         number = _RLIMITS.get(name.removeprefix("RLIMIT_"))
         if number is None or not name.startswith("RLIMIT_"):
-            raise SpecError(f"rlimit {name!r}", "no such limit")
+            raise SpecError(f'rlimit "{name}"', "no such limit")
         if number in found:
-            raise SpecError(f"rlimit {name!r}", "named twice")
+            raise SpecError(f'rlimit "{name}"', "named twice")
         soft, hard = int(entry.get("soft", 0)), int(entry.get("hard", 0))
         if not 0 <= soft <= hard <= _UNLIMITED:
-            raise SpecError(f"rlimit {name!r}", f"soft limit {soft} is above the hard limit {hard}, or negative")
+            raise SpecError(f'rlimit "{name}"', f"soft limit {soft} is above the hard limit {hard}, or negative")
         found[number] = (number, *(-1 if value >= _UNLIMITED >> 1 else value for value in (soft, hard)))  # type: ignore[assignment]
     return list(found.values())
 
@@ -95,11 +95,11 @@ def sysctls(values: Mapping[str, Any], own: Collection[str]) -> list[tuple[str, 
     result = []
     for name, value in values.items():
         if not _SYSCTL_NAME.match(name) or ".." in name or not isinstance(value, str) or "\n" in value or "\0" in value:
-            raise SpecError(f"sysctl {name!r}", "not a name such as net.core.somaxconn, or a value with a line break")
+            raise SpecError(f'sysctl "{name}"', "not a name such as net.core.somaxconn, or a value with a line break")
         first = next(mark for mark in name if mark in "./")
         path = name.translate({ord("."): "/", ord("/"): "."}) if first == "." else name
         if any(part in ("", ".", "..") for part in path.split("/")):
-            raise SpecError(f"sysctl {name!r}", "not a name such as net.core.somaxconn")
+            raise SpecError(f'sysctl "{name}"', "not a name such as net.core.somaxconn")
         if path.startswith("net/"):
             needed = "network"
         elif path in _IPC_SYSCTLS or path.startswith("fs/mqueue/"):
@@ -107,9 +107,9 @@ def sysctls(values: Mapping[str, Any], own: Collection[str]) -> list[tuple[str, 
         elif path == "kernel/domainname":
             needed = "uts"
         else:
-            raise SpecError(f"sysctl {name!r}", "does not belong to a namespace: it would change the host")
+            raise SpecError(f'sysctl "{name}"', "does not belong to a namespace: it would change the host")
         if needed not in own:
-            raise SpecError(f"sysctl {name!r}", f"would change another {needed} namespace than the container's own")
+            raise SpecError(f'sysctl "{name}"', f"would change another {needed} namespace than the container's own")
         result.append((path, value))
     return result
 
@@ -121,11 +121,11 @@ def devices(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int, i
     for entry in entries:
         path, kind = str(entry.get("path", "")), kinds.get(str(entry.get("type", "")))
         if kind is None or not path.startswith("/") or ".." in path.split("/"):
-            raise SpecError(f"device {path!r}", "needs an absolute path and a type of c, u, b or p")
+            raise SpecError(f'device "{path}"', "needs an absolute path and a type of c, u, b or p")
         mode = int(entry.get("fileMode") or 0o666) & 0o7777
         numbers = [int(entry.get(key) or 0) for key in ("major", "minor", "uid", "gid")]
         if min(numbers) < 0:
-            raise SpecError(f"device {path!r}", "a number is negative")
+            raise SpecError(f'device "{path}"', "a number is negative")
         result.append((path, kind | mode, numbers[0], numbers[1], numbers[2], numbers[3]))
     return result
 
@@ -158,9 +158,9 @@ def hooks(entries: Sequence[Mapping[str, Any]], moment: str) -> list[tuple[str, 
     for entry in entries:
         path, timeout = entry.get("path"), entry.get("timeout") or 0
         if not isinstance(path, str) or not path.startswith("/"):
-            raise SpecError(f"{moment} hook {path!r}", "not an absolute path")
+            raise SpecError(f'{moment} hook "{path}"', "not an absolute path")
         if not isinstance(timeout, int) or timeout < 0:
-            raise SpecError(f"{moment} hook {path!r}", f"timeout {timeout!r} is not a positive number of seconds")
+            raise SpecError(f'{moment} hook "{path}"', f"timeout {timeout!r} is not a positive number of seconds")
         result.append(
             (
                 path,

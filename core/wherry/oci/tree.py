@@ -128,7 +128,7 @@ class Tree:
             path = "/" + path
         parts = [part for part in path.split("/") if part not in ("", ".")]
         if ".." in parts or "\0" in path:
-            raise SpecError(f"mount {path!r}", "a target may hold no .. and no zero byte")
+            raise SpecError(f'mount "{path}"', "a target may hold no .. and no zero byte")
         path = "/" + "/".join(parts)
         if path == "/":
             raise SpecError("mount '/'", "the root is not to be mounted over")

@@ -243,12 +243,12 @@ def check(document: Mapping[str, Any], what: str = "spec") -> Spec:
         raise Invalid(f"{what}{pointer and ' ' + pointer}", cause, "see the OCI runtime-spec, config.md") from None
     for index, namespace in enumerate(spec.linux.namespaces):
         if namespace.type not in NAMESPACES:
-            raise Invalid(f"{what} /linux/namespaces/{index}/type", f"{namespace.type!r} is no kind of namespace")
+            raise Invalid(f"{what} /linux/namespaces/{index}/type", f'"{namespace.type}" is no kind of namespace')
     for index, mount in enumerate(spec.mounts):
         if not mount.destination.startswith("/"):
-            raise Invalid(f"{what} /mounts/{index}/destination", f"{mount.destination!r} is not an absolute path")
+            raise Invalid(f"{what} /mounts/{index}/destination", f'"{mount.destination}" is not an absolute path')
     if spec.process is not None and not spec.process.cwd.startswith("/"):
-        raise Invalid(f"{what} /process/cwd", f"{spec.process.cwd!r} is not an absolute path")
+        raise Invalid(f"{what} /process/cwd", f'"{spec.process.cwd}" is not an absolute path')
     return spec
 
 
@@ -291,7 +291,7 @@ def _first(error: BaseException, pointer: str = "") -> tuple[str, str]:
     if inner:
         return _first(inner[0], pointer + _place(inner[0]))
     if isinstance(error, KeyError):
-        return pointer, f"lacks {error.args[0]!r}"
+        return pointer, f'lacks "{error.args[0]}"'
     return pointer, str(error) or type(error).__name__
 
 

@@ -51,14 +51,14 @@ class SingleNetwork:
 
     def create(self, config: NetworkConfig) -> NetworkConfig:
         raise Invalid(
-            f"network {config.name!r}",
-            f"the network driver {self.name!r} has the one network {self.name!r} and can't make others",
+            f'network "{config.name}"',
+            f'the network driver "{self.name}" has the one network "{self.name}" and cannot make others',
             "choose another network driver",
         )
 
     def remove(self, name: str) -> None:
         if name == self.name:
-            raise Invalid(f"network {name!r}", "is built in and can't be removed")
+            raise Invalid(f'network "{name}"', "is built in and can't be removed")
 
     def list(self) -> Iterator[NetworkConfig]:
         yield NetworkConfig(self.name)
@@ -72,30 +72,30 @@ class SingleNetwork:
 
     def _own(self, name: str) -> None:
         if name != self.name:
-            raise NotFound(f"network {name!r}", f"the network driver {self.name!r} only has {self.name!r}")
+            raise NotFound(f'network "{name}"', f'the network driver "{self.name}" only has "{self.name}"')
 
     # sandboxes
 
     def reserve(self, request: AttachRequest) -> Reservation:
         self._own(request.network)
         if not _ID.match(request.sandbox_id):
-            raise Invalid(f"sandbox {request.sandbox_id!r}", "not an id")
+            raise Invalid(f'sandbox "{request.sandbox_id}"', "not an id")
         if request.ports:
             raise Invalid(
                 f"port {request.ports[0].container_port}/{request.ports[0].protocol}",
-                f"the network driver {self.name!r} can't publish ports: {self.why}",
+                f'the network driver "{self.name}" cannot publish ports: {self.why}',
                 "leave out --publish, or choose another network with --network",
             )
         if request.addresses or request.mac:
             raise Invalid(
-                f"address {(*request.addresses, request.mac)[0]!r}",
-                f"the network driver {self.name!r} can't give addresses: {self.why}",
+                f'address "{(*request.addresses, request.mac)[0]}"',
+                f'the network driver "{self.name}" cannot give addresses: {self.why}',
                 "leave it out, or choose another network with --network",
             )
         reservation = Reservation(request, self.netns)
         with self._lock:
             if request.sandbox_id in self._reserved or os.path.lexists(f"{self._directory}/{request.sandbox_id}"):
-                raise InUse(f"sandbox {request.sandbox_id!r}", f"has a place in network {self.name!r} already")
+                raise InUse(f'sandbox "{request.sandbox_id}"', f'has a place in network "{self.name}" already')
             self._reserved[request.sandbox_id] = reservation
         return reservation
 
@@ -104,8 +104,8 @@ class SingleNetwork:
         self._own(request.network)
         if (sandbox.netns == "host") is not (self.netns == "host"):
             raise FailedPrecondition(
-                f"sandbox {sandbox.id!r}",
-                f"its network namespace is {sandbox.netns or 'its own'!r}, not what network {self.name!r} reserved",
+                f'sandbox "{sandbox.id}"',
+                f'its network namespace is "{sandbox.netns or "its own"}", not what network "{self.name}" reserved',
             )
         # Readers skip what they can't parse: a file cut short by a crash. os.open and os.write: this is on the path of each start.
         fd = os.open(f"{self._directory}/{sandbox.id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -131,13 +131,13 @@ class SingleNetwork:
     def check(self, sandbox_id: str, network: str) -> None:
         self._own(network)
         if not _ID.match(sandbox_id) or not self._file(sandbox_id).exists():
-            raise NotFound(f"sandbox {sandbox_id!r}", f"is not attached to network {network!r}")
+            raise NotFound(f'sandbox "{sandbox_id}"', f'is not attached to network "{network}"')
         held = next((sandbox for sandbox in self._context.shim.sandboxes() if sandbox.id == sandbox_id), None)
         if held is None:
-            raise FailedPrecondition(f"sandbox {sandbox_id!r}", "is attached, but no shim holds its namespaces")
+            raise FailedPrecondition(f'sandbox "{sandbox_id}"', "is attached, but no shim holds its namespaces")
         if (held.netns == "host") is not (self.netns == "host"):
             raise FailedPrecondition(
-                f"sandbox {sandbox_id!r}", f"is attached to {network!r}, but its network namespace is {held.netns!r}"
+                f'sandbox "{sandbox_id}"', f'is attached to "{network}", but its network namespace is "{held.netns}"'
             )
 
     def gc(self, live: Collection[str]) -> int:

@@ -159,7 +159,7 @@ def _linux(inputs: Inputs, owners: dict[str, str]) -> dict[str, Any]:
 def _annotations(request: RunRequest) -> dict[str, str]:
     for name in request.annotations:
         if not name or name.startswith(RESERVED):
-            raise Invalid(f"annotation {name!r}", f"empty, or begins with {RESERVED}, which is kept for wherry itself")
+            raise Invalid(f'annotation "{name}"', f"empty, or begins with {RESERVED}, which is kept for wherry itself")
     choice = request.seccomp or ("unconfined" if request.privileged else "default")
     if choice not in ("default", "unconfined"):
         try:
@@ -175,13 +175,13 @@ def _hooks(wished: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, entries in wished.items():
         if name not in _HOOKS:
-            raise Invalid(f"hook {name!r}", "no such moment", "one of " + ", ".join(sorted(_HOOKS)))
+            raise Invalid(f'hook "{name}"', "no such moment", "one of " + ", ".join(sorted(_HOOKS)))
         if not isinstance(entries, (list, tuple)):
-            raise Invalid(f"hook {name!r}", "not a list")
+            raise Invalid(f'hook "{name}"', "not a list")
         for entry in entries:
             path = entry.get("path") if isinstance(entry, Mapping) else None
             if not isinstance(path, str) or not path.startswith("/"):
-                raise Invalid(f"hook {name!r}", "an entry without an absolute path")
+                raise Invalid(f'hook "{name}"', "an entry without an absolute path")
         result[name] = [dict(entry) for entry in entries]
     return result
 
@@ -189,5 +189,5 @@ def _hooks(wished: Mapping[str, Any]) -> dict[str, Any]:
 def check_hostname(name: str) -> str:
     """The name itself; Invalid when it is none (RFC 1123, at most 64 bytes: sethostname(2))."""
     if not _HOSTNAME.match(name):
-        raise Invalid(f"hostname {name!r}", "not letters, digits, - and ., at most 64 in all")
+        raise Invalid(f'hostname "{name}"', "not letters, digits, - and ., at most 64 in all")
     return name

@@ -22,7 +22,7 @@ def normalise(name: str, option: str) -> str:
         return upper
     near = difflib.get_close_matches(upper, ALL_CAPABILITIES, 1)
     raise Invalid(
-        f"{option} {name!r}", "no such capability", f"did you mean {near[0]}?" if near else "see capabilities(7)"
+        f'{option} "{name}"', "no such capability", f"did you mean {near[0]}?" if near else "see capabilities(7)"
     )
 
 
@@ -39,7 +39,7 @@ def choose(add: Iterable[str], drop: Iterable[str], *, privileged: bool) -> tupl
         return held
     missing = [name for name in added if name != ALL and name not in held]
     if missing:
-        raise Denied(f"cap-add {missing[0]!r}", "the engine does not have it itself, so it can't give it")
+        raise Denied(f'cap-add "{missing[0]}"', "the engine does not have it itself, so it can't give it")
     if ALL in added:
         return tuple(name for name in held if name not in dropped)
     base = (

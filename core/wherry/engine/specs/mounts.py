@@ -42,22 +42,22 @@ INIT_PROGRAMS = (
 def clean_target(text: str) -> str:
     """A mount point: absolute, normalised, not the root. Invalid otherwise, and below /proc (CVE-2019-16884)."""
     if not text.startswith("/") or "\0" in text:
-        raise Invalid(f"mount target {text!r}", "not an absolute path")
+        raise Invalid(f'mount target "{text}"', "not an absolute path")
     target = posixpath.normpath("/" + text.lstrip("/"))
     if target == "/":
-        raise Invalid(f"mount target {text!r}", "is the root of the container")
+        raise Invalid(f'mount target "{text}"', "is the root of the container")
     if (target == "/proc" or target.startswith("/proc/")) and target not in _PROC_FILES:
-        raise Invalid(f"mount target {text!r}", "nothing may be mounted over /proc")
+        raise Invalid(f'mount target "{text}"', "nothing may be mounted over /proc")
     return target
 
 
 def _bind(wish: Bind, target: str) -> dict[str, Any]:
     source = Path(wish.source)
     if not source.is_absolute() or "\0" in wish.source:
-        raise Invalid(f"bind source {wish.source!r}", "not an absolute path", "name a volume, or start it with / or ./")
+        raise Invalid(f'bind source "{wish.source}"', "not an absolute path", "name a volume, or start it with / or ./")
     if not source.exists():
         if not wish.create:
-            raise NotFound(f"bind source {wish.source!r}", "no such file or directory on the host", "make it first")
+            raise NotFound(f'bind source "{wish.source}"', "no such file or directory on the host", "make it first")
         source.mkdir(parents=True, exist_ok=True)
     options = [option for option in wish.options if option not in _RELABEL]
     if "bind" not in options and "rbind" not in options:
@@ -80,14 +80,14 @@ def user_mounts(wishes: Iterable[Bind]) -> list[dict[str, Any]]:
     for wish in wishes:
         target = clean_target(wish.target)
         if target in found:
-            raise Invalid(f"mount target {wish.target!r}", "named twice")
+            raise Invalid(f'mount target "{wish.target}"', "named twice")
         if wish.type == "bind":
             found[target] = _bind(wish, target)
         elif wish.type == "tmpfs":
             found[target] = _tmpfs(wish, target)
         else:
             raise FailedPrecondition(
-                f"volume {wish.source!r}",
+                f'volume "{wish.source}"',
                 "no volume driver is configured",
                 "bind a directory of the host instead: -v /DIR:/DIR",
             )

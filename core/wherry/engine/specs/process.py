@@ -67,7 +67,7 @@ def environment(
     for entry in request:
         name, equals, _value = entry.partition("=")
         if not name or "\0" in entry:
-            raise Invalid(f"environment variable {entry!r}", "not NAME=value")
+            raise Invalid(f'environment variable "{entry}"', "not NAME=value")
         if equals:
             merged[name] = entry
         else:
@@ -82,15 +82,15 @@ def user_of(text: str) -> dict[str, Any]:
     """
     for part in text.split(":", 1):
         if _DECIMAL.match(part) and int(part) > _ID_LIMIT:
-            raise Invalid(f"user {text!r}", f"{part} is not a user or group id")
+            raise Invalid(f'user "{text}"', f"{part} is not a user or group id")
     if text.startswith(":") or "\0" in text or "\n" in text:
-        raise Invalid(f"user {text!r}", "not name[:group] or uid[:gid]")
+        raise Invalid(f'user "{text}"', "not name[:group] or uid[:gid]")
     return {"uid": 0, "gid": 0, "username": text or "0"}
 
 
 def working_directory(text: str) -> str:
     if text and (not text.startswith("/") or "\0" in text):
-        raise Invalid(f"working directory {text!r}", "not an absolute path")
+        raise Invalid(f'working directory "{text}"', "not an absolute path")
     return text or "/"
 
 
@@ -99,10 +99,10 @@ def rlimits(limits: Iterable[tuple[str, int, int]]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, soft, hard in limits:
         if name not in _RLIMITS:
-            raise Invalid(f"ulimit {name!r}", "no such limit", "one of " + ", ".join(sorted(_RLIMITS)))
+            raise Invalid(f'ulimit "{name}"', "no such limit", "one of " + ", ".join(sorted(_RLIMITS)))
         low, high = (UNLIMITED if value == -1 else value for value in (soft, hard))
         if low < 0 or high < low:
-            raise Invalid(f"ulimit {name!r}", f"soft limit {soft} is above the hard limit {hard}, or negative")
+            raise Invalid(f'ulimit "{name}"', f"soft limit {soft} is above the hard limit {hard}, or negative")
         found[name] = {"type": "RLIMIT_" + name.upper(), "soft": low, "hard": high}
     return list(found.values())
 

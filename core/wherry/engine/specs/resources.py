@@ -59,14 +59,14 @@ def limits(request: RunRequest) -> dict[str, Any]:
 def _cpuset(text: str) -> str:
     """A list of CPUs that there are, as it is. Invalid for another."""
     if not _CPUSET.match(text):
-        raise Invalid(f"cpuset {text!r}", "not a list such as 0-2,4")
+        raise Invalid(f'cpuset "{text}"', "not a list such as 0-2,4")
     last = os.sysconf("SC_NPROCESSORS_CONF") - 1
     for part in text.split(","):
         low, _, high = part.partition("-")
         if int(high or low) > last:
-            raise Invalid(f"cpuset {text!r}", f"there is no CPU {high or low} here, the last is {last}")
+            raise Invalid(f'cpuset "{text}"', f"there is no CPU {high or low} here, the last is {last}")
         if high and int(low) > int(high):
-            raise Invalid(f"cpuset {text!r}", f"{part} ends before it begins")
+            raise Invalid(f'cpuset "{text}"', f"{part} ends before it begins")
     return text
 
 
@@ -133,13 +133,13 @@ def devices(wished: Iterable[str], *, privileged: bool) -> tuple[list[dict[str, 
         host_text, inside, access = _parse_device(wish)
         host = Path(host_text)
         if not host.exists():
-            raise NotFound(f"device {host_text!r}", "no such file on the host")
+            raise NotFound(f'device "{host_text}"', "no such file on the host")
         if host.is_dir():
             pairs = [(path, inside + str(path)[len(host_text.rstrip("/")) :]) for path in _below(host)]
         elif _is_node(host):
             pairs = [(host, inside)]
         else:
-            raise Invalid(f"device {host_text!r}", "not a device node")
+            raise Invalid(f'device "{host_text}"', "not a device node")
         for path, target in pairs:
             node = found[target] = _node(path, target)
             if not privileged:
@@ -153,7 +153,7 @@ def _parse_device(wish: str) -> tuple[str, str, str]:
     if len(parts) > 1 and parts[-1] and set(parts[-1]) <= set("rwm"):
         access = parts.pop()
     if not 1 <= len(parts) <= 2 or not all(part.startswith("/") for part in parts):
-        raise Invalid(f"device {wish!r}", "not /dev/HOST[:/dev/INSIDE][:rwm]")
+        raise Invalid(f'device "{wish}"', "not /dev/HOST[:/dev/INSIDE][:rwm]")
     return parts[0], parts[-1], access
 
 
@@ -162,14 +162,14 @@ def sysctls(wished: Mapping[str, str], *, own_network: bool, own_ipc: bool) -> d
     chosen = dict(NET_SYSCTLS) if own_network else {}
     for name, value in wished.items():
         if not _SYSCTL.match(name) or ".." in name or "\n" in value or "\0" in value:
-            raise Invalid(f"sysctl {name!r}", "not a name such as net.core.somaxconn, or a value with a line break")
+            raise Invalid(f'sysctl "{name}"', "not a name such as net.core.somaxconn, or a value with a line break")
         if name.startswith("net."):
             if not own_network:
-                raise Invalid(f"sysctl {name!r}", "would change another network namespace than the container's own")
+                raise Invalid(f'sysctl "{name}"', "would change another network namespace than the container's own")
         elif name in _IPC_SYSCTLS or name.startswith("fs.mqueue."):
             if not own_ipc:
-                raise Invalid(f"sysctl {name!r}", "would change another IPC namespace than the container's own")
+                raise Invalid(f'sysctl "{name}"', "would change another IPC namespace than the container's own")
         else:
-            raise Invalid(f"sysctl {name!r}", "does not belong to a namespace: it would change the host")
+            raise Invalid(f'sysctl "{name}"', "does not belong to a namespace: it would change the host")
         chosen[name] = value
     return chosen

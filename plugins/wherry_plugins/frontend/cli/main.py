@@ -134,7 +134,7 @@ def execute(session: Session, identity: dict[str, str]) -> int:
     except Error as error:
         return report(session, error)
     except OSError as error:
-        return quietly(session.err, f"wherry: {describe(error)}\n", 125)
+        return quietly(session.err, f"wherry: {printable(describe(error))}\n", 125)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         return quietly(
@@ -154,7 +154,12 @@ def quietly(write: object, text: str, code: int = 0) -> int:
 def report(session: Session, error: Error) -> int:
     """One line on the client's stderr; the exit code of the error's class."""
     plugin = f" ({error.plugin})" if error.plugin else ""
-    return quietly(session.err, f"wherry: {error}{plugin}\n", error.exit_code)
+    return quietly(session.err, f"wherry: {printable(str(error))}{plugin}\n", error.exit_code)
+
+
+def printable(text: str) -> str:
+    """An error may quote what an image or a registry says: nothing of that drives the terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def describe(error: OSError) -> str:

@@ -152,7 +152,7 @@ class Namespaces:
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath") or f"/wherry/{id}"
         if not path.startswith("/") or ".." in path.split("/") or "\0" in path or path.strip("/") == "":
-            raise Invalid(f"cgroupsPath {path!r}", "not an absolute path below the root of the hierarchy")
+            raise Invalid(f'cgroupsPath "{path}"', "not an absolute path below the root of the hierarchy")
         group: cgroup.Group
         if self._layout.unified:
             group = Group2(self._layout, path)
