@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
 from wherry.spec.distribution import ACCEPT, DOCKER, FOREIGN, INDEXES, MANIFESTS, media_type_of, parse_target
 from wherry.spec.document import DOCUMENT_MAX, check_digest
-from wherry.spec.reference import Reference, parse_reference
+from wherry.spec.reference import Reference, familiar, parse_reference
 from wherry_plugins.transport.registry import RegistryConfig
 from wherry_plugins.transport.registry.client import Client
 from wherry_plugins.transport.registry.connection import Answer, Broken
@@ -48,7 +48,7 @@ class RegistryTransport:
     def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
         """One image. An index stays one: which of its entries is meant is for whoever asked to say."""
         parts = parse_reference(reference)
-        what = f'image "{parts.name}"'
+        what = f'image "{familiar(parts.name)}"'
         data, declared, answered = self._manifest(parts, parts.digest or parts.tag, what)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if parts.digest and digest != parts.digest:
@@ -65,7 +65,7 @@ class RegistryTransport:
 
     def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
         parts = parse_reference(reference)
-        digest = check_digest(descriptor.digest, f'image "{parts.name}"')
+        digest = check_digest(descriptor.digest, f'image "{familiar(parts.name)}"')
         if descriptor.media_type in MANIFESTS | INDEXES:
             return io.BytesIO(self._document(parts, descriptor)[offset:])
         return cast(BinaryIO, self._blob(parts, descriptor, digest, offset))
