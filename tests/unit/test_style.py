@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -16,6 +17,11 @@ from wherry import errors
 TOP = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*(TOP / "core").rglob("*.py"), *(TOP / "plugins").rglob("*.py"), TOP / "core/wherry/client/wherry"])
 SHELL = [TOP / "contrib/setup", TOP / ".ci/run"]
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def name(path: Path) -> str:
@@ -34,7 +40,7 @@ def test_a_file_is_about_one_noun() -> None:
 
 
 def test_a_module_says_what_it_is() -> None:
-    modules = {name(path): ast.parse(path.read_text()) for path in SOURCES if path.suffix == ".py"}
+    modules = {name(path): parsed(path) for path in SOURCES if path.suffix == ".py"}
     assert [path for path, tree in modules.items() if tree.body and not ast.get_docstring(tree)] == []
 
 
@@ -57,7 +63,7 @@ def test_error_texts_are_lower_case_without_a_full_stop() -> None:
     for path in SOURCES:
         if path.suffix != ".py":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.Call):
                 continue
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -86,7 +92,7 @@ def test_error_texts_quote_with_double_quotes() -> None:
     for path in SOURCES:
         if path.suffix != ".py" or name(path) in FOREIGN:
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.Call):
                 continue
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -94,9 +100,11 @@ def test_error_texts_quote_with_double_quotes() -> None:
                 continue
             for argument in node.args[:3]:
                 for part in argument.values if isinstance(argument, ast.JoinedStr) else ():
-                    if isinstance(part, ast.FormattedValue) and part.conversion == ord("r"):
-                        if not any(ast.unparse(inner) in VALUES for inner in ast.walk(part.value) if isinstance(inner, ast.expr)):
-                            bad.append(f"{name(path)}:{node.lineno}: {ast.unparse(part.value)}")
+                    if not isinstance(part, ast.FormattedValue) or part.conversion != ord("r"):
+                        continue
+                    inner = {ast.unparse(found) for found in ast.walk(part.value) if isinstance(found, ast.expr)}
+                    if not inner & VALUES:
+                        bad.append(f"{name(path)}:{node.lineno}: {ast.unparse(part.value)}")
     assert bad == []
 
 
