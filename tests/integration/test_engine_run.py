@@ -416,6 +416,23 @@ def test_both_snapshotters_and_gc(engine: Engine) -> None:
     assert engine.wait("holds", timeout=10).code == 0  # type: ignore[union-attr]
 
 
+def test_doctor_misses_a_blob(engine: Engine, tmp_path: Path) -> None:
+    target = engine.image(HOST).target.digest
+    (file,) = (engine.root / "store").rglob(target.partition(":")[2])
+    text = file.read_bytes()
+    file.write_bytes(text + b"more")
+    assert [(f.what, f.problem) for f in engine.doctor()] == [
+        (f"blob {target}", f"has {len(text) + 4} bytes, not {len(text)}")
+    ]
+    file.unlink()
+    assert [(f.what, f.problem, f.repair) for f in engine.doctor(repair=True)] == [
+        (f"blob {target}", "its file is gone", "forgotten")
+    ]
+    assert engine.doctor() == ()
+    assert run(engine, "echo", "whole", pull="always").out == "whole\n"
+    assert file.read_bytes() == text
+
+
 def test_init(engine: Engine) -> None:
     said = sh(engine, "cat /proc/1/comm; echo $$", init=True)
     assert said.out.splitlines()[0].startswith(("docker-init", "tini", "catatonit"))

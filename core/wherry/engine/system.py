@@ -7,7 +7,19 @@ from functools import partial
 from pathlib import Path
 
 import wherry
-from wherry.api import Error, Finding, GcReport, Info, Origin, PluginInfo, Process, Snapshotter
+from wherry.api import (
+    BlobInfo,
+    Error,
+    Finding,
+    GcReport,
+    Info,
+    NotFound,
+    Origin,
+    PluginInfo,
+    Process,
+    Snapshotter,
+    Store,
+)
 from wherry.engine.database import boot_id
 from wherry.engine.lifecycle import Lifecycle
 from wherry.engine.recovery import Recovery, busy
@@ -23,6 +35,22 @@ def start_time(pid: int) -> int:
     except OSError:
         return 0
     return int(text.rpartition(")")[2].split()[19])
+
+
+def _damage(store: Store, blob: BlobInfo) -> str:
+    """What a look at a blob's length tells, "" for nothing; reading all bytes of all images would take minutes."""
+    try:
+        with store.open(blob.digest) as stream:
+            if not stream.seekable():
+                return ""
+            size = stream.seek(0, os.SEEK_END)
+    except NotFound:
+        return ""  # deleted just now
+    except Error as error:
+        if type(error) is not Error:  # Unavailable, PluginFault ...: of the driver, not of the blob
+            raise
+        return error.cause
+    return "" if size == blob.size else f"has {size} bytes, not {blob.size}"
 
 
 class System:
@@ -93,9 +121,29 @@ class System:
             for what in sorted(done.difference(found))
             if "attachments" in what
         ]
+        findings += self._blobs(repair)
         findings += self._snapshots(repair)
         findings += self._leftover_removals(repair)
         return tuple(findings)
+
+    def _blobs(self, repair: bool) -> list[Finding]:
+        """Blobs whose bytes are gone or of another length. Forgotten, they are fetched again with the image's next load or pull."""
+        state = self._state
+        findings = []
+        for plugin in state.kernel.plugins():
+            if plugin.family != "store" or plugin.state not in ("ready", "available"):
+                continue
+            failures: list[tuple[str, Exception]] = []
+            try:
+                store: Store = state.kernel.driver("store", plugin.id)
+                for blob in list(store.walk()):
+                    if problem := _damage(store, blob):
+                        gone = repair and attempt(failures, "delete", partial(store.delete, blob.digest))
+                        findings.append(Finding(f"blob {blob.digest}", problem, "forgotten" if gone else ""))
+            except (Error, OSError) as error:
+                findings.append(Finding(f"store {plugin.id}", str(error)))
+            state.report(failures, f"doctor: store {plugin.id}")
+        return findings
 
     def _snapshots(self, repair: bool) -> list[Finding]:
         """Active snapshots named like a container that is not there."""
