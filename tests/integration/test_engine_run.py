@@ -417,6 +417,7 @@ def test_both_snapshotters_and_gc(engine: Engine) -> None:
 
 
 def test_doctor_misses_a_blob(engine: Engine, tmp_path: Path) -> None:
+    run(engine, "true")
     target = engine.image(HOST).target.digest
     (file,) = (engine.root / "store").rglob(target.partition(":")[2])
     text = file.read_bytes()
