@@ -329,12 +329,14 @@ def test_a_collector_that_is_full(made: Shimmed, how: str) -> None:
 def test_a_disk_that_is_full(made: Shimmed, how: str) -> None:
     """The container's readers, and all other containers, take no notice."""
     full = LogSink("json-file", path="/dev/full", when_full=how)  # type: ignore[arg-type]
-    made.spawn("c", "yes | head -c 1000000", Stdio(log=full))
+    said = made.run / "said"  # a shell that is killed before it wrote has nothing to lose
+    made.spawn("c", f"echo; touch {said}; yes | head -c 1000000", Stdio(log=full))
     made.spawn("d", "echo fine", Stdio(log=LogSink("json-file", path=str(made.run / "log"))))
     assert made.exit("d").attributes["drained"] == "true"
     if how == "drop":
         assert made.exit("c").attributes["code"] == "0"
     else:
+        eventually(said.exists)
         made.client.signal("c", "", signal.SIGKILL)
         assert made.exit("c").attributes["drained"] == "false"
     for name in ("c", "d"):
