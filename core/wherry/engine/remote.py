@@ -36,23 +36,30 @@ def connect(
     place_root, place_run, _loaded = locate(
         Path(root) if root is not None else None, Path(run) if run is not None else None, config
     )
-    sock = _dial(place_run)
-    if sock is None:
-        if not start:
-            raise Unavailable(f'engine in "{place_run}"', "none listens there", "start it: wherry engine start")
-        _start(place_root, place_run, config)
+    for again in (True, False):
         sock = _dial(place_run)
         if sock is None:
-            raise Unavailable(
-                f'engine in "{place_run}"', "it was started and does not answer", f"see {place_run}/engine.log"
-            )
-    try:
-        _greet(sock, config)
-    except BaseException:
-        sock.close()
-        raise
+            if not start:
+                raise Unavailable(f'engine in "{place_run}"', "none listens there", "start it: wherry engine start")
+            _start(place_root, place_run, config)
+            sock = _dial(place_run)
+            if sock is None:
+                raise Unavailable(
+                    f'engine in "{place_run}"', "it was started and does not answer", f"see {place_run}/engine.log"
+                )
+        try:
+            answered = _greet(sock, config)
+        except BaseException:
+            sock.close()
+            raise
+        if answered:
+            break
+        sock.close()  # an engine that was just killed takes connections until the kernel has closed its socket
+        if not again:
+            raise Unavailable("engine", "it closed the connection", "see its log")
     from wherry.engine.proxy import RemoteEngine
 
+    assert sock is not None
     return cast("Engine", RemoteEngine(sock))
 
 
@@ -72,7 +79,8 @@ def _dial(run: Path) -> socket.socket | None:
     return sock
 
 
-def _greet(sock: socket.socket, config: str | os.PathLike[str] | None) -> None:
+def _greet(sock: socket.socket, config: str | os.PathLike[str] | None) -> bool:
+    """False when the connection was closed before an answer came."""
     hello: dict[str, Any] = {"wherry": 1, "version": wherry.__version__, "frontend": "api", "cwd": os.getcwd()}
     if config is not None:
         hello["config"] = os.fspath(config)
@@ -93,7 +101,8 @@ def _greet(sock: socket.socket, config: str | os.PathLike[str] | None) -> None:
             error.get("what", ""), error.get("cause", ""), error.get("hint", "")
         )
     if answer.get("wherry") != 1:
-        raise Unavailable("engine", "it closed the connection", "see its log")
+        raise Unavailable("engine", "it answers in an unknown way", "see its log")
+    return True
 
 
 def _start(root: Path, run: Path, config: str | os.PathLike[str] | None) -> None:
