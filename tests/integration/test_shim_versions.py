@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -49,13 +50,15 @@ class OtherLogger:
             sock, _address = self._listener.accept()
         except OSError:
             return
-        with sock:
+        with sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may hang up at the first wrong word
             framing.Reader(sock).next()
             for message, count in self._answer:
                 fds = [os.open("/dev/null", os.O_RDWR) for _ in range(count)]
-                framing.send(sock, message, fds)
-                for fd in fds:
-                    os.close(fd)
+                try:
+                    framing.send(sock, message, fds)
+                finally:
+                    for fd in fds:
+                        os.close(fd)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
