@@ -88,8 +88,10 @@ def _greet(sock: socket.socket, config: str | os.PathLike[str] | None) -> bool:
         framing.send(sock, hello)
         frame = framing.Reader(sock).next()
     except ConnectionError:  # it ended between our call and its answer
-        frame = None
-    answer = frame[0] if frame is not None else {}
+        return False
+    if frame is None:
+        return False
+    answer = frame[0]
     if "mismatch" in answer:
         raise Unavailable(
             "engine",
