@@ -258,6 +258,9 @@ class FakeKernel:
         self.holding: Any = lambda callback: nullcontext()
         self.notify: Any = lambda event: None
 
+    def drop_spans(self, key: str) -> None:
+        """There are none."""
+
     def variant(self, name: str = "", *, store: str = "", snapshotter: str = "", isolation: str = "") -> Any:
         if name not in ("", "standard"):
             raise NotFound(f"variant {name!r}", "no such variant")
