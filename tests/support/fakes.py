@@ -238,6 +238,13 @@ class FakeLog:
         self.world.logs.discard(id)
 
 
+class FakeStore:
+    """Holds nothing: images are faked above it."""
+
+    def walk(self) -> Iterator[Any]:
+        return iter(())
+
+
 class FakeKernel:
     def __init__(self, world: World, run: Path, shim: FakeShim) -> None:
         self.world = world
@@ -247,7 +254,7 @@ class FakeKernel:
         self.parts: dict[tuple[str, str], Any] = {
             ("isolation", "fake"): FakeIsolation(world),
             ("snapshotter", "fake"): FakeSnapshotter(world),
-            ("store", "fake"): object(),
+            ("store", "fake"): FakeStore(),
             ("network", "none"): NoneNetwork(
                 NoneConfig(), SimpleNamespace(**{**vars(context), "run": run / "network/none"})
             ),
