@@ -365,7 +365,10 @@ def test_inspect() -> None:
         "State": {"Status": "running", "Pid": 4242},
         "Mounts": [{"Source": "/a", "RW": False}],
         "Name": "/web",
-        "spec": {"process": {"args": ["sh"], "env": ["A=1"], "cwd": "/", "groups": [1, 2]}, "mounts": [{"destination": "/proc"}]},
+        "spec": {
+            "process": {"args": ["sh"], "env": ["A=1"], "cwd": "/", "groups": [1, 2]},
+            "mounts": [{"destination": "/proc"}],
+        },
         "owners": {"": "kernel", "/process/env": "adjust.tz", "/process/groups/1": "request"},
     }
     engine = FakeEngine(inspect=details, image=image())
@@ -439,4 +442,7 @@ def test_stats() -> None:
     assert row.split()[3:] == ["3MiB", "2"]
     assert 0 < float(row.split()[2].rstrip("%")) <= 20
     engine = FakeEngine(stats={"pids.current": 2})
-    assert call(engine, "stats", "--no-stream", "--json", "tidy_tug")[1] == '{\n  "tidy_tug": {\n    "pids.current": 2\n  }\n}\n'
+    assert (
+        call(engine, "stats", "--no-stream", "--json", "tidy_tug")[1]
+        == '{\n  "tidy_tug": {\n    "pids.current": 2\n  }\n}\n'
+    )

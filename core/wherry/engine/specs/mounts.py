@@ -105,7 +105,9 @@ def init_mount() -> dict[str, Any]:
                 "options": ["bind", "ro", "rprivate"],
             }
     raise FailedPrecondition(
-        "init", "no static init program on this host", "install the package tini, or tini-static where that is one of its own"
+        "init",
+        "no static init program on this host",
+        "install the package tini, or tini-static where that is one of its own",
     )
 
 

@@ -16,7 +16,8 @@ def image_document(image: ImageInfo) -> dict[str, Any]:
         "Id": image.id,
         "RepoTags": [familiar(name) for name in image.names if "@" not in name],
         "RepoDigests": [
-            f"{familiar(name.partition('@')[0].rpartition(':')[0] or name)}@{image.target.digest}" for name in image.names
+            f"{familiar(name.partition('@')[0].rpartition(':')[0] or name)}@{image.target.digest}"
+            for name in image.names
         ],
         "Created": iso(image.created),
         "Size": image.size,
