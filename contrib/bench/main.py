@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--without", default="", help="comma-separated peers to leave out, e.g. docker,podman")
     parser.add_argument(
-        "--syncs", type=int, default=1, help="durable writes in one life of the floor (default: %(default)s)"
+        "--syncs", type=int, default=0, help="durable writes in one life of the floor (default: %(default)s)"
     )
     parser.add_argument("--hierarchies", default="", help="cgroup hierarchies of the floor (default: those of ours)")
     parser.add_argument(

@@ -255,10 +255,10 @@ def test_exec_keeps_the_containers_confinement() -> None:
 WRONG: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d["process"].update(cwd=3), "/process/cwd: is int, not str"),
     (lambda d: d["process"].update(cwd="x"), "/process/cwd"),
-    (lambda d: d["mounts"].append({"type": "x"}), "lacks 'destination'"),
+    (lambda d: d["mounts"].append({"type": "x"}), 'lacks "destination"'),
     (lambda d: d["linux"]["resources"].update(memory={"limit": "3"}), "/linux/resources/memory/limit: is str, not int"),
     (lambda d: d["process"]["user"].update(uid=True), "/process/user/uid: is bool, not int"),
-    (lambda d: d.pop("root"), "lacks 'root'"),
+    (lambda d: d.pop("root"), 'lacks "root"'),
     (lambda d: d["mounts"][1].update(options=[1]), "/mounts/1/options/0"),
     (lambda d: d["linux"]["namespaces"].append({"type": "x"}), "/linux/namespaces"),
 ]

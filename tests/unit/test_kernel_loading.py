@@ -143,7 +143,8 @@ def wherry_snapshotter():
     return Registration(id='good', config=Options, init=FakeSnapshotter)
 """
     dists.add({"snapshotter.bad": "bad_module"}, {"bad_module": source})
-    assert "it registers the id 'good', its entry point says 'bad'; make the two equal" in str(fails(dists.kernel(BAD)))
+    said = 'it registers the id "good", its entry point says "bad"; make the two equal'
+    assert said in str(fails(dists.kernel(BAD)))
 
 
 def test_an_error_of_init_keeps_its_class(dists: Distributions) -> None:

@@ -103,7 +103,7 @@ def container(
     result = Compiled(process)
     own = _namespaces(spec)
     if own.get("mount", "-"):
-        raise SpecError("namespace 'mount'", "a container needs a new one of its own")
+        raise SpecError('namespace "mount"', "a container needs a new one of its own")
     tree = Tree("user" in own)
     roots = [entry for entry in rootfs if not entry.target.strip("/")]
     if len(roots) != 1:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from wherry.shim.server import Reply, Shim
 
 #: How long an exit event waits for output that a slow reader holds up; "task.drained" follows then.
-PATIENCE = 0.2
+PATIENCE = 2.0
 _PACKET = 1 << 14
 
 

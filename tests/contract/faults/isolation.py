@@ -367,6 +367,8 @@ class ExecAnywhere(ChrootIsolation):
 class ExecEndsTheContainer(ChrootIsolation):
     def kill(self, id: str, signal: int, exec_id: str = "", *, all: bool = False) -> None:
         super().kill(id, signal, exec_id, all=True)
+        if exec_id:
+            self.wait(id, timeout=10.0)
 
 
 @breaks("exec_has_a_life_of_its_own")
