@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,20 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if reason := config.stash.get(_refused, ""):
         lines.append(f"not isolated: {reason}")
     return lines
+
+
+# -- bounds of a run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """$WHERRY_TESTS_UNTIL, in seconds since the epoch: what has not begun by then is listed as not run.
+
+    A machine that is slow for once then has a result that says what it is about, instead of none.
+    """
+    until = os.environ.get("WHERRY_TESTS_UNTIL")
+    if until and time.time() > float(until):
+        pytest.skip("the time for this run is over")
 
 
 # -- leaks -----------------------------------------------------------------------------------------------------------------

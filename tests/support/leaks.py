@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.isolation import isolated
 
-SETTLE = float(os.environ.get("WHERRY_TESTS_SETTLE", "5"))  # seconds that asynchronous tear-down may take
+SETTLE = float(os.environ.get("WHERRY_TESTS_SETTLE", "20"))  # seconds that asynchronous tear-down may take
 
 Snapshot = Mapping[str, frozenset[str]]
 
