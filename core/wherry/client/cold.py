@@ -277,7 +277,6 @@ def offline(argv: list[str], given: dict[str, str]) -> NoReturn:
     client = hot.Client(near)
     try:
         client.hello(argv, given)
-        client.catch()
         client.talk()
     except (OSError, hot.Lost):
         pass
@@ -340,4 +339,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        os._exit(130)

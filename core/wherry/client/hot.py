@@ -45,8 +45,11 @@ class Client:
         """The terminal's attributes while it is raw."""
         self.attached = False
         self.patience = 2
+        self.early: list[int] | None = []
+        """Signals that came before the command was sent; None once it is."""
 
     def hello(self, argv: list[str], given: dict[str, str]) -> None:
+        """Sends the command. Signals are caught from before it is sent: after that the engine is at work, and has to hear of them."""
         tty = [posix.isatty(fd) for fd in (0, 1, 2)]
         columns, rows = posix.get_terminal_size(tty.index(True)) if True in tty else (0, 0)
         umask = posix.umask(0o77)
@@ -58,9 +61,13 @@ class Client:
             f'"umask":{umask},"fds":3}}'
         ).encode()
         body = len(body).to_bytes(4, "big") + body
+        self.catch()
         rights = b"".join([fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2)])
         if rest := body[self.sock.sendmsg([body], [(SOL_SOCKET, SCM_RIGHTS, rights)]) :]:
             self.sock.sendall(rest)
+        early, self.early = self.early or [], None
+        for number in early:
+            self.signalled(number, None)
 
     def catch(self) -> None:
         for number in (*FATAL, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGCONT):
@@ -74,6 +81,9 @@ class Client:
 
     def signalled(self, number: int, _frame: object) -> None:
         """Runs while talk() waits, never inside a frame."""
+        if self.early is not None:
+            self.early.append(number)
+            return
         if number in {SIGWINCH, SIGCONT}:
             if self.cooked:
                 self.raw()  # the shell of a stopped client has set its own
@@ -118,7 +128,14 @@ class Client:
     def write(self, fd: int, text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
         while data:
-            data = data[posix.write(fd, data) :]
+            try:
+                data = data[posix.write(fd, data) :]
+            except BlockingIOError:
+                from select import POLLOUT, poll
+
+                room = poll()
+                room.register(fd, POLLOUT)
+                room.poll()
 
     def raw(self) -> None:
         """As cfmakeraw(3)."""
@@ -217,7 +234,6 @@ def attempt(run: str, argv: list[str], given: dict[str, str]) -> str:
         return str(error.errno)
     try:
         client.hello(argv, given)
-        client.catch()
         client.talk()
     except (OSError, Lost) as error:
         client.cook()

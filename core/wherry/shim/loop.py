@@ -39,6 +39,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self._fresh: set[int] = set()
         self._timers: list[Timer] = []
         self._idle: list[Callable[[], None]] = []
         self._running = False
@@ -50,6 +51,7 @@ class Loop:
         """Watches fd. PermissionError (EPERM) for what can't be polled: a regular file, a directory."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
+        self._fresh.add(fd)
 
     def modify(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
@@ -89,9 +91,12 @@ class Loop:
             timeout = 0.0
         elif self._timers:
             timeout = max(0.0, self._timers[0].when - time.monotonic())
+        self._fresh.clear()
         for fd, events in self._epoll.poll(timeout, 64):
             handler = self._handlers.get(fd)
-            if handler is None:  # removed by a handler before it in this round
+            # Removed by a handler before it in this round; or added by one: then what epoll(7) told is of the descriptor that had
+            # this number before, was closed in this round, and must not be taken for the new one's.
+            if handler is None or fd in self._fresh:
                 continue
             try:
                 handler(events)

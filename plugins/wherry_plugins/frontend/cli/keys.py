@@ -75,10 +75,13 @@ def watched(streams: Stdio, keys: bytes, leave: Callable[[], None]) -> Iterator[
         os.close(stop)
 
 
-def _read(source: int) -> bytes:
-    """A terminal that has hung up is no end of the container's input: the one who attaches next gives more."""
+def _read(source: int) -> bytes | None:
+    """None where nothing came after all (the terminal is non-blocking and another process was quicker), b"" at its end. A terminal
+    that has hung up is no end of the container's input: the one who attaches next gives more."""
     try:
         return os.read(source, _CHUNK)
+    except BlockingIOError:
+        return None
     except OSError:
         return b""
 
@@ -94,6 +97,8 @@ def _pump(source: int, sink: int, stop: int, keys: bytes, leave: Callable[[], No
     try:
         while stop not in dict(poll.poll()):
             data = _read(source)
+            if data is None:
+                continue
             if not data:
                 poll.unregister(source)
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -29,6 +30,8 @@ class Hub:
         self.waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.epoll.register(self.waker, select.EPOLLIN)
         self.sessions: dict[int, Session] = {}
+        self.fresh: set[int] = set()
+        """Numbers watched since the last look: an event told for one of them may be of the descriptor that had it before."""
         self.lock = threading.Lock()
         self.stopped = False
 
@@ -36,23 +39,25 @@ class Hub:
         sock = session.connection.socket
         sock.setblocking(False)
         with self.lock:
-            self.sessions[sock.fileno()] = session
-            self.epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+            self._register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP, session)
+
+    def _register(self, fd: int, events: int, session: Session) -> None:
+        self.epoll.register(fd, events)
+        self.sessions[fd] = session
+        self.fresh.add(fd)
 
     def watch(self, session: Session) -> None:
         """From now on a stdout that nobody reads any more (``| head -1``) counts as the client's leaving."""
-        with self.lock:
-            try:
-                fd = session.fds[1]
-                self.epoll.register(fd, 0)
-            except (OSError, IndexError):  # a regular file can't break, and epoll(7) does not take it
-                return
-            self.sessions[fd] = session
+        with self.lock, contextlib.suppress(OSError):  # a regular file can't break, and epoll(7) does not take it
+            for fd in session.fds[1:2]:  # none once the session has let go of them
+                self._register(fd, 0, session)
 
-    def unwatch(self, session: Session) -> None:
-        """Before the descriptor is closed; nothing happens when it is not watched."""
+    def release(self, session: Session) -> list[int]:
+        """Takes a session's streams from it, the caller's to close: nobody watches them, and nobody will."""
         with self.lock:
             self._unwatch(session)
+            fds, session.fds = session.fds, []
+        return fds
 
     def _unwatch(self, session: Session) -> None:
         for fd in [fd for fd in session.fds[1:2] if self.sessions.get(fd) is session]:
@@ -71,15 +76,21 @@ class Hub:
 
     def run(self) -> None:
         while not self.stopped:
-            for fd, _events in self.epoll.poll():
-                with self.lock:
-                    if (session := self.sessions.get(fd)) is None:
-                        continue
-                    if fd == session.connection.socket.fileno():
-                        self._read(session)
-                    else:
-                        self._unwatch(session)
-                        session.broken()
+            self.turn()
+
+    def turn(self) -> None:
+        """Waits once and handles what came. What is told of a number that is watched only since then is told again if it holds."""
+        with self.lock:
+            self.fresh.clear()
+        for fd, _events in self.epoll.poll():
+            with self.lock:
+                if (session := self.sessions.get(fd)) is None or fd in self.fresh:
+                    continue
+                if fd == session.connection.socket.fileno():
+                    self._read(session)
+                else:
+                    self._unwatch(session)
+                    session.broken()
 
     def _read(self, session: Session) -> None:
         try:

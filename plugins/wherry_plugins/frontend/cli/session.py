@@ -56,6 +56,7 @@ class Session:
         self.let_go: Callable[[], None] = lambda: None
         """Takes the client's streams from the process it follows; set once there is one."""
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
         self._frames: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._target: Callable[[dict[str, Any]], None] | None = None
@@ -117,18 +118,52 @@ class Session:
 
     def write(self, number: int, data: bytes) -> None:
         """All of data to descriptor 1 or 2 of the client, which may be non-blocking."""
-        view = memoryview(data)
-        while view:
+        fd = self.duplicate(number)
+        try:
+            view = memoryview(data)
+            while view:
+                if self.gone or len(self.fds) <= number:
+                    raise Gone
+                try:
+                    view = view[os.write(fd, view) :]
+                except BlockingIOError:
+                    poll = select.poll()
+                    poll.register(fd, select.POLLOUT)
+                    poll.poll(1000)
+                except OSError:  # EPIPE, or EIO from a terminal that has hung up
+                    raise Gone from None
+        finally:
+            os.close(fd)
+
+    def duplicate(self, number: int) -> int:
+        """A descriptor of the client's, for the caller to use and to close: its number stays what it is, whoever lets go of the
+        streams meanwhile. Gone when they were let go of."""
+        with self._hub.lock:
             if self.gone or len(self.fds) <= number:
                 raise Gone
-            try:
-                view = view[os.write(self.fds[number], view) :]
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(self.fds[number], select.POLLOUT)
-                poll.poll(1000)
-            except OSError:  # EPIPE, or EIO from a terminal that has hung up
-                raise Gone from None
+            return os.dup(self.fds[number])
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """What the client's stdin has, to its end, in pieces of at most size bytes; it may be non-blocking. Gone, OSError."""
+        fd = self.duplicate(0)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        try:
+            while True:
+                # Never without a look at whether somebody still waits for the outcome.
+                ready = poll.poll(1000)
+                if self.gone:
+                    raise Gone
+                try:
+                    data = os.read(fd, size) if ready else None
+                except BlockingIOError:  # another process that has this pipe was quicker
+                    continue
+                if data == b"":
+                    return
+                if data:
+                    yield data
+        finally:
+            os.close(fd)
 
     # frames to the client
     def send(self, message: dict[str, Any]) -> None:
@@ -207,10 +242,12 @@ class Session:
         self.lost()
 
     def _enqueue(self, frame: dict[str, Any]) -> None:
+        """One thread a session, or frames would overtake each other; the hub's and the command's own may both come here."""
         self._frames.put(frame)
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="cli-frames", daemon=True)
-            self._worker.start()
+        with self._starting:
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="cli-frames", daemon=True)
+                self._worker.start()
 
     def _work(self) -> None:
         while (frame := self._frames.get()) is not None:
@@ -223,10 +260,7 @@ class Session:
     def release(self) -> None:
         """Closes the client's streams, so that whoever is at their other ends sees the end of file; only while no call to
         the engine has them as arguments. Idempotent."""
-        self._hub.unwatch(self)
-        with self._lock:
-            fds, self.fds = self.fds, []
-        for fd in fds:
+        for fd in self._hub.release(self):
             os.close(fd)
 
     def close(self) -> None:

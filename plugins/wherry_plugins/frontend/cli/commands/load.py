@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import click
 from wherry.api import Invalid
 from wherry.spec.reference import familiar
 from wherry_plugins.frontend.cli.command import Command, option
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import Session
 
 CHUNK = 1 << 20
 
@@ -46,10 +45,8 @@ def _spool(session: Session) -> Path:
 
 def _copy(session: Session, target: Path) -> None:
     with target.open("wb") as sink:
-        while chunk := os.read(session.fds[0], CHUNK):
-            if session.gone:
-                raise Gone
-            sink.write(chunk)
+        for piece in session.pieces(CHUNK):
+            sink.write(piece)
 
 
 def _load(session: Session, path: str, platform: str, *, quiet: bool) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from wherry.api import FailedPrecondition
@@ -22,7 +20,7 @@ def reset(session: Session, *, force: bool) -> int:
             raise FailedPrecondition("system reset", "it removes every container and image", "confirm it with --force")
         root = session.engine.info().root
         session.out(f"This removes every container, image and snapshot under {root}.\nGo on? [y/N] ")
-        if os.read(session.fds[0], 64).strip().lower() not in {b"y", b"yes"}:
+        if next(session.pieces(64), b"").strip().lower() not in {b"y", b"yes"}:
             session.line("Nothing was removed.")
             return 1
     session.engine.reset()
