@@ -310,7 +310,7 @@ def test_twin_writes_by_number(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sessions.os, "dup", lambda fd: fd)
     monkeypatch.setattr(Session, "close", lambda _session: None)
     hub = Hub()
-    mine, client = ends.pipe()
+    _mine, client = ends.pipe()
     session, end = session_of(hub, (-1, -1, client))
     others, other = ends.pipe()
     write = os.write
