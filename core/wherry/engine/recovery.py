@@ -128,11 +128,17 @@ class Recovery:
     # what nobody owns
 
     def orphans(self, *, ended: bool = False) -> tuple[list[TaskState], list[str], list[Path]]:
-        """(tasks, sandboxes, bundles) that belong to no live container. ended: also tasks that have, whose event is told but not
-        yet worked off."""
+        """(tasks, sandboxes, bundles) that belong to no live container, nor to a driver (see wherry.api.Shim).
+
+        ended: also tasks that have, whose event is told but not yet worked off.
+        """
         state = self._state
         live = {record.sandbox_id for record in state.registry if busy(record)}
-        tasks = [task for task in state.shim.list() if (ended or task.status != "stopped") and not self._owned(task.id)]
+        tasks = [
+            task
+            for task in state.shim.list()
+            if (ended or task.status != "stopped") and "." not in task.id and not self._owned(task.id)
+        ]
         sandboxes = [sandbox.id for sandbox in state.shim.sandboxes() if sandbox.id not in live]
         paths = state.bundles.iterdir() if state.bundles.exists() else ()
         bundles = [path for path in paths if path.name not in live and not self._owned(path.name)]

@@ -142,8 +142,11 @@ class Shim(Protocol):
     """Parent of all container processes: the only way in which a driver starts one that shall outlive the engine.
 
     spawn, start and create_sandbox are idempotent by id (and exec_id): a repeat answers what the first did. fds that come
-    back are the caller's to close. Errors: NotFound, AlreadyExists, InUse, FailedPrecondition, CommandNotFound,
-    CommandNotExecutable, Unavailable (no shim answers), OSError for a failed system call with the step that made it.
+    back are the caller's to close. A driver's own process, which is no container's, has an id that begins with the driver's
+    context.id and a dot ("network.bridge.netd"): only that driver ends it, and the shim may end before it does.
+
+    Errors: NotFound, AlreadyExists, InUse, FailedPrecondition, CommandNotFound, CommandNotExecutable, Unavailable (no shim
+    answers), OSError for a failed system call with the step that made it.
     """
 
     def create_sandbox(self, sandbox: Sandbox) -> Sandbox: ...
