@@ -15,10 +15,10 @@ import pytest
 
 from support.shims import Shimmed
 from wherry.linux import framing
+from wherry.linux.loop import Loop
 from wherry.shim import wire
 from wherry.shim.keeper import Keeper
 from wherry.shim.ledger import Ledger
-from wherry.shim.loop import Loop
 from wherry.shim.streams import Streams
 
 _STREAM = {"op": "stream", **Streams("c/", 0, False, False, "").pack()[0], "ends": ["stdout"]}

@@ -17,11 +17,11 @@ import pytest
 
 from wherry.api import Event, Mount, Plan, Stdio, TaskState
 from wherry.engine.shim import start_shim
+from wherry.linux.loop import Loop
 from wherry.oci import compile
 from wherry.shim import arena, pipes, sink
 from wherry.shim.keeper import Keeper
 from wherry.shim.ledger import Ledger
-from wherry.shim.loop import Loop
 from wherry.shim.streams import Streams
 
 

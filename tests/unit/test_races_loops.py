@@ -16,7 +16,7 @@ import pytest
 from wherry.api import Connection
 from wherry.client import hot
 from wherry.linux import framing
-from wherry.shim.loop import IN, Loop
+from wherry.linux.loop import IN, Loop
 from wherry_plugins.frontend.cli import keys, server
 from wherry_plugins.frontend.cli import session as sessions
 from wherry_plugins.frontend.cli.server import Hub

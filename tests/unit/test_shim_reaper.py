@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from wherry.linux import pidfd
+from wherry.linux.loop import Loop
 from wherry.shim import reaper as module
-from wherry.shim.loop import Loop
 from wherry.shim.reaper import Reaper
 
 _LAST_PID = Path("/proc/sys/kernel/ns_last_pid")

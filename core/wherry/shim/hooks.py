@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from wherry.shim.loop import Loop, Timer
+    from wherry.linux.loop import Loop, Timer
 
 _TIMEOUT = 30.0  # where the hook names none: the container is not to hang for ever
 

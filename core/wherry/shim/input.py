@@ -7,8 +7,8 @@ import os
 import select
 import stat
 
+from wherry.linux.loop import IN, OUT
 from wherry.shim import pipes
-from wherry.shim.loop import IN, OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

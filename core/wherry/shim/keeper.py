@@ -9,8 +9,8 @@ import socket
 import time
 
 from wherry.linux import framing, pidfd, process
+from wherry.linux.loop import IN
 from wherry.shim import arena, logger, wire
-from wherry.shim.loop import IN
 from wherry.shim.streams import Streams
 from wherry.shim.wire import Channel
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from wherry.linux.loop import Loop
     from wherry.shim.ledger import Ledger
-    from wherry.shim.loop import Loop
 
 _PATIENCE = 5.0
 

@@ -16,10 +16,10 @@ import signal
 import socket
 
 from wherry.linux import process
+from wherry.linux.loop import IN, Loop
 from wherry.shim import pipes, wire
 from wherry.shim.arena import Arena
 from wherry.shim.input import Input
-from wherry.shim.loop import IN, Loop
 from wherry.shim.output import Output
 from wherry.shim.sink import LogFile
 from wherry.shim.streams import Streams

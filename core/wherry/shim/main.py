@@ -11,9 +11,9 @@ import signal
 import socket
 
 from wherry.linux import process
+from wherry.linux.loop import Loop
 from wherry.shim.boot import Options
 from wherry.shim.ledger import Ledger
-from wherry.shim.loop import Loop
 from wherry.shim.server import Shim
 from wherry.shim.supervise import protect
 

@@ -14,8 +14,8 @@ import errno
 import os
 import select
 
+from wherry.linux.loop import IN
 from wherry.shim import pipes
-from wherry.shim.loop import IN
 from wherry.shim.readers import Reader
 
 TYPE_CHECKING = False

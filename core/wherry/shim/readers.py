@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wherry.shim.loop import Loop
+    from wherry.linux.loop import Loop
 
 OUT = select.EPOLLOUT
 _PIECE = 4096  # what a pipe that polls writable takes at once

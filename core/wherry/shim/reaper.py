@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import signal
 
-from wherry.shim.loop import IN
+from wherry.linux.loop import IN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from wherry.shim.loop import Loop
+    from wherry.linux.loop import Loop
 
 _STRAYS = 256  # ends nobody has asked for yet: a child of an intermediate's may end before its pid is known here
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from wherry.shim.loop import report
+from wherry.linux.loop import report
 from wherry.shim.task import Task, same_process
 
 TYPE_CHECKING = False

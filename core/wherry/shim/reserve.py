@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from wherry.linux.loop import Loop
     from wherry.oci.spare import Steps
     from wherry.oci.spawn import Held
-    from wherry.shim.loop import Loop
     from wherry.shim.reaper import Reaper
 
 #: Seconds after which what nobody has used is let go of.

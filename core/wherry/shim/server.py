@@ -13,11 +13,11 @@ import struct
 import termios
 
 from wherry.linux import pidfd
+from wherry.linux.loop import IN, Loop
 from wherry.shim import wire
 from wherry.shim.events import Events
 from wherry.shim.keeper import Keeper
 from wherry.shim.ledger import Ledger
-from wherry.shim.loop import IN, Loop
 from wherry.shim.reaper import Reaper
 from wherry.shim.reserve import Reserve
 from wherry.shim.sandboxes import Sandboxes, end_pause, note

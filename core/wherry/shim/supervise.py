@@ -9,14 +9,14 @@ import signal
 import time
 
 from wherry.linux import pidfd
+from wherry.linux.loop import HUP, IN
 from wherry.shim import wire
-from wherry.shim.loop import HUP, IN
 from wherry.shim.wire import Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from wherry.linux.loop import Loop, Timer
     from wherry.shim.boot import Options
-    from wherry.shim.loop import Loop, Timer
     from wherry.shim.reaper import Reaper
     from wherry.shim.server import Reply
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from wherry.shim.loop import Timer
+    from wherry.linux.loop import Timer
     from wherry.shim.server import Reply
     from wherry.shim.streams import Streams
 

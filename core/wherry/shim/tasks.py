@@ -19,9 +19,9 @@ import termios
 import time
 
 from wherry.linux import pidfd
+from wherry.linux.loop import IN, report
 from wherry.oci import spawn as oci
 from wherry.shim.hooks import HookRun
-from wherry.shim.loop import IN, report
 from wherry.shim.stdio import open_streams
 from wherry.shim.supervise import reset_oom
 from wherry.shim.task import Task, plain_spawn

@@ -10,14 +10,14 @@ import struct
 from collections import deque
 
 from wherry.linux import framing
-from wherry.shim.loop import ERR, HUP, IN, OUT
+from wherry.linux.loop import ERR, HUP, IN, OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
-    from wherry.shim.loop import Loop
+    from wherry.linux.loop import Loop
 
 #: Replies that nobody reads pile up to this many bytes; then the client is dropped.
 MAX_BACKLOG = 64 << 20

@@ -1,4 +1,4 @@
-"""An epoll loop with timers: all that shim and logger wait with (epoll(7))."""
+"""An epoll loop with timers: all that the resident processes without threads wait with: shim, logger, netd (epoll(7))."""
 
 from __future__ import annotations
 
@@ -122,5 +122,5 @@ class Loop:
 
 
 def report() -> None:
-    """The exception at hand, on stderr, which is <run>/shim.log."""
+    """The exception at hand, on stderr, which is a file of the run directory."""
     sys.excepthook(*sys.exc_info())
