@@ -59,10 +59,12 @@ class Ending:
         acks = self._acks
         acks.begin(event.sequence)
         done = partial(acks.done, event.sequence)
-        if event.topic != "task.exited":
+        details = event.attributes
+        if event.topic != "task.exited" or (
+            "." in event.id and details.get("exec_id")
+        ):  # a driver's, which forgets it itself
             done()
             return
-        details = event.attributes
         code = details.get("code", "")
         exit = Exit(
             int(code) if code not in ("", "None", None) else None, event.time, details.get("oom_killed") == "true"

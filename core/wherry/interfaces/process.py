@@ -143,7 +143,8 @@ class Shim(Protocol):
 
     spawn, start and create_sandbox are idempotent by id (and exec_id): a repeat answers what the first did. fds that come
     back are the caller's to close. A driver's own process, which is no container's, has an id that begins with the driver's
-    context.id and a dot ("network.bridge.netd"): only that driver ends it, and the shim may end before it does.
+    context.id and a dot ("network.bridge.netd"): only that driver ends it, and the shim may end before it does. With an exec id it
+    is also the driver that forgets it (``wherry.programs``); without one it is forgotten as soon as it has ended.
 
     Errors: NotFound, AlreadyExists, InUse, FailedPrecondition, CommandNotFound, CommandNotExecutable, Unavailable (no shim
     answers), OSError for a failed system call with the step that made it.
@@ -186,6 +187,11 @@ class Shim(Protocol):
         """The processes of one container, or of all."""
         ...
 
+    def forget(self, id: str, exec_id: str) -> None:
+        """Drops a stopped process: the engine a container's, once its exit record is stored, a driver one of its own. Nothing
+        happens when it is gone."""
+        ...
+
 
 class ShimControl(Shim, Protocol):
     """The engine's own side of the shim, never given to a driver."""
@@ -196,10 +202,6 @@ class ShimControl(Shim, Protocol):
 
     def ack(self, sequence: int) -> None:
         """Everything up to sequence is durable in the engine's database."""
-        ...
-
-    def forget(self, id: str, exec_id: str) -> None:
-        """Drops a stopped process, after its exit record was stored; nothing happens when it is gone."""
         ...
 
     def replace(self) -> None:
