@@ -56,6 +56,7 @@ class Parts:
         state.closing.set()
         state.bus.close()
         state.finishers.shutdown(wait=True)
+        self.recovery.retire()
         self.closers.close()
 
 

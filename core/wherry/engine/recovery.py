@@ -139,7 +139,7 @@ class Recovery:
             for task in state.shim.list()
             if (ended or task.status != "stopped") and "." not in task.id and not self._owned(task.id)
         ]
-        sandboxes = [sandbox.id for sandbox in state.shim.sandboxes() if sandbox.id not in live]
+        sandboxes = [box.id for box in state.shim.sandboxes() if box.id not in live and "." not in box.id]
         paths = state.bundles.iterdir() if state.bundles.exists() else ()
         bundles = [path for path in paths if path.name not in live and not self._owned(path.name)]
         return tasks, sandboxes, bundles
@@ -194,8 +194,13 @@ class Recovery:
     ) -> list[str]:
         state = self._state
         if networks is None:
-            usable = ("ready", "available")
-            networks = [p.id for p in state.kernel.plugins() if p.family == "network" and p.state in usable]
+            networks = [
+                p.id
+                for p in state.kernel.plugins()
+                if p.family == "network"
+                # One that was never used has nothing, and need not be loaded to say so.
+                and (p.state == "ready" or (p.state == "available" and (state.root / "network" / p.id).is_dir()))
+            ]
         done = []
         for id in networks:
             try:
@@ -206,6 +211,14 @@ class Recovery:
             if dropped:
                 done.append(f"{dropped} attachments of network driver {id}")
         return done
+
+    def retire(self) -> None:
+        """At the engine's end: network drivers that were in use take down what no container needs, bridges for instance."""
+        state = self._state
+        failures: list[tuple[str, Exception]] = []
+        used = [p.id for p in state.kernel.plugins() if p.family == "network" and p.state == "ready"]
+        self._sweep_networks(used, {record.sandbox_id for record in state.registry if busy(record)}, failures)
+        state.report(failures, "end of the engine")
 
     def _kill(self, task: TaskState, failures: list[tuple[str, Exception]]) -> None:
         """Nobody knows any more which driver made it: each of those that run here is told to delete it."""

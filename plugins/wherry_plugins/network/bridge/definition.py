@@ -1,0 +1,72 @@
+"""From what a user says of a network to all that it is: subnets, gateways, ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from attrs import evolve
+
+from wherry.api import InUse, Invalid, NetworkConfig
+from wherry_plugins.network.bridge import addresses as ip
+
+
+def fill(
+    config: NetworkConfig,
+    *,
+    pools: Mapping[str, int],
+    others: Sequence[tuple[str, ip.Network]],
+    taken: Callable[[], Iterable[ip.Network]],
+    seed: str,
+) -> NetworkConfig:
+    """The config with every default filled in. others: the subnets of our networks, by their names; taken: what the host has
+    routes to, asked only where a subnet has to be chosen; seed: of the IPv6 prefix. Invalid and InUse say what does not fit."""
+    subnets = [ip.subnet(text) for text in config.subnets]
+    _check(subnets, others)
+    versions = [one.version for one in subnets]
+    if versions.count(4) > 1 or versions.count(6) > 1:
+        raise Invalid(f'network "{config.name}"', "has two subnets of one family", "give one of IPv4 and one of IPv6")
+    if not subnets or (config.ipv6 and versions == [6] and not config.gateways):
+        subnets.insert(0, ip.choose(pools, [*taken(), *(other for _name, other in others)]))
+    if config.ipv6 and 6 not in versions:
+        subnets.append(ip.unique_local(seed))
+    return evolve(
+        config,
+        subnets=tuple(map(str, subnets)),
+        gateways=_gateways(config, subnets),
+        ip_ranges=_ranges(config, subnets),
+        ipv6=any(one.version == 6 for one in subnets),
+    )
+
+
+def _check(subnets: Sequence[ip.Network], others: Sequence[tuple[str, ip.Network]]) -> None:
+    for one in subnets:
+        for name, other in others:
+            if ip.overlap(one, other):
+                raise InUse(f'subnet "{one}"', f'overlaps {other} of network "{name}"')
+        if one.num_addresses < 4:
+            raise Invalid(f'subnet "{one}"', "has no room for a gateway and a container")
+
+
+def _gateways(config: NetworkConfig, subnets: Sequence[ip.Network]) -> tuple[str, ...]:
+    """One of each subnet, in its order."""
+    given = {text: ip.address(text, what="gateway") for text in config.gateways}
+    found = []
+    for one in subnets:
+        inside = [text for text, gateway in given.items() if gateway in one]
+        if len(inside) > 1:
+            raise Invalid(f'gateway "{inside[1]}"', f"is the second one of {one}")
+        low, high = ip.hosts(one)
+        if inside and not low <= int(given[inside[0]]) <= high:
+            raise Invalid(f'gateway "{inside[0]}"', f"is not the address of a host in {one}")
+        found.append(str(given.pop(inside[0]) if inside else ip.first_host(one)))
+    if given:
+        raise Invalid(f'gateway "{min(given)}"', "is in none of the subnets")
+    return tuple(found)
+
+
+def _ranges(config: NetworkConfig, subnets: Sequence[ip.Network]) -> tuple[str, ...]:
+    for text in config.ip_ranges:
+        one = ip.subnet(text, what="ip range")
+        if not any(ip.overlap(one, subnet) and one.prefixlen >= subnet.prefixlen for subnet in subnets):
+            raise Invalid(f'ip range "{text}"', "is in none of the subnets")
+    return config.ip_ranges

@@ -1,0 +1,265 @@
+"""The driver: networks, reservations and attachments over the store, the links and netd."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Collection, Iterator
+
+from wherry.api import (
+    AlreadyExists,
+    Attachment,
+    AttachRequest,
+    Context,
+    FailedPrecondition,
+    InUse,
+    Invalid,
+    NetworkConfig,
+    NotFound,
+    Reservation,
+    Sandbox,
+)
+from wherry_plugins.network.bridge import addresses as ip
+from wherry_plugins.network.bridge.config import BridgeConfig, options_of
+from wherry_plugins.network.bridge.definition import fill
+from wherry_plugins.network.bridge.hub import Hub
+from wherry_plugins.network.bridge.links import Links, Shape
+from wherry_plugins.network.bridge.ports import Claims, claim
+from wherry_plugins.network.bridge.store import Place, Store, Stored
+
+DEFAULT = "bridge"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
+
+
+class BridgeNetwork:
+    """``wherry.api.Network``. What it knows is in its databases, what it made is in the hub; in memory are only the sockets of
+    ports that were reserved and not yet attached, and which bridges this process found up."""
+
+    def __init__(self, config: BridgeConfig, context: Context) -> None:
+        self._config = config
+        self._context = context
+        self._store = Store(context.root, context.run)
+        self._hub = Hub(context)
+        self._links = Links(context, self._hub)
+        self._lock = threading.RLock()
+        self._up: dict[str, int] = {}
+        self._claims: dict[tuple[str, str], Claims] = {}
+
+    def close(self) -> None:
+        """Lets go of what this process holds; networks and containers stay as they are."""
+        self._links.flush()
+        for claims in list(self._claims.values()):
+            claims.close()
+        self._store.close()
+
+    # networks
+
+    def create(self, config: NetworkConfig) -> NetworkConfig:
+        if not _NAME.match(config.name):
+            raise Invalid(
+                f'network "{config.name}"', "is not a name", "use letters and digits, and then also _ . and -"
+            )
+        options = options_of(config)
+        with self._lock:
+            if config.name == DEFAULT or self._store.network(config.name) is not None:
+                raise AlreadyExists(f'network "{config.name}"', "there is one of that name")
+            if options.interface and self._links.exists(options.interface):
+                raise AlreadyExists(f'interface "{options.interface}"', "the host has one of that name")
+            return self._define(config).config
+
+    def _define(self, config: NetworkConfig, chosen: bool = False) -> Stored:
+        """Fills the config and keeps it. chosen: choose the subnets, though there are some."""
+        chosen = chosen or not config.subnets
+        others = [
+            (stored.config.name, ip.subnet(text))
+            for stored in self._store.networks()
+            if stored.config.name != config.name
+            for text in stored.config.subnets
+        ]
+        filled = fill(
+            config,
+            pools=self._config.pools,
+            others=others,
+            taken=lambda: self._links.taken(self._interface(config)),
+            seed=f"{self._context.root}\0{config.name}",
+        )
+        self._store.keep(filled, chosen)
+        return Stored(filled, chosen)
+
+    def _interface(self, config: NetworkConfig) -> str:
+        return options_of(config).interface or self._links.bridge_name(config.name)
+
+    def remove(self, name: str) -> None:
+        if name == DEFAULT:
+            raise Invalid(f'network "{name}"', "is built in and can't be removed")
+        with self._lock:
+            stored = self._store.network(name)
+            if stored is None:
+                return
+            place = self._store.in_use(name)
+            if place is not None:
+                raise InUse(f'network "{name}"', f'sandbox "{place.sandbox_id[:12]}" is attached to it')
+            self._down(stored.config)
+            self._store.drop(name)
+
+    def list(self) -> Iterator[NetworkConfig]:
+        self._known(DEFAULT)
+        yield from [stored.config for stored in self._store.networks()]
+
+    def inspect(self, name: str) -> tuple[NetworkConfig, tuple[Attachment, ...]]:
+        config = self._known(name).config
+        places = self._store.places("network = ? AND attached = 1 ORDER BY sandbox", (name,))
+        return config, tuple(self._attachment(config, place) for place in places)
+
+    def _known(self, name: str) -> Stored:
+        """The built-in network's subnet is chosen when it is first looked at."""
+        stored = self._store.network(name)
+        if stored is None and name == DEFAULT:
+            with self._lock:
+                stored = self._store.network(name)
+                if stored is None:
+                    subnets = (self._config.subnet,) if self._config.subnet else ()
+                    stored = self._define(NetworkConfig(DEFAULT, subnets, ipv6=self._config.ipv6))
+        if stored is None:
+            raise NotFound(f'network "{name}"', "no such network", f"make it: wherry network create {name}")
+        return stored
+
+    # bridges
+
+    def _shape(self, config: NetworkConfig) -> Shape:
+        return Shape(
+            interface=self._interface(config),
+            mtu=options_of(config).mtu or self._config.mtu,
+            six=config.ipv6,
+            internal=config.internal,
+            gateways=config.gateways,
+            subnets=config.subnets,
+        )
+
+    def _ready(self, name: str) -> NetworkConfig:
+        """The network with its bridge up."""
+        with self._lock:
+            stored = self._known(name)
+            if name in self._up:
+                return stored.config
+            shape = self._shape(stored.config)
+            if stored.chosen and self._store.in_use(name) is None and not self._links.exists(shape.interface):
+                stored = self._chosen_again(stored, shape)
+                shape = self._shape(stored.config)
+            self._up[name] = self._links.up(shape)
+            return stored.config
+
+    def _chosen_again(self, stored: Stored, shape: Shape) -> Stored:
+        """Somebody else on this host may have taken the subnet that was chosen here while nothing used it."""
+        mine = [ip.subnet(text) for text in stored.config.subnets]
+        if not any(ip.overlap(one, other) for other in self._links.taken(shape.interface) for one in mine):
+            return stored
+        again = NetworkConfig(
+            stored.config.name,
+            ipv6=stored.config.ipv6,
+            internal=stored.config.internal,
+            labels=stored.config.labels,
+            options=stored.config.options,
+        )
+        return self._define(again)
+
+    def _down(self, config: NetworkConfig) -> None:
+        self._up.pop(config.name, None)
+        self._links.delete(self._interface(config))
+
+    # places
+
+    def reserve(self, request: AttachRequest) -> Reservation:
+        self._check(request)
+        config = self._ready(request.network)
+        mac = ip.check_mac(request.mac) if request.mac else ""
+        claims = claim(request.ports)
+        try:
+            place = self._store.reserve(config, request, claims.ports, mac, self._links.host_end())
+        except BaseException:
+            claims.close()
+            raise
+        if claims.sockets:
+            self._claims[request.sandbox_id, request.network] = claims
+        return place.reservation
+
+    def _check(self, request: AttachRequest) -> None:
+        if not _NAME.match(request.sandbox_id):
+            raise Invalid(f'sandbox "{request.sandbox_id}"', "not an id")
+        config = self._known(request.network).config
+        if request.ports:
+            raise Invalid(f"port {request.ports[0].container_port}", "a bridge network publishes none", "leave it out")
+        for text in request.addresses:
+            wish = ip.address(text)
+            subnet = next((one for one in map(ip.subnet, config.subnets) if wish in one), None)
+            if subnet is None:
+                raise Invalid(
+                    f'address "{text}"',
+                    f'is not in network "{config.name}"',
+                    f"choose one of {', '.join(config.subnets)}",
+                )
+            low, high = ip.hosts(subnet)
+            if not low <= int(wish) <= high:
+                raise Invalid(f'address "{text}"', f"is not the address of a host in {subnet}")
+
+    def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
+        request = reservation.request
+        place = self._store.place(request.sandbox_id, request.network)
+        if place is None:
+            raise NotFound(f'sandbox "{request.sandbox_id}"', f'has no place in network "{request.network}"')
+        if sandbox.netns == "host":
+            raise FailedPrecondition(
+                f'sandbox "{sandbox.id}"', "its network namespace is the host's", "nothing was attached"
+            )
+        config = self._ready(request.network)
+        if not place.attached:
+            self._plug(place, config)
+            self._store.attached(request.sandbox_id, request.network)
+        return self._attachment(config, place)
+
+    def _plug(self, place: Place, config: NetworkConfig) -> None:
+        shape = self._shape(config)
+        self._links.plug(place, shape, self._up[config.name])
+
+    def _attachment(self, config: NetworkConfig, place: Place) -> Attachment:
+        return Attachment(
+            reservation=place.reservation,
+            mac=place.mac,
+            addresses=place.reservation.addresses,
+            gateways=() if config.internal else config.gateways,
+        )
+
+    def detach(self, sandbox_id: str, network: str) -> None:
+        place = self._store.place(sandbox_id, network)
+        claims = self._claims.pop((sandbox_id, network), None)
+        if claims is not None:
+            claims.close()
+        if place is None:
+            return
+        self._links.leave(place.link)
+        self._store.release(sandbox_id, network)
+
+    def check(self, sandbox_id: str, network: str) -> None:
+        config = self._known(network).config
+        place = self._store.place(sandbox_id, network)
+        if place is None or not place.attached:
+            raise NotFound(f'sandbox "{sandbox_id}"', f'is not attached to network "{network}"')
+        self._links.check(place, self._interface(config))
+
+    def gc(self, live: Collection[str]) -> int:
+        keep = frozenset(live)
+        gone = [place for place in self._store.places() if place.sandbox_id not in keep]
+        for place in gone:
+            self.detach(place.sandbox_id, place.network)
+        self._links.flush()
+        with self._lock:
+            places = self._store.places()
+            configs = [stored.config for stored in self._store.networks()]
+            strays = self._links.strays(
+                {self._interface(config) for config in configs}, {place.link for place in places}
+            )
+            self._links.delete(*strays)
+            if not places:
+                for config in configs:
+                    self._down(config)
+        return len(gone)

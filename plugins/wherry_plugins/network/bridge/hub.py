@@ -1,0 +1,94 @@
+"""The hub: the network namespace in which the bridges are.
+
+For who owns the engine's network namespace, root above all, it is that one, the host's. Anybody else has a sandbox of its own for
+it, made by the shim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+
+from wherry.api import Context, Sandbox
+from wherry_plugins.network.bridge.netlink import Rtnl
+
+_NS_GET_USERNS = 0xB701  # ioctl_nsfs(2)
+
+
+class Hub:
+    """sandbox_id is "" where the hub is the host's network namespace."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._made = False
+        self.sandbox_id = "" if owns_network() else f"{context.id}.hub"
+
+    def rtnl(self) -> Rtnl:
+        """A conversation in the hub."""
+        if not self.sandbox_id:
+            return Rtnl()
+        self.make()
+        return Rtnl(
+            self._context.shim.socket(
+                self.sandbox_id, socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            )
+        )
+
+    def make(self) -> None:
+        """Has the shim make the hub's sandbox, where it takes one."""
+        with self._lock:
+            if self.sandbox_id and not self._made:
+                self._context.shim.create_sandbox(Sandbox(self.sandbox_id, ipc=False, uts=False))
+                self._made = True
+
+    def remove(self) -> None:
+        """The hub goes, and with it what is in it."""
+        with self._lock:
+            if self.sandbox_id:
+                self._made = False
+                self._context.shim.remove_sandbox(self.sandbox_id)
+
+    def identity(self) -> tuple[int, int]:
+        """What tells the hub's network namespace from others (namespaces(7))."""
+        if not self.sandbox_id:
+            return _identity_of_own()
+        self.make()
+        fd = self._context.shim.namespace(self.sandbox_id, "net")
+        try:
+            return identity(fd)
+        finally:
+            os.close(fd)
+
+    def is_ours(self, fd: int) -> bool:
+        """Whether an nsfs descriptor is that of the hub, or of the engine: no container's."""
+        return identity(fd) in {self.identity(), _identity_of_own()}
+
+
+def identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _identity_of_own() -> tuple[int, int]:
+    found = os.stat("/proc/self/ns/net")
+    return found.st_dev, found.st_ino
+
+
+def owns_network() -> bool:
+    """Whether the engine's network namespace belongs to its user namespace, so that it may make links there."""
+    fds: list[int] = []
+    try:
+        fds.append(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        fds.append(fcntl.ioctl(fds[0], _NS_GET_USERNS))
+        own = os.stat("/proc/self/ns/user")
+        return identity(fds[1]) == (own.st_dev, own.st_ino) and os.geteuid() == 0
+    except OSError:  # EPERM: its owner is above us
+        return False
+    finally:
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)

@@ -1,0 +1,289 @@
+"""Bridges and veth pairs, by routing netlink in the hub and in the container's namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from attrs import frozen
+
+from wherry.api import Context, FailedPrecondition, NetworkConfig
+from wherry_plugins.network.bridge import addresses as ip
+from wherry_plugins.network.bridge import netlink
+from wherry_plugins.network.bridge.hub import Hub
+from wherry_plugins.network.bridge.netlink import ADD, Rtnl
+from wherry_plugins.network.bridge.store import Place
+
+BRIDGE, VETH = "whb", "whv"
+#: The end of a container's namespace takes its veth pair along, in a batch with others; what is there later is taken away.
+LEAVE_SECONDS = 0.5
+_NO_LINK_LOCAL = ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]})
+
+
+@frozen
+class Shape:
+    """What a bridge and its veth pairs look like. mtu 0: the kernel's own."""
+
+    interface: str
+    mtu: int
+    six: bool
+    internal: bool
+    gateways: tuple[str, ...]
+    subnets: tuple[str, ...]
+
+
+def name_of(prefix: str, *parts: str) -> str:
+    """The name of a link: 13 of the 15 letters it may have (netdevice(7), IFNAMSIZ)."""
+    seed = "\0".join(parts).encode("utf-8", "surrogateescape")
+    return prefix + hashlib.sha256(seed).hexdigest()[:10]
+
+
+class Links:
+    """seed tells the links of one engine from those of others on the same host."""
+
+    def __init__(self, context: Context, hub: Hub) -> None:
+        self._context = context
+        self._hub = hub
+        self._seed = str(context.run)
+        self._leaving: deque[str] = deque()
+        self._guard = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def bridge_name(self, network: str) -> str:
+        return name_of(BRIDGE, self._seed, network)
+
+    @staticmethod
+    def host_end() -> str:
+        """A new name: that of a pair which is about to go must not be met again."""
+        return VETH + secrets.token_hex(5)
+
+    # bridges
+
+    def up(self, shape: Shape) -> int:
+        """The bridge with its addresses; its index. What is there already is left as it is."""
+        mac = ip.mac_of(ip.address(shape.gateways[0]))
+        with self._hub.rtnl() as rtnl:
+            kind = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})
+            wish = netlink.link(shape.interface, attributes=[kind, ("IFLA_ADDRESS", mac), *_mtu(shape)])
+            try:
+                rtnl.ask((netlink.NEWLINK, ADD, wish, f"bridge {shape.interface}"))
+            except FileExistsError:
+                pass
+            index = rtnl.index(shape.interface)
+            if not shape.six:
+                _without_link_local(rtnl, index)
+            with contextlib.suppress(FileExistsError):
+                rtnl.ask(
+                    *[
+                        (
+                            netlink.NEWADDR,
+                            ADD & ~netlink.EXCL | netlink.REPLACE,
+                            netlink.address(index, f"{gateway}/{ip.subnet(subnet).prefixlen}"),
+                            f"address {gateway}",
+                        )
+                        for gateway, subnet in zip(shape.gateways, shape.subnets, strict=True)
+                    ],
+                    (netlink.SETLINK, 0, netlink.link(index=index, up=True), f"bridge {shape.interface}"),
+                )
+            return index
+
+    def exists(self, name: str) -> bool:
+        with self._hub.rtnl() as rtnl:
+            return _index(rtnl, name) > 0
+
+    def delete(self, *names: str) -> None:
+        """Links of the hub; one that is gone is passed over."""
+        with self._hub.rtnl() as rtnl:
+            for name in names:
+                try:
+                    rtnl.ask((netlink.DELLINK, 0, netlink.link(name), f"link {name}"))
+                except OSError as error:
+                    if error.errno != errno.ENODEV:
+                        raise
+
+    def taken(self, besides: str) -> list[ip.Network]:
+        """Subnets that the host has addresses of or routes to, but for those by the link "besides"."""
+        found: list[ip.Network] = []
+        with Rtnl() as rtnl:  # the host's own, where a user has a hub of its own too
+            own = _index(rtnl, besides)
+            for message in rtnl.dump(netlink.GETADDR, netlink.address()):
+                text = message.get_attr("IFA_ADDRESS")
+                if text and message["index"] != own:
+                    found.append(ip.around(text, message["prefixlen"]))
+            for message in rtnl.dump(netlink.GETROUTE, netlink.route()):
+                text = message.get_attr("RTA_DST")
+                if text and message["dst_len"] and message.get_attr("RTA_OIF") != own and message["type"] == 1:
+                    found.append(ip.around(text, message["dst_len"]))
+        return found
+
+    def strays(self, bridges: set[str], expected: set[str]) -> list[str]:
+        """Host ends on the bridges that belong to nobody."""
+        with self._hub.rtnl() as rtnl:
+            found = rtnl.dump(netlink.GETLINK, netlink.link())
+        masters = {message["index"] for message in found if message.get_attr("IFLA_IFNAME") in bridges}
+        return [
+            name
+            for message in found
+            if (name := message.get_attr("IFLA_IFNAME")).startswith(VETH)
+            and message.get_attr("IFLA_MASTER") in masters
+            and name not in expected
+        ]
+
+    # veth pairs
+
+    def plug(self, place: Place, shape: Shape, bridge: int) -> None:
+        """The pair between bridge and container, with address, hardware address and routes. FailedPrecondition when the sandbox's
+        network namespace is no container's."""
+        request = place.reservation.request
+        netns = self._context.shim.namespace(request.sandbox_id, "net")
+        try:
+            if self._hub.is_ours(netns):
+                raise FailedPrecondition(
+                    f'sandbox "{request.sandbox_id}"', "its network namespace is the host's", "nothing was attached"
+                )
+            self._pair(place, shape, bridge, netns)
+        finally:
+            os.close(netns)
+        with self._inside(request.sandbox_id) as rtnl:
+            self._furnish(rtnl, place, shape)
+
+    def _pair(self, place: Place, shape: Shape, bridge: int, netns: int) -> None:
+        inner = place.reservation.request.interface
+        peer = netlink.link(inner, attributes=[("IFLA_ADDRESS", place.mac), ("IFLA_NET_NS_FD", netns), *_mtu(shape)])
+        data = {"attrs": [("VETH_INFO_PEER", {"attrs": peer["attrs"]})]}
+        kind = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]})
+        with self._hub.rtnl() as rtnl:
+            for again in (True, False):
+                wish = netlink.link(place.link, up=True, attributes=[("IFLA_MASTER", bridge), kind, *_mtu(shape)])
+                try:
+                    rtnl.ask((netlink.NEWLINK, ADD, wish, f"link {inner}"))
+                    return
+                except FileExistsError:
+                    if not again:
+                        raise
+                    self.flush()  # its place is held by one that was about to go
+
+    @staticmethod
+    def _furnish(rtnl: Rtnl, place: Place, shape: Shape) -> None:
+        interface = place.reservation.request.interface
+        index = rtnl.index(interface)
+        if not shape.six:
+            _without_link_local(rtnl, index)
+        number = int("".join(letter for letter in interface if letter.isdigit()) or 0)
+        steps: list[tuple[int, int, Any, str]] = [
+            (netlink.SETLINK, 0, netlink.link(index=index, up=True), f"link {interface}")
+        ]
+        for cidr in place.reservation.addresses:
+            steps.append((netlink.NEWADDR, ADD, netlink.address(index, cidr), f"address {cidr}"))
+        for gateway in () if shape.internal else shape.gateways:
+            # The first network's route comes first; those of others step in when it goes. IPv6 counts from 1024 (ip-route(8)).
+            metric = number + 1024 if ":" in gateway else number
+            steps.append((netlink.NEWROUTE, ADD, netlink.route(gateway, index, metric), f"route by {gateway}"))
+        rtnl.ask(*steps)
+
+    def _inside(self, sandbox_id: str) -> Rtnl:
+        return Rtnl(
+            self._context.shim.socket(
+                sandbox_id, socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            )
+        )
+
+    def check(self, place: Place, bridge: str) -> None:
+        """FailedPrecondition says what differs."""
+        request = place.reservation.request
+        what = f'sandbox "{request.sandbox_id}"'
+        outer = place.link
+        with self._hub.rtnl() as rtnl:
+            master = _index(rtnl, bridge)
+            if not master:
+                raise FailedPrecondition(what, f'the bridge "{bridge}" of network "{request.network}" is gone')
+            found = [one for one in rtnl.dump(netlink.GETLINK, netlink.link()) if one.get_attr("IFLA_IFNAME") == outer]
+            if not found:
+                raise FailedPrecondition(what, f'its link "{outer}" is gone')
+            if found[0].get_attr("IFLA_MASTER") != master:
+                raise FailedPrecondition(what, f'its link "{outer}" is not on the bridge "{bridge}"')
+        with self._inside(request.sandbox_id) as rtnl:
+            index = _index(rtnl, request.interface)
+            if not index:
+                raise FailedPrecondition(what, f'it has no interface "{request.interface}"')
+            there = {
+                f"{one.get_attr('IFA_ADDRESS')}/{one['prefixlen']}"
+                for one in rtnl.dump(netlink.GETADDR, netlink.address())
+                if one["index"] == index
+            }
+        for cidr in place.reservation.addresses:
+            if cidr not in there:
+                raise FailedPrecondition(what, f'its interface "{request.interface}" lost the address {cidr}')
+
+    # what leaves
+
+    def leave(self, name: str) -> None:
+        """Sees to it that a host end goes, and does not wait for it."""
+        with self._guard:
+            self._leaving.append(name)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._sweep, name="wherry-links", daemon=True)
+                self._thread.start()
+
+    def _all_leaving(self) -> list[str]:
+        with self._guard:
+            names = list(self._leaving)
+            self._leaving.clear()
+        return names
+
+    def flush(self) -> None:
+        """What is about to leave goes now."""
+        self._wake.set()
+        if names := self._all_leaving():
+            self.delete(*names)
+
+    def _sweep(self) -> None:
+        while True:
+            self._wake.wait(LEAVE_SECONDS)
+            names = self._all_leaving()
+            with contextlib.suppress(OSError):  # what it could not take away is found by gc
+                self.delete(*names)
+            with self._guard:
+                if not self._leaving:
+                    self._thread = None
+                    self._wake.clear()
+                    return
+
+
+def _mtu(shape: Shape) -> list[tuple[str, int]]:
+    return [("IFLA_MTU", shape.mtu)] if shape.mtu else []
+
+
+def _index(rtnl: Rtnl, name: str) -> int:
+    """0 when there is no such link."""
+    try:
+        return rtnl.index(name)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return 0
+
+
+def _without_link_local(rtnl: Rtnl, index: int) -> None:
+    """No IPv6 address by itself: a network without IPv6 has none, not even between neighbours."""
+    with contextlib.suppress(OSError):  # a kernel without IPv6
+        rtnl.ask((netlink.SETLINK, 0, netlink.link(index=index, attributes=[_NO_LINK_LOCAL]), "link"))
+
+
+def shape_of(config: NetworkConfig, interface: str, mtu: int) -> Shape:
+    return Shape(
+        interface=interface,
+        mtu=mtu,
+        six=any(":" in subnet for subnet in config.subnets),
+        internal=config.internal,
+        gateways=config.gateways,
+        subnets=config.subnets,
+    )
