@@ -60,9 +60,8 @@ class Ending:
         acks.begin(event.sequence)
         done = partial(acks.done, event.sequence)
         details = event.attributes
-        if event.topic != "task.exited" or (
-            "." in event.id and details.get("exec_id")
-        ):  # a driver's, which forgets it itself
+        of_driver = "." in event.id and details.get("exec_id")  # and forgotten by it
+        if event.topic != "task.exited" or of_driver:
             done()
             return
         code = details.get("code", "")

@@ -49,6 +49,12 @@ POLICIES: dict[tuple[str, str], Policy] = {
     ("Checkpointer", "checkpoint"): LONG,
     ("Checkpointer", "restore"): LONG,
     ("Network", "list"): LISTING,
+    # CNI plugins run inside: foreign programs, each with a deadline that its driver sets
+    ("Network", "reserve"): LONG,
+    ("Network", "attach"): LONG,
+    ("Network", "detach"): LONG,
+    ("Network", "check"): LONG,
+    ("Network", "gc"): LONG,
     # a registry, with its retries; an archive of some gigabytes is digested
     ("Transport", "resolve"): LONG,
     ("Transport", "fetch"): LONG,
