@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +45,8 @@ class World:
     def __init__(self) -> None:
         self.journal: list[str] = []
         self.fail: dict[str, Exception] = {}
+        self.meanwhile: dict[str, Callable[[], object]] = {}
+        """What happens elsewhere at the moment of a step, once."""
         self.tasks: dict[tuple[str, str], TaskState] = {}
         self.sandboxes: dict[str, Sandbox] = {}
         self.snapshots: dict[str, str] = {CHAIN: ""}
@@ -58,6 +60,8 @@ class World:
 
     def note(self, what: str, id: str) -> None:
         self.journal.append(what)
+        if (happening := self.meanwhile.pop(what, None)) is not None:
+            happening()
         if (error := self.fail.get(what)) is not None:
             raise error
 
@@ -161,6 +165,8 @@ class FakeIsolation:
         if args[0] == "missing":
             self.world.exit(id, 127, exec_id)
             raise CommandNotFound('exec "missing"', "executable file not found in $PATH")
+        if (id, exec_id) not in self.world.tasks:
+            raise NotFound(f"task {id}", "no such process")
         task = self.world.tasks[id, exec_id]
         self.world.tasks[id, exec_id] = TaskState(id, exec_id, "running", task.pid, task.start_time, task.sandbox_id)
         if args[0] == "true":

@@ -14,6 +14,7 @@ from wherry.api import Error, Event, Exit
 from wherry.engine import bundles
 from wherry.engine.acks import Acks
 from wherry.engine.database import Transaction
+from wherry.engine.memberships import note_gone, take_down
 from wherry.engine.records import Exec, Gate, Record
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import attempt
@@ -21,6 +22,18 @@ from wherry.kernel.log import logger as log
 
 _RETRY_SECONDS = 0.2
 _KILLED = 128 + 9
+
+
+@attrs.define
+class _End:
+    """One end of a container's run. leaving: the (network, driver) pairs of the sandbox that ends with it, None when that stays.
+    written: whether it is durable. told: whether its events are."""
+
+    record: Record
+    exit: Exit
+    leaving: tuple[tuple[str, str], ...] | None
+    written: bool = True
+    told: bool = False
 
 
 class Ending:
@@ -119,26 +132,42 @@ class Ending:
         return attrs.evolve(exit, oom_killed=known is not None and known.oom_killed)
 
     def ended(self, record: Record, exit: Exit, done: Callable[[], None] = lambda: None) -> None:
-        """Records the end of a live container and takes down what it ran in. The caller holds its lock."""
+        """Records the end of a live container and takes down what it ran in. The caller holds its lock.
+
+        Who waits is told whatever happens: where a driver hangs doctor finds what is left, and an end that can't be written down is
+        written later.
+        """
         state = self._state
         gate, execs = record.gate, list(record.execs.values())
-        with state.traced(record.id, record.traced):
-            try:
-                state.kernel.together(self._finish, record, exit, gate, execs)
-            except (Error, OSError) as error:  # a driver hangs: the end is told all the same, and doctor finds the rest
-                log.error("end of container {}: {}", record.id[:12], error)
-                record.removing = False
-                if state.registry.get(record.id) is record:
-                    self._note(record, exit, f"clean-up failed: {error}")
-                self._tell(exit, gate, execs)
-        # Durable by now, and nobody who waits needs to wait for the shim's bookkeeping.
-        done()
-        state.forget(record.id)
+        last = state.memberships.leave(record)
+        end = _End(record, exit, state.attached.get(record.sandbox_id, ()) if last else None)
+        try:
+            with state.traced(record.id, record.traced):
+                try:
+                    state.kernel.together(self._finish, end)
+                except (Error, OSError) as error:
+                    log.error("end of container {}: {}", record.id[:12], error)
+                    record.removing = False
+                    record.apply({**self._stopped(exit), "error": f"clean-up failed: {error}"})
+                    end.written = False
+        finally:
+            if last:
+                state.memberships.down(record)
+        if end.written or self._write_late(end):
+            self._tell(exit, gate, execs)
+            # Durable by now, and nobody who waits needs to wait for the shim's bookkeeping.
+            self._settled(record, done)
+        else:
+            self._tell(exit, gate, execs)
+            threading.Thread(target=self._owe, args=(end, done), name="wherry-owed", daemon=True).start()
 
-    def _finish(self, record: Record, exit: Exit, gate: Gate, execs: Sequence[Exec]) -> None:
-        if not (record.remove and self.remove(record, exit)):
-            self._stop(record, exit)
-        self._tell(exit, gate, execs)  # on this thread: whoever waits need not wait for one more hand-over
+    def _finish(self, end: _End) -> None:
+        if not (end.record.remove and self.remove(end.record, end)):
+            self._stop(end)
+
+    def _settled(self, record: Record, done: Callable[[], None]) -> None:
+        done()
+        self._state.forget(record.id)
 
     @staticmethod
     def _tell(exit: Exit, gate: Gate, execs: Sequence[Exec]) -> None:
@@ -147,27 +176,62 @@ class Ending:
                 exec.gate.open(Exit(None, exit.time))
         gate.open(exit)
 
-    def _stop(self, record: Record, exit: Exit) -> None:
-        state = self._state
-        changes = self._store(record, exit, record.error)
+    def _stop(self, end: _End) -> None:
+        state, record = self._state, end.record
+        changes = self._stopped(end.exit)
+        try:
+            self._write(end, record.pack(**changes))
+        except Error as error:  # what it ran in goes all the same
+            log.error("end of container {}: {}", record.id[:12], error)
+            end.written = False
         failures: list[tuple[str, Exception]] = []
-        for step in self.release(record, failures):
+        for step in self.release(end, failures):
             attempt(failures, "shim.remove_sandbox", step)
         state.report(failures, f"end of container {record.id[:12]}")
         record.apply(changes)
 
-    def _store(self, record: Record, exit: Exit, error: str) -> dict[str, Any]:
-        """Makes the exit durable; the changes that memory does not have yet."""
-        changes = {**self._stopped(exit), "error": error}
-        leaving = self._leaving(record)
+    def _write(self, end: _End, data: str) -> None:
+        """Makes the exit durable, once."""
         with self._state.database.transaction() as tx:
-            tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
-            self._leave_sandbox(tx, record, leaving)
-            self._exit_event(tx, record, exit)
-        return changes
+            tx.execute("UPDATE containers SET data = ? WHERE id = ?", (data, end.record.id))
+            if end.told:
+                return
+            self._leave_sandbox(tx, end)
+            self._exit_event(tx, end)
+        end.told = True
 
-    def _note(self, record: Record, exit: Exit, error: str) -> None:
-        record.apply(self._store(record, exit, error) if record.live else {"error": error})
+    def _write_late(self, end: _End) -> bool:
+        """The end of a container that memory holds as ended already, or as started again; False while it can't be written."""
+        record = end.record
+        if self._state.registry.get(record.id) is not record:
+            return True
+        if record.sandbox_id in self._state.attached:  # started again meanwhile, in the same one
+            end.leaving = None
+        try:
+            self._write(end, record.pack())
+        except Error as error:
+            log.error("end of container {}: {}", record.id[:12], error)
+            return False
+        return True
+
+    def _owe(self, end: _End, done: Callable[[], None]) -> None:
+        """Tries until it is written, or the engine ends: the shim tells the next one again what was not acknowledged."""
+        record = end.record
+        while not self._state.closing.wait(_RETRY_SECONDS):
+            with record.lock:
+                if not self._write_late(end):
+                    continue
+                if record.remove and record.status == "stopped" and self._state.registry.get(record.id) is record:
+                    try:
+                        self.remove(record)
+                    except Error as error:
+                        log.error("removal of container {}: {}", record.id[:12], error)
+                        continue
+            if record.live:
+                done()  # started again meanwhile: what the shim has under its id is the new run's
+            else:
+                self._settled(record, done)
+            return
 
     @staticmethod
     def _stopped(exit: Exit) -> dict[str, Any]:
@@ -181,65 +245,41 @@ class Ending:
             "addresses": (),
         }
 
-    def _others(self, record: Record) -> bool:
-        """True while another container runs in the same sandbox."""
-        members = self._state.registry.members(record.sandbox_id)
-        return any(other is not record and other.live for other in members)
-
-    def _leaving(self, record: Record) -> tuple[tuple[str, str], ...] | None:
-        """The (network, driver) pairs that end with this container's run; None when its sandbox stays."""
-        return None if self._others(record) else self._state.attached.get(record.sandbox_id, ())
+    @staticmethod
+    def _leave_sandbox(tx: Transaction, end: _End) -> None:
+        if end.leaving is not None:
+            note_gone(tx, end.record, end.leaving)
 
     @staticmethod
-    def _leave_sandbox(tx: Transaction, record: Record, leaving: tuple[tuple[str, str], ...] | None) -> None:
-        if leaving is None:
-            return
-        for network, driver in leaving:
-            tx.event("network.detached", record.sandbox_id, {"network": network, "driver": driver})
-        tx.execute("DELETE FROM sandboxes WHERE id = ?", (record.sandbox_id,))
-
-    @staticmethod
-    def _exit_event(tx: Transaction, record: Record, exit: Exit) -> None:
+    def _exit_event(tx: Transaction, end: _End) -> None:
+        record, exit = end.record, end.exit
         code = "unknown" if exit.code is None else exit.code
         oom = "true" if exit.oom_killed else ""
         tx.event("task.exited", record.id, attributes(record, code=code, oom_killed=oom), exit.time)
 
-    def release(self, record: Record, failures: list[tuple[str, Exception]]) -> list[Callable[[], None]]:
-        """Takes down what a start made: process, network, sandbox, bundle. Idempotent; what failed is added to failures. What
-        comes back is still to be waited for."""
-        state = self._state
+    def release(self, end: _End, failures: list[tuple[str, Exception]]) -> list[Callable[[], None]]:
+        """Takes down what a start made: process, bundle, and with the last member network and sandbox. Idempotent; what failed is
+        added to failures. What comes back is still to be waited for."""
+        state, record = self._state, end.record
         pending: list[Callable[[], None]] = []
-        id = record.id
         isolation = state.isolation(record)
-        attempt(failures, "isolation.delete", partial(isolation.delete, id, force=True))
-        others = self._others(record)
-        if not others and record.sandbox_id in state.attached:
-            self._release_sandbox(record, failures, pending)
-        if not (others and record.sandbox_id == id):  # its hosts files are mounted in those that joined it
+        attempt(failures, "isolation.delete", partial(isolation.delete, record.id, force=True))
+        if end.leaving is not None and record.sandbox_id in state.attached:
+            take_down(state, record, end.leaving, failures, pending)
+        if (
+            end.leaving is not None or record.sandbox_id != record.id
+        ):  # else its hosts files are mounted in those that joined it
             bundles.remove(str(state.bundle(record)))
         return pending
 
-    def _release_sandbox(
-        self, record: Record, failures: list[tuple[str, Exception]], pending: list[Callable[[], None]]
-    ) -> None:
-        state, sandbox = self._state, record.sandbox_id
-        for network, driver in state.attached.get(sandbox, ()):
-            detach = state.network(driver, record).detach
-            attempt(failures, "network.detach", partial(detach, sandbox, network))
-        attempt(failures, "shim.remove_sandbox", lambda: pending.append(state.shim.remove_sandbox_soon(sandbox)))
-        if sandbox != record.id:
-            bundles.remove(str(state.bundles / sandbox))
-        state.attached.pop(sandbox, None)
-
-    def remove(self, record: Record, exit: Exit | None = None) -> bool:
-        """Takes a container away for good, its run first. The caller holds the lock. False when the snapshot would not go:
-        then the container is kept, and a later try finds it."""
+    def remove(self, record: Record, end: _End | None = None) -> bool:
+        """Takes a container away for good, with the run that ends. The caller holds the lock. False when the snapshot would not
+        go: then the container is kept, and a later try finds it."""
         state = self._state
         what = f"removal of container {record.id[:12]}"
         record.removing = True
-        leaving = self._leaving(record)
         failures: list[tuple[str, Exception]] = []
-        pending = self.release(record, failures) if record.live or exit is not None else []
+        pending = self.release(end, failures) if end is not None else []
         vital: list[tuple[str, Exception]] = []
         attempt(vital, "snapshotter.remove", lambda: state.snapshotter(record).remove(record.id))
         if record.log != "none":
@@ -253,15 +293,15 @@ class Ending:
             return False
         with state.database.transaction(durable=not record.remove) as tx:
             tx.execute("DELETE FROM containers WHERE id = ?", (record.id,))
-            if exit is not None:
-                self._leave_sandbox(tx, record, leaving)
-                self._exit_event(tx, record, exit)
+            if end is not None:
+                self._leave_sandbox(tx, end)
+                self._exit_event(tx, end)
             tx.event("container.removed", record.id, attributes(record))
-        if exit is not None:
-            record.apply(self._stopped(exit))
+        if end is not None:
+            record.apply(self._stopped(end.exit))
         state.registry.drop(record)
         state.drop_spans(record)
-        if exit is None and not record.gate.is_set():
+        if end is None and not record.gate.is_set():
             record.gate.open(Exit(record.exit_code, record.finished))
         return True
 

@@ -18,6 +18,8 @@ from wherry.engine.undo import Undo
 
 #: So many ended execs of a container are remembered for whoever still asks how they ended.
 KEPT = 256
+#: So long an end that the shim has seen may take to be told here, in seconds.
+ENDED = 5.0
 
 
 class Execs:
@@ -47,7 +49,12 @@ class Execs:
 
         def start() -> None:
             exec.pid = isolation.exec(record.id, exec.id, process, streams).pid
-            isolation.start(record.id, exec.id)
+            try:
+                isolation.start(record.id, exec.id)
+            except (FailedPrecondition, NotFound) as error:
+                # It has ended already, with its container perhaps: then its exit says how, and nobody knows it any more.
+                if type(error) not in (FailedPrecondition, NotFound) or not exec.gate.wait(ENDED):
+                    raise
 
         try:
             state.kernel.together(start)

@@ -80,8 +80,12 @@ class Lifecycle:
         record = self._state.registry.find(name)
         with record.lock, self._state.traced(record.id, record.traced):
             must_not_be_removing(record)
-            if record.live:
-                return record.view()  # as docker: to start what runs changes nothing
+            if record.status == "paused":
+                raise FailedPrecondition(f'container "{record.name}"', "is paused", "unpause it instead")
+            if record.live:  # as docker: to start what runs changes nothing, but whoever brings streams is attached
+                if max(stdio.stdin, stdio.stdout, stdio.stderr) >= 0:
+                    self._state.shim.attach(record.id, "", stdio)
+                return record.view()
             created = self._creation.again(record)
             undo = Undo()
             try:

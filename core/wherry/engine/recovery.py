@@ -36,7 +36,9 @@ class Recovery:
         """Reads the records. Rows of another boot have nothing running: their mounts and namespaces are gone with it."""
         state = self._state
         for (text,) in state.database.query("SELECT data FROM containers"):
-            state.registry.reserve(unpack_record(text))
+            state.registry.reserve(record := unpack_record(text))
+            if record.live:
+                state.memberships.enter(record)
         for id, attached in state.database.query("SELECT id, attached FROM sandboxes"):
             state.attached[id] = tuple((pair[0], pair[1]) for pair in json.loads(attached))
         state.leases.expire_dead()
@@ -133,14 +135,13 @@ class Recovery:
         ended: also tasks that have, whose event is told but not yet worked off.
         """
         state = self._state
-        live = {record.sandbox_id for record in state.registry if busy(record)}
-        tasks = [
-            task
-            for task in state.shim.list()
-            if (ended or task.status != "stopped") and "." not in task.id and not self._owned(task.id)
-        ]
-        sandboxes = [box.id for box in state.shim.sandboxes() if box.id not in live and "." not in box.id]
-        paths = state.bundles.iterdir() if state.bundles.exists() else ()
+        # What is there is listed before it is asked whose it is: a start makes its container busy first.
+        known = [task for task in state.shim.list() if "." not in task.id]
+        boxes = [sandbox.id for sandbox in state.shim.sandboxes() if "." not in sandbox.id]
+        paths = list(state.bundles.iterdir()) if state.bundles.exists() else []
+        live = self._live()
+        tasks = [task for task in known if (ended or task.status != "stopped") and not self._owned(task.id)]
+        sandboxes = [id for id in boxes if id not in live]
         bundles = [path for path in paths if path.name not in live and not self._owned(path.name)]
         return tasks, sandboxes, bundles
 
@@ -157,8 +158,17 @@ class Recovery:
         record = self._state.registry.get(id)
         return record is not None and busy(record)
 
+    def _live(self) -> set[str]:
+        """The sandboxes of busy containers."""
+        return {record.sandbox_id for record in self._state.registry if busy(record)}
+
     def sweep(self, networks: Iterable[str] | None = None, *, ended: bool = False) -> list[str]:
-        """Takes down the orphans (see there) and what networks (driver ids; None is all) hold for nobody; what was done."""
+        """Takes down the orphans (see there) and what networks (driver ids; None is all) hold for nobody; what was done. Starts
+        wait meanwhile."""
+        with self._state.sweeping.block():
+            return self._sweep(networks, ended)
+
+    def _sweep(self, networks: Iterable[str] | None, ended: bool) -> list[str]:
         state = self._state
         failures: list[tuple[str, Exception]] = []
         done = []
@@ -171,7 +181,7 @@ class Recovery:
         for id in sandboxes:
             if attempt(failures, "shim.remove_sandbox", partial(state.shim.remove_sandbox, id)):
                 done.append(f"sandbox {id[:12]}")
-        live = {record.sandbox_id for record in state.registry if busy(record)}
+        live = self._live()
         stale = [id for id in state.attached if id not in live]
         if stale:
             with state.database.transaction(durable=False) as tx:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -24,10 +24,11 @@ from wherry.api import (
 )
 from wherry.engine import bundles, hostfiles
 from wherry.engine.creation import Begun, Created, Creation, must_not_be_removing
-from wherry.engine.records import Gate
+from wherry.engine.memberships import note_gone, take_down
+from wherry.engine.records import Gate, Record
 from wherry.engine.specs import Written
 from wherry.engine.state import State, attributes
-from wherry.engine.undo import Undo
+from wherry.engine.undo import Undo, attempt
 
 
 @attrs.define
@@ -81,15 +82,19 @@ class Starting:
         """Its place in the network, and the sandbox, which the shim makes meanwhile. On any error the caller runs undo."""
         must_not_be_removing(created.record)
         state, record, request = self._state, created.record, created.request
+        state.sweeping.wait()
+        state.memberships.enter(record)
         if record.sandbox_id != record.id:
-            members = [
-                other for other in state.registry.members(record.sandbox_id) if other is not record and other.live
-            ]
-            if not members and not request.sandbox_id:
+            undo.add("sandbox", lambda: self._leave(record, ()))
+            members = state.registry.members(record.sandbox_id)
+            # One that runs now leaves the sandbox after this container has entered it, so the sandbox stays.
+            if not request.sandbox_id and not any(other is not record and other.live for other in members):
                 raise FailedPrecondition(
                     f'network "{request.network}"', "that container is not running", "start it first"
                 )
             return Net(kind="shared", hostname=self._creation.hostname(created, False))
+        pairs: list[tuple[str, str]] = []
+        undo.add("sandbox", lambda: self._leave(record, pairs))
         name, driver_id, driver = state.find_network(request.network, created.drivers)
         names = tuple(dict.fromkeys((record.name, *request.aliases)))
         wish = AttachRequest(
@@ -100,7 +105,7 @@ class Starting:
             mac=request.mac,
             ports=request.ports,
         )
-        undo.add("network", lambda: driver.detach(record.id, name))
+        pairs.append((name, driver_id))
         reservation = driver.reserve(wish)
         host = reservation.netns == "host"
         net = Net(
@@ -111,9 +116,28 @@ class Starting:
             driver_id=driver_id,
             driver=driver,
         )
-        undo.add("sandbox", lambda: state.shim.remove_sandbox(record.id))
         net.made = state.shim.create_sandbox_soon(state.sandbox(record, reservation.netns, net.hostname))
         return net
+
+    def _leave(self, record: Record, pairs: Sequence[tuple[str, str]]) -> None:
+        """The undo of a place in a sandbox: the last one takes it down. pairs: what this start has reserved in."""
+        state = self._state
+        if not state.memberships.leave(record):
+            return
+        failures: list[tuple[str, Exception]] = []
+        try:
+            attached = state.attached.get(record.sandbox_id, ())
+            pending: list[Callable[[], None]] = []
+            if pairs or attached:
+                take_down(state, record, tuple(dict.fromkeys((*attached, *pairs))), failures, pending)
+            for step in pending:
+                attempt(failures, "shim.remove_sandbox", step)
+            if attached:
+                with state.database.transaction(durable=False) as tx:
+                    note_gone(tx, record, attached)
+        finally:
+            state.memberships.down(record)
+        state.report(failures, f"undo of start of container {record.id[:12]}")
 
     def _attach(self, created: Created, net: Net) -> None:
         if net.reservation is None or net.driver is None:

@@ -15,8 +15,10 @@ from wherry.api import Error, Invalid, Isolation, Network, NotFound, RunRequest,
 from wherry.engine.database import Database
 from wherry.engine.events import Bus
 from wherry.engine.leases import Leases
+from wherry.engine.memberships import Memberships
 from wherry.engine.records import Record, unpack_request
 from wherry.engine.registry import Registry
+from wherry.engine.sweeping import Sweeping
 from wherry.kernel.log import logger as log
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class State:
         self.shim = shim
         self.images = images
         self.registry = Registry()
+        self.memberships = Memberships()
+        self.sweeping = Sweeping()
         self.bundles = run / "bundles"
         self.cgroup = cgroup_parent(run)
         self.finishers = ThreadPoolExecutor(FINISHERS, "wherry-finish")

@@ -148,20 +148,18 @@ class System:
     def _snapshots(self, repair: bool) -> list[Finding]:
         """Active snapshots named like a container that is not there."""
         state = self._state
-        held = self.live()
         findings = []
         for plugin in state.kernel.plugins():
             if plugin.family != "snapshotter" or plugin.state not in ("ready", "available"):
                 continue
             try:
                 driver: Snapshotter = state.kernel.driver("snapshotter", plugin.id)
-                stray = [
-                    info.name
-                    for info in driver.walk()
-                    if info.kind != "committed"
-                    and f"snapshot/{plugin.id}/{info.name}" not in held
-                    and _is_container_id(info.name)
+                names = [
+                    info.name for info in driver.walk() if info.kind != "committed" and _is_container_id(info.name)
                 ]
+                # Asked after the list was made: a create holds the name of its snapshot before it prepares it.
+                held = self.live()
+                stray = [name for name in names if f"snapshot/{plugin.id}/{name}" not in held]
             except (Error, OSError) as error:
                 findings.append(Finding(f"snapshotter {plugin.id}", str(error)))
                 continue
