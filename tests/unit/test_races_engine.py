@@ -281,7 +281,7 @@ def test_twin_an_end_that_stops_where_it_cannot_be_written(
 
 
 class Listed:
-    """A driver before whose answer to one call something happens."""
+    """A driver before whose first answer to one call something happens."""
 
     def __init__(self, driver: Any, call: str, meanwhile: Callable[[], None]) -> None:
         self._driver, self._call, self._meanwhile = driver, call, meanwhile
@@ -292,7 +292,8 @@ class Listed:
             return found
 
         def called(*arguments: Any) -> Any:
-            self._meanwhile()
+            meanwhile, self._meanwhile = self._meanwhile, lambda: None
+            meanwhile()
             return found(*arguments)
 
         return called
@@ -342,8 +343,7 @@ def a_create_beside_a_repair(world: World, parts: Parts) -> None:
     drivers = parts.state.kernel.parts  # type: ignore[attr-defined]
 
     def meanwhile() -> None:
-        if not made:
-            made.append(parts.lifecycle.create(RunRequest(image="x")).id)
+        made.append(parts.lifecycle.create(RunRequest(image="x")).id)
 
     drivers["snapshotter", "fake"] = Listed(drivers["snapshotter", "fake"], "walk", meanwhile)
     parts.system.doctor(repair=True)
