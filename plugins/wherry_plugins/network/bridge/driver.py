@@ -19,13 +19,13 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
-from wherry_plugins.network.bridge import addresses as ip
+from wherry.networks import addresses as ip
+from wherry.networks.definition import fill
+from wherry.networks.store import Place, Store, Stored
 from wherry_plugins.network.bridge.config import BridgeConfig, options_of
-from wherry_plugins.network.bridge.definition import fill
 from wherry_plugins.network.bridge.hub import Hub
 from wherry_plugins.network.bridge.links import Links, Shape
 from wherry_plugins.network.bridge.ports import Claims, claim
-from wherry_plugins.network.bridge.store import Place, Store, Stored
 
 DEFAULT = "bridge"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")

@@ -13,7 +13,7 @@ import socket
 import threading
 
 from wherry.api import Context, Sandbox
-from wherry_plugins.network.bridge.netlink import Rtnl
+from wherry.networks.netlink import Rtnl
 
 _NS_GET_USERNS = 0xB701  # ioctl_nsfs(2)
 

@@ -15,11 +15,11 @@ from typing import Any
 from attrs import frozen
 
 from wherry.api import Context, FailedPrecondition, NetworkConfig
-from wherry_plugins.network.bridge import addresses as ip
-from wherry_plugins.network.bridge import netlink
+from wherry.networks import addresses as ip
+from wherry.networks import netlink
+from wherry.networks.netlink import ADD, Rtnl
+from wherry.networks.store import Place
 from wherry_plugins.network.bridge.hub import Hub
-from wherry_plugins.network.bridge.netlink import ADD, Rtnl
-from wherry_plugins.network.bridge.store import Place
 
 BRIDGE, VETH = "whb", "whv"
 #: The end of a container's namespace takes its veth pair along, in a batch with others; what is there later is taken away.

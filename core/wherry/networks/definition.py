@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from attrs import evolve
 
 from wherry.api import InUse, Invalid, NetworkConfig
-from wherry_plugins.network.bridge import addresses as ip
+from wherry.networks import addresses as ip
 
 
 def fill(

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from wherry.api import AttachRequest, InUse, NetworkConfig, Port, Reservation
 from wherry.layers.database import Database
-from wherry_plugins.network.bridge import addresses as ip
+from wherry.networks import addresses as ip
 
 _NETWORKS = """
 CREATE TABLE networks (
