@@ -6,16 +6,13 @@ it, made by the shim.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import socket
 import threading
 
 from wherry.api import Context, Sandbox
+from wherry.linux import nsfs
 from wherry.networks.netlink import Rtnl
-
-_NS_GET_USERNS = 0xB701  # ioctl_nsfs(2)
 
 
 class Hub:
@@ -25,7 +22,7 @@ class Hub:
         self._context = context
         self._lock = threading.Lock()
         self._made = False
-        self.sandbox_id = "" if owns_network() else f"{context.id}.hub"
+        self.sandbox_id = "" if nsfs.owns_network() else f"{context.id}.hub"
 
     def rtnl(self) -> Rtnl:
         """A conversation in the hub."""
@@ -55,40 +52,14 @@ class Hub:
     def identity(self) -> tuple[int, int]:
         """What tells the hub's network namespace from others (namespaces(7))."""
         if not self.sandbox_id:
-            return _identity_of_own()
+            return nsfs.own("net")
         self.make()
         fd = self._context.shim.namespace(self.sandbox_id, "net")
         try:
-            return identity(fd)
+            return nsfs.identity(fd)
         finally:
             os.close(fd)
 
     def is_ours(self, fd: int) -> bool:
         """Whether an nsfs descriptor is that of the hub, or of the engine: no container's."""
-        return identity(fd) in {self.identity(), _identity_of_own()}
-
-
-def identity(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino
-
-
-def _identity_of_own() -> tuple[int, int]:
-    found = os.stat("/proc/self/ns/net")
-    return found.st_dev, found.st_ino
-
-
-def owns_network() -> bool:
-    """Whether the engine's network namespace belongs to its user namespace, so that it may make links there."""
-    fds: list[int] = []
-    try:
-        fds.append(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-        fds.append(fcntl.ioctl(fds[0], _NS_GET_USERNS))
-        own = os.stat("/proc/self/ns/user")
-        return identity(fds[1]) == (own.st_dev, own.st_ino) and os.geteuid() == 0
-    except OSError:  # EPERM: its owner is above us
-        return False
-    finally:
-        for fd in fds:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        return nsfs.identity(fd) in {self.identity(), nsfs.own("net")}

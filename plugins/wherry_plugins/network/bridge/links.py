@@ -10,13 +10,12 @@ import secrets
 import socket
 import threading
 from collections import deque
-from typing import Any
 
 from attrs import frozen
 
 from wherry.api import Context, FailedPrecondition, NetworkConfig
 from wherry.networks import addresses as ip
-from wherry.networks import netlink
+from wherry.networks import interfaces, netlink
 from wherry.networks.netlink import ADD, Rtnl
 from wherry.networks.store import Place
 from wherry_plugins.network.bridge.hub import Hub
@@ -24,7 +23,6 @@ from wherry_plugins.network.bridge.hub import Hub
 BRIDGE, VETH = "whb", "whv"
 #: The end of a container's namespace takes its veth pair along, in a batch with others; what is there later is taken away.
 LEAVE_SECONDS = 0.5
-_NO_LINK_LOCAL = ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]})
 
 
 @frozen
@@ -79,7 +77,7 @@ class Links:
                 pass
             index = rtnl.index(shape.interface)
             if not shape.six:
-                _without_link_local(rtnl, index)
+                interfaces.without_link_local(rtnl, index)
             with contextlib.suppress(FileExistsError):
                 rtnl.ask(
                     *[
@@ -97,7 +95,7 @@ class Links:
 
     def exists(self, name: str) -> bool:
         with self._hub.rtnl() as rtnl:
-            return _index(rtnl, name) > 0
+            return interfaces.index_of(rtnl, name) > 0
 
     def delete(self, *names: str) -> None:
         """Links of the hub; one that is gone is passed over."""
@@ -111,18 +109,8 @@ class Links:
 
     def taken(self, besides: str) -> list[ip.Network]:
         """Subnets that the host has addresses of or routes to, but for those by the link "besides"."""
-        found: list[ip.Network] = []
         with Rtnl() as rtnl:  # the host's own, where a user has a hub of its own too
-            own = _index(rtnl, besides)
-            for message in rtnl.dump(netlink.GETADDR, netlink.address()):
-                text = message.get_attr("IFA_ADDRESS")
-                if text and message["index"] != own:
-                    found.append(ip.around(text, message["prefixlen"]))
-            for message in rtnl.dump(netlink.GETROUTE, netlink.route()):
-                text = message.get_attr("RTA_DST")
-                if text and message["dst_len"] and message.get_attr("RTA_OIF") != own and message["type"] == 1:
-                    found.append(ip.around(text, message["dst_len"]))
-        return found
+            return interfaces.taken(rtnl, besides)
 
     def strays(self, bridges: set[str], expected: set[str]) -> list[str]:
         """Host ends on the bridges that belong to nobody."""
@@ -153,7 +141,8 @@ class Links:
         finally:
             os.close(netns)
         with self._inside(request.sandbox_id) as rtnl:
-            self._furnish(rtnl, place, shape)
+            gateways = () if shape.internal else shape.gateways
+            interfaces.furnish(rtnl, request.interface, place.reservation.addresses, gateways, six=shape.six)
 
     def _pair(self, place: Place, shape: Shape, bridge: int, netns: int) -> None:
         inner = place.reservation.request.interface
@@ -171,24 +160,6 @@ class Links:
                         raise
                     self.flush()  # its place is held by one that was about to go
 
-    @staticmethod
-    def _furnish(rtnl: Rtnl, place: Place, shape: Shape) -> None:
-        interface = place.reservation.request.interface
-        index = rtnl.index(interface)
-        if not shape.six:
-            _without_link_local(rtnl, index)
-        number = int("".join(letter for letter in interface if letter.isdigit()) or 0)
-        steps: list[tuple[int, int, Any, str]] = [
-            (netlink.SETLINK, 0, netlink.link(index=index, up=True), f"link {interface}")
-        ]
-        for cidr in place.reservation.addresses:
-            steps.append((netlink.NEWADDR, ADD, netlink.address(index, cidr), f"address {cidr}"))
-        for gateway in () if shape.internal else shape.gateways:
-            # The first network's route comes first; those of others step in when it goes. IPv6 counts from 1024 (ip-route(8)).
-            metric = number + 1024 if ":" in gateway else number
-            steps.append((netlink.NEWROUTE, ADD, netlink.route(gateway, index, metric), f"route by {gateway}"))
-        rtnl.ask(*steps)
-
     def _inside(self, sandbox_id: str) -> Rtnl:
         return Rtnl(
             self._context.shim.socket(
@@ -202,7 +173,7 @@ class Links:
         what = f'sandbox "{request.sandbox_id}"'
         outer = place.link
         with self._hub.rtnl() as rtnl:
-            master = _index(rtnl, bridge)
+            master = interfaces.index_of(rtnl, bridge)
             if not master:
                 raise FailedPrecondition(what, f'the bridge "{bridge}" of network "{request.network}" is gone')
             found = [one for one in rtnl.dump(netlink.GETLINK, netlink.link()) if one.get_attr("IFLA_IFNAME") == outer]
@@ -211,17 +182,8 @@ class Links:
             if found[0].get_attr("IFLA_MASTER") != master:
                 raise FailedPrecondition(what, f'its link "{outer}" is not on the bridge "{bridge}"')
         with self._inside(request.sandbox_id) as rtnl:
-            index = _index(rtnl, request.interface)
-            if not index:
-                raise FailedPrecondition(what, f'it has no interface "{request.interface}"')
-            there = {
-                f"{one.get_attr('IFA_ADDRESS')}/{one['prefixlen']}"
-                for one in rtnl.dump(netlink.GETADDR, netlink.address())
-                if one["index"] == index
-            }
-        for cidr in place.reservation.addresses:
-            if cidr not in there:
-                raise FailedPrecondition(what, f'its interface "{request.interface}" lost the address {cidr}')
+            if differs := interfaces.lacking(rtnl, request.interface, place.reservation.addresses):
+                raise FailedPrecondition(what, differs)
 
     # what leaves
 
@@ -260,22 +222,6 @@ class Links:
 
 def _mtu(shape: Shape) -> list[tuple[str, int]]:
     return [("IFLA_MTU", shape.mtu)] if shape.mtu else []
-
-
-def _index(rtnl: Rtnl, name: str) -> int:
-    """0 when there is no such link."""
-    try:
-        return rtnl.index(name)
-    except OSError as error:
-        if error.errno != errno.ENODEV:
-            raise
-        return 0
-
-
-def _without_link_local(rtnl: Rtnl, index: int) -> None:
-    """No IPv6 address by itself: a network without IPv6 has none, not even between neighbours."""
-    with contextlib.suppress(OSError):  # a kernel without IPv6
-        rtnl.ask((netlink.SETLINK, 0, netlink.link(index=index, attributes=[_NO_LINK_LOCAL]), "link"))
 
 
 def shape_of(config: NetworkConfig, interface: str, mtu: int) -> Shape:

@@ -30,6 +30,7 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
+from wherry.linux import nsfs
 from wherry.programs import Programs
 from wherry_plugins.network import Key, PortClaims, Records, need_id, plain, restore
 from wherry_plugins.network.cni import conflist as lists
@@ -293,7 +294,7 @@ class CniNetwork:
             return
         link = self._links / f"{key[0]}@{key[1]}"
         try:
-            if os.path.samestat(os.fstat(fd), os.stat("/proc/thread-self/ns/net")):
+            if nsfs.identity(fd) == nsfs.own("net"):
                 raise FailedPrecondition(f'sandbox "{key[1]}"', "its network namespace is the host's")
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(link)

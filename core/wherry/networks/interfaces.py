@@ -1,0 +1,77 @@
+"""The interface of a container, and what the host has already, over a conversation by ``netlink``."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from wherry.networks import addresses as ip
+from wherry.networks import netlink
+from wherry.networks.netlink import ADD, Rtnl
+
+_NO_LINK_LOCAL = ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]})
+
+
+def index_of(rtnl: Rtnl, name: str) -> int:
+    """0 when there is no such link."""
+    try:
+        return rtnl.index(name)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return 0
+
+
+def without_link_local(rtnl: Rtnl, index: int) -> None:
+    """No IPv6 address by itself: a network without IPv6 has none, not even between neighbours."""
+    with contextlib.suppress(OSError):  # a kernel without IPv6
+        rtnl.ask((netlink.SETLINK, 0, netlink.link(index=index, attributes=[_NO_LINK_LOCAL]), "link"))
+
+
+def furnish(rtnl: Rtnl, interface: str, addresses: Sequence[str], gateways: Sequence[str], *, six: bool) -> None:
+    """Brings an interface up with its addresses (CIDR) and a default route by each gateway. six: it has IPv6."""
+    index = rtnl.index(interface)
+    if not six:
+        without_link_local(rtnl, index)
+    number = int("".join(letter for letter in interface if letter.isdigit()) or 0)
+    steps: list[tuple[int, int, Any, str]] = [
+        (netlink.SETLINK, 0, netlink.link(index=index, up=True), f"link {interface}")
+    ]
+    for cidr in addresses:
+        steps.append((netlink.NEWADDR, ADD, netlink.address(index, cidr), f"address {cidr}"))
+    for gateway in gateways:
+        # The first network's route comes first; those of others step in when it goes. IPv6 counts from 1024 (ip-route(8)).
+        metric = number + 1024 if ":" in gateway else number
+        steps.append((netlink.NEWROUTE, ADD, netlink.route(gateway, index, metric), f"route by {gateway}"))
+    rtnl.ask(*steps)
+
+
+def lacking(rtnl: Rtnl, interface: str, addresses: Collection[str]) -> str:
+    """What of it is missing, in words; "" when all is there."""
+    index = index_of(rtnl, interface)
+    if not index:
+        return f'it has no interface "{interface}"'
+    there = {
+        f"{one.get_attr('IFA_ADDRESS')}/{one['prefixlen']}"
+        for one in rtnl.dump(netlink.GETADDR, netlink.address())
+        if one["index"] == index
+    }
+    lost = next((cidr for cidr in addresses if cidr not in there), "")
+    return f'its interface "{interface}" lost the address {lost}' if lost else ""
+
+
+def taken(rtnl: Rtnl, besides: str = "") -> list[ip.Network]:
+    """Subnets that a namespace has addresses of or routes to, but for those by the link "besides"."""
+    found: list[ip.Network] = []
+    own = index_of(rtnl, besides) if besides else 0
+    for message in rtnl.dump(netlink.GETADDR, netlink.address()):
+        text = message.get_attr("IFA_ADDRESS")
+        if text and (message["index"] != own or not own):
+            found.append(ip.around(text, message["prefixlen"]))
+    for message in rtnl.dump(netlink.GETROUTE, netlink.route()):
+        text = message.get_attr("RTA_DST")
+        if text and message["dst_len"] and (message.get_attr("RTA_OIF") != own or not own) and message["type"] == 1:
+            found.append(ip.around(text, message["dst_len"]))
+    return found
