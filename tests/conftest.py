@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support import images, isolation, leaks
+from support import images, isolation, leaks, rootless
 from support.engines import EngineDirs, Wherry, stop_all
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "twice: runs as root and as an ordinary user made for it (support.rootless)")
     config.addinivalue_line(
         "markers", "shared: an engine outlives single tests here; leaks are looked for at the module's end"
     )
@@ -75,6 +77,12 @@ def pytest_configure(config: pytest.Config) -> None:
         isolation.raise_loopback()
     if not hasattr(config, "workerinput"):
         config.stash[_before] = leaks.look(leaks.SHARED)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked ``twice`` run with an engine of root's and with one of an ordinary user's."""
+    if metafunc.definition.get_closest_marker("twice") and "who" in metafunc.fixturenames:
+        metafunc.parametrize("who", ["root", "user"], indirect=True, scope="function")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -176,13 +184,30 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture
-def engine_dirs(request: pytest.FixtureRequest) -> Iterator[EngineDirs]:
-    """Root and run below a directory that is removed afterwards.
+def who(request: pytest.FixtureRequest) -> str:
+    """ "root", or "user" for an engine of an ordinary user's."""
+    return str(getattr(request, "param", "root"))
+
+
+@pytest.fixture
+def engine_dirs(request: pytest.FixtureRequest, who: str) -> Iterator[EngineDirs]:
+    """Root and run below a directory that is removed afterwards, and whose they are.
 
     Processes and cgroups that are still there in the end are a fault of the test that passed, and are ended in any case.
     """
     top = Path(tempfile.mkdtemp(prefix="wh", dir="/tmp"))
     dirs = EngineDirs(top / "root", top / "run")
+    with ExitStack() as stack:
+        if who != "root":
+            if reason := rootless.refused():
+                pytest.skip(reason)
+            dirs = dirs._replace(
+                user=stack.enter_context(rootless.made(top, rootless.installed(), "" if who == "single" else None))
+            )
+        yield from _engine_dirs(request, top, dirs)
+
+
+def _engine_dirs(request: pytest.FixtureRequest, top: Path, dirs: EngineDirs) -> Iterator[EngineDirs]:
     try:
         yield dirs
     finally:
@@ -195,6 +220,17 @@ def engine_dirs(request: pytest.FixtureRequest) -> Iterator[EngineDirs]:
         shutil.rmtree(top, ignore_errors=True)
     if left and passed:
         pytest.fail("left of the engine:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture
+def place(engine_dirs: EngineDirs, tmp_path: Path) -> Path:
+    """A directory of whoever runs the command line."""
+    if engine_dirs.user is None:
+        return tmp_path
+    directory = engine_dirs.root.parent / "place"
+    directory.mkdir()
+    os.chown(directory, engine_dirs.user.uid, engine_dirs.user.gid)
+    return directory
 
 
 @pytest.fixture

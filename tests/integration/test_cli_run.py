@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.twice
 IMAGE = "host:/bin/sh,/bin/cat,/bin/sleep,/usr/bin/id,/usr/bin/env,/usr/bin/head"
 
 
@@ -64,13 +65,13 @@ def test_environment_directory_user_name(wherry: Any) -> None:
     assert done.stdout == "1 client's /etc 7:8 box\n"
 
 
-def test_binds_are_relative_to_the_client(wherry: Any, tmp_path: Path) -> None:
-    (tmp_path / "in").write_text("from outside\n")
-    wherry("run", "--rm", "-v", "./:/data", IMAGE, "sh", "-c", "cat /data/in > /data/out", cwd=tmp_path)
-    assert (tmp_path / "out").read_text() == "from outside\n"
-    done = wherry("run", "--rm", "-v", "./:/data:ro", IMAGE, "sh", "-c", "echo x > /data/out", cwd=tmp_path, code=None)
+def test_binds_are_relative_to_the_client(wherry: Any, place: Path) -> None:
+    (place / "in").write_text("from outside\n")
+    wherry("run", "--rm", "-v", "./:/data", IMAGE, "sh", "-c", "cat /data/in > /data/out", cwd=place)
+    assert (place / "out").read_text() == "from outside\n"
+    done = wherry("run", "--rm", "-v", "./:/data:ro", IMAGE, "sh", "-c", "echo x > /data/out", cwd=place, code=None)
     assert done.returncode != 0
-    assert (tmp_path / "out").read_text() == "from outside\n"
+    assert (place / "out").read_text() == "from outside\n"
 
 
 def test_signals_are_passed_on(wherry: Any) -> None:
@@ -119,16 +120,16 @@ def test_twenty_at_once(wherry: Any) -> None:
     assert wherry("ps", "-aq").stdout == ""
 
 
-def test_trace_and_cidfile(wherry: Any, tmp_path: Path) -> None:
-    wherry("run", "--name", "traced", "--trace", "t.json", "--cidfile", "cid", IMAGE, "sh", "-c", ":", cwd=tmp_path)
-    trace = json.loads((tmp_path / "t.json").read_text())
+def test_trace_and_cidfile(wherry: Any, place: Path) -> None:
+    wherry("run", "--name", "traced", "--trace", "t.json", "--cidfile", "cid", IMAGE, "sh", "-c", ":", cwd=place)
+    trace = json.loads((place / "t.json").read_text())
     calls = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     assert calls
     for event in calls:
         assert event["dur"] >= 0
         assert {"name", "cat", "ts", "pid", "tid", "args"} <= event.keys()
     assert any("snapshotter" in event["cat"] for event in calls)
-    assert wherry("inspect", "-f", "{{.Id}}", "traced").stdout.strip() == (tmp_path / "cid").read_text()
+    assert wherry("inspect", "-f", "{{.Id}}", "traced").stdout.strip() == (place / "cid").read_text()
 
 
 def test_restart_in_the_middle(wherry: Any) -> None:
@@ -161,14 +162,14 @@ def test_engine_verbs(wherry: Any) -> None:
     assert wherry("engine", "stop").stdout == "engine stopped\n"
 
 
-def test_other_root_or_config_than_the_engines(wherry: Any, tmp_path: Path) -> None:
+def test_other_root_or_config_than_the_engines(wherry: Any, place: Path) -> None:
     wherry("engine", "start")
-    done = wherry("--root", str(tmp_path), "ps", code=125)
-    assert done.stderr.startswith(f'wherry: root "{tmp_path}": the engine ')
-    done = wherry("ps", env={"WHERRY_ROOT": str(tmp_path)}, code=125)
-    assert done.stderr.startswith(f'wherry: root "{tmp_path}": the engine ')
-    (tmp_path / "my.toml").write_text("version = 1\n")
-    done = wherry("--config", "my.toml", "ps", cwd=tmp_path, code=125)
+    done = wherry("--root", str(place), "ps", code=125)
+    assert done.stderr.startswith(f'wherry: root "{place}": the engine ')
+    done = wherry("ps", env={"WHERRY_ROOT": str(place)}, code=125)
+    assert done.stderr.startswith(f'wherry: root "{place}": the engine ')
+    (place / "my.toml").write_text("version = 1\n")
+    done = wherry("--config", "my.toml", "ps", cwd=place, code=125)
     assert "restart" in done.stderr or "engine stop" in done.stderr
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from support.terminal import Terminal
 
+pytestmark = pytest.mark.twice
 IMAGE = "host:/bin/sh,/bin/cat,/bin/sleep,/usr/bin/stty,/usr/bin/id"
 
 
@@ -20,7 +21,9 @@ def terminal(wherry: Any) -> Iterator[Any]:
     opened: list[Terminal] = []
 
     def open_one(*argv: str) -> Terminal:
-        opened.append(Terminal([str(wherry.program), *argv], wherry.dirs.environ))
+        user = wherry.dirs.user
+        ids = (user.uid, user.gid) if user else None
+        opened.append(Terminal([str(wherry.program), *argv], wherry.dirs.environ, ids=ids))
         return opened[-1]
 
     yield open_one
@@ -88,6 +91,10 @@ def test_exec(wherry: Any) -> None:
 
 def test_pause(wherry: Any) -> None:
     wherry("run", "-d", "--name", "web", IMAGE, "sleep", "100")
+    if wherry.dirs.user and "cgroup2" not in wherry("info").stdout:
+        assert "without a control group" in wherry("pause", "web", code=125).stderr
+        wherry("rm", "-f", "web")
+        return
     assert wherry("pause", "web").stdout == "web\n"
     assert "(Paused)" in wherry("ps").stdout
     assert wherry("unpause", "web").stdout == "web\n"
@@ -146,6 +153,8 @@ def test_images(wherry: Any, busybox_archive: Path) -> None:
             text=True,
             env=wherry.dirs.environ,
             check=True,
+            timeout=60,
+            **wherry.identity,
         )
     assert done.stdout.strip().splitlines()[0] == name
     rows = wherry("images").stdout.splitlines()

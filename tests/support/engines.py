@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support import leaks
+from support.rootless import User
 
 
 class EngineDirs(NamedTuple):
-    """An engine's two directories, on paths short enough for a socket's name (unix(7): 108 bytes)."""
+    """An engine's two directories, on paths short enough for a socket's name (unix(7): 108 bytes). user: whose it is, if not root's."""
 
     root: Path
     run: Path
+    user: User | None = None
 
     @property
     def environ(self) -> dict[str, str]:
@@ -72,7 +74,8 @@ class Wherry:
 
     def __init__(self, dirs: EngineDirs) -> None:
         self.dirs = dirs
-        self.program = Path(sys.executable).parent / "wherry"
+        self.program = dirs.user.program if dirs.user else Path(sys.executable).parent / "wherry"
+        self.identity: dict[str, Any] = dirs.user.identity if dirs.user else {}
 
     def __call__(
         self,
@@ -93,8 +96,9 @@ class Wherry:
             text=True,
             timeout=timeout,
             env={**self.dirs.environ, **(env or {})},
-            cwd=cwd,
+            cwd=cwd or (self.dirs.root.parent if self.dirs.user else None),
             check=False,
+            **self.identity,
         )
         if code is not None:
             assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
@@ -103,6 +107,7 @@ class Wherry:
     def popen(self, *argv: str | os.PathLike[str], **options: Any) -> subprocess.Popen[str]:
         """The same, not waited for; the caller ends it."""
         options.setdefault("env", self.dirs.environ)
+        options.update(self.identity)
         return subprocess.Popen([os.fspath(arg) for arg in (self.program, *argv)], text=True, **options)
 
     def stop(self) -> None:

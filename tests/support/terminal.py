@@ -12,13 +12,29 @@ from collections.abc import Mapping, Sequence
 
 
 class Terminal:
-    """Forks argv onto a new terminal. ``expect`` reads until a text came, ``type`` writes, ``wait`` answers the exit code."""
+    """Forks argv onto a new terminal. ``expect`` reads until a text came, ``type`` writes, ``wait`` answers the exit code.
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], rows: int = 30, columns: int = 100) -> None:
+    ids: uid and gid of whoever it is to be; the terminal is theirs too.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        rows: int = 30,
+        columns: int = 100,
+        ids: tuple[int, int] | None = None,
+    ) -> None:
         self.output = ""
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             termios.tcsetwinsize(0, (rows, columns))
+            if ids is not None:
+                os.fchown(0, *ids)
+                os.chdir(env["HOME"])
+                os.setgroups([])
+                os.setresgid(ids[1], ids[1], ids[1])
+                os.setresuid(ids[0], ids[0], ids[0])
             os.execve(argv[0], list(argv), dict(env))
 
     def expect(self, text: str, seconds: float = 20) -> str:

@@ -15,7 +15,7 @@ from wherry.api import Mount, RunRequest
 from wherry.engine import specs
 from wherry.oci import compile
 from wherry.oci.errors import SpecError
-from wherry_plugins.isolation.namespaces.plans import KEPT, Plans
+from wherry_plugins.isolation._clone.plans import KEPT, Plans
 
 
 class Counting:

@@ -25,6 +25,8 @@ GROUPS = ("config", "container", "engine", "image", "system")
 ABSENT = {str(errno.ENOENT), str(errno.ECONNREFUSED)}
 NOT_RUNNING = 3
 """Exit code of ``engine status`` without an engine, as of LSB init scripts."""
+REFUSED = 2
+"""Exit code of ``wherry.shim.launch`` where what it prints is the whole error."""
 
 
 def fail(what: str, cause: str, hint: str = "", code: int = 125) -> NoReturn:
@@ -110,8 +112,20 @@ class Refused(Exception):
         fail(self.error.get("what", "shim"), self.error.get("cause", "unknown"), self.error.get("hint", ""))
 
 
+def check_runtime(place: Place) -> None:
+    """An ordinary user's runtime directory has to be that user's: another one's is left over from su(1) or sudo(8)."""
+    base, uid = os.environ.get("XDG_RUNTIME_DIR", ""), os.geteuid()
+    if not uid or not base or place.run != os.path.abspath(f"{base}/wherry"):
+        return
+    found = hot.owner(os.path.realpath(base))
+    if found != uid:
+        cause = "no such directory" if found < 0 else f"belongs to user {found}, not to {uid}"
+        fail(f'XDG_RUNTIME_DIR "{base}"', cause, "set it to a directory of your own, or unset it")
+
+
 def start(place: Place, *, restart: bool = False) -> None:
     """An engine answers when this returns: through the shim, which is started first where none runs."""
+    check_runtime(place)
     arguments: dict[str, Any] = {"restart": True} if restart else {}
     if place.config:
         arguments["config"] = place.config
@@ -140,6 +154,9 @@ def launch(place: Place) -> None:
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         text = lines[-1] if lines else f"exit code {done.returncode}"
+        if done.returncode == REFUSED:
+            os.write(2, f"{text}\n".encode("utf-8", "surrogateescape"))
+            os._exit(125)
         fail("shim", text.removeprefix("wherry: "), f'see "{place.run}/engine.log"')
 
 
@@ -284,6 +301,9 @@ def offline(argv: list[str], given: dict[str, str]) -> NoReturn:
 
 
 def unreachable(place: Place, cause: str) -> NoReturn:
+    check_runtime(place)
+    if cause == "foreign":
+        fail(f'run directory "{place.run}"', f"belongs to user {hot.owner(place.run)}", "name another by --run")
     if cause == str(errno.EACCES):
         fail(
             "engine",

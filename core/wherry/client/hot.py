@@ -198,13 +198,28 @@ def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def run_directory(given: dict[str, str]) -> str:
-    """--run, $WHERRY_RUN, /run/wherry for root, else wherry in $XDG_RUNTIME_DIR or /run/user/UID."""
+    """--run, $WHERRY_RUN, /run/wherry for root, else wherry in $XDG_RUNTIME_DIR or /run/user/UID, else /tmp/wherry-run-UID."""
     if run := given.get("run") or decode(posix.environ.get(b"WHERRY_RUN", b"")):
         return run
     uid = posix.geteuid()
     if uid == 0:
         return "/run/wherry"
-    return (decode(posix.environ.get(b"XDG_RUNTIME_DIR", b"")) or f"/run/user/{uid}") + "/wherry"
+    return user_run(decode(posix.environ.get(b"XDG_RUNTIME_DIR", b"")), uid)
+
+
+def user_run(base: str, uid: int) -> str:
+    """An ordinary user's run directory; base is $XDG_RUNTIME_DIR."""
+    if base:
+        return base + "/wherry"
+    return f"/run/user/{uid}/wherry" if owner(f"/run/user/{uid}") == uid else f"/tmp/wherry-run-{uid}"
+
+
+def owner(path: str) -> int:
+    """The uid of what is at a path, not following a link; -1 where nothing is."""
+    try:
+        return posix.lstat(path).st_uid
+    except OSError:
+        return -1
 
 
 def connect(run: str, name: str = "engine.sock") -> socket:
@@ -228,6 +243,8 @@ def fill_stdio() -> None:
 
 def attempt(run: str, argv: list[str], given: dict[str, str]) -> str:
     """Runs the command on the engine and exits; returns only when that failed: the errno of connect, or why it was lost."""
+    if owner(run) not in (-1, 0, posix.geteuid()):
+        return "foreign"  # what this command says is not for that user to hear
     try:
         client = Client(connect(run))
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from wherry.api import Error, Event
+from wherry.api import Error, Event, FailedPrecondition
 from wherry.engine.creation import Creation
 from wherry.engine.database import Database
 from wherry.engine.ending import Ending
@@ -70,12 +70,14 @@ def default_root(environ: os._Environ[str], configured: str) -> Path:
 
 
 def default_run(environ: os._Environ[str], configured: str) -> Path:
-    """$WHERRY_RUN, [engine] run, /run/wherry for root, else wherry in the XDG runtime directory."""
+    """$WHERRY_RUN, [engine] run, /run/wherry for root, else as the command line has it for an ordinary user."""
     if text := environ.get("WHERRY_RUN") or configured:
         return Path(text)
     if os.geteuid() == 0:
         return Path("/run/wherry")
-    return Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "wherry"
+    from wherry.client.hot import user_run
+
+    return Path(user_run(environ.get("XDG_RUNTIME_DIR", ""), os.geteuid()))
 
 
 def locate(
@@ -98,9 +100,15 @@ def assemble(
 ) -> Parts:
     """An engine ready to serve: locked, recovered. resident: the shim is its parent and stays when it ends.
 
-    Raises Unavailable when another engine has the root, and all that config, database or shim may raise; then nothing stays
-    open.
+    Raises Unavailable when another engine has the root, FailedPrecondition for an ordinary user, whose engine lives in the
+    namespaces of its shim, and all that config, database or shim may raise; then nothing stays open.
     """
+    if os.geteuid():
+        raise FailedPrecondition(
+            "engine",
+            "an ordinary user's lives in a user namespace, which this process is not in",
+            "reach it by wherry.connect(), which starts it",
+        )
     root, run, loaded = locate(root, run, config)
     with ExitStack() as stack:
         _directories(root, run, loaded.config.engine.group)

@@ -24,6 +24,7 @@ from wherry.interfaces.common import Event
 from wherry.interfaces.process import Plan, Sandbox, Stdio, TaskState
 from wherry.linux import framing
 from wherry.shim import wire
+from wherry.shim.launch import REFUSED
 
 _PAGE = 150
 #: What means the same to the shim that follows a lost one; a spawn, a start or an attach does not.
@@ -64,6 +65,9 @@ def launch(run: Path, root: Path, *, config: Path | None = None, engine: bool = 
     if status:
         lines = text.strip().splitlines()
         cause = lines[-1].removeprefix("wherry: ") if lines else "it could not be started"
+        if os.waitstatus_to_exitcode(status) == REFUSED:
+            what, _colon, why = cause.partition(": ")
+            raise errors.FailedPrecondition(what, *why.split("; ", 1))
         raise errors.Unavailable("shim", cause, f'see "{run}/shim.log"')
 
 

@@ -18,6 +18,7 @@ from wherry.interfaces.config import Config, EngineConfig, Origin, Variant
 from wherry.kernel.discovery import closest
 from wherry.kernel.locate import line_of
 from wherry.kernel.structure import Problem, StructureError, structure
+from wherry.linux import userns
 
 if TYPE_CHECKING:
     from wherry.kernel.plugins import Plugins
@@ -69,7 +70,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     """
     environ = os.environ if environ is None else environ
     named = path or (Path(environ["WHERRY_CONFIG"]) if environ.get("WHERRY_CONFIG") else None)
-    for candidate in (named,) if named else search_paths(environ, os.getuid()):
+    for candidate in (named,) if named else search_paths(environ, userns.outer_uid()):
         try:
             text = candidate.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):

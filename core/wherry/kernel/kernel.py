@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +26,7 @@ from wherry.kernel.decorators import Decorators
 from wherry.kernel.drivers import Driver, Environment
 from wherry.kernel.plugins import REGISTERED, Plugins, in_process, installed
 from wherry.kernel.variants import KINDS, Drivers, Variants
+from wherry.linux import userns
 
 T = TypeVar("T")
 
@@ -215,7 +215,7 @@ class Kernel:
     def _context(self, family: str, id: str) -> DriverContext:
         return DriverContext(
             f"{family}.{id}",
-            uid=os.geteuid(),
+            uid=userns.outer_uid(),
             root=self.root / family / id,
             run=self.run / family / id,
             features=features.probe(),

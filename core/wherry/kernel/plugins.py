@@ -22,6 +22,7 @@ from wherry.interfaces.kernel import API, Registration
 from wherry.kernel import process_state
 from wherry.kernel.discovery import Entry, cache_directory, closest, discover
 from wherry.kernel.structure import StructureError, structure
+from wherry.linux import userns
 
 if TYPE_CHECKING:
     from wherry.kernel.config import LoadedConfig
@@ -36,7 +37,7 @@ class Plugins:
     """What is installed. Thread-safe; an import happens once, its failure is remembered."""
 
     def __init__(self, entries: Collection[Entry] | None = None) -> None:
-        self.entries = tuple(discover(cache_directory(os.environ, os.geteuid())) if entries is None else entries)
+        self.entries = tuple(discover(cache_directory(os.environ, userns.outer_uid())) if entries is None else entries)
         self._manager: pluggy.PluginManager | None = None
         self._lock = threading.RLock()
         self._locks: dict[str, threading.RLock] = {}

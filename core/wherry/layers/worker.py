@@ -17,6 +17,7 @@ from typing import Any
 
 from wherry.errors import Error, Invalid, Unavailable
 from wherry.layers import mounts
+from wherry.linux import userns
 from wherry.linux.process import prctl
 
 REQUEST, ANSWER, STREAM = 0, 1, 3
@@ -87,11 +88,10 @@ def _unpack(request: Mapping[str, Any]) -> Job:
 
     stream = open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
     preload()
+    uids, gids = _mapper(request["uids"]), _mapper(request["gids"])  # while /proc is there
 
     def job(roots: Sequence[int]) -> object:
-        done = apply(
-            roots[0], stream, uids=_mapper(request["uids"]), gids=_mapper(request["gids"]), devices=request["devices"]
-        )
+        done = apply(roots[0], stream, uids=uids, gids=gids, devices=request["devices"])
         if request["digest"] and done.digest != request["digest"]:
             raise Invalid(f'layer "{request["digest"]}"', f"the bytes have the digest {done.digest}")
         if request["sync"]:
@@ -124,7 +124,12 @@ def _usage(_request: Mapping[str, Any]) -> Job:
 
 
 def _mapper(ranges: Sequence[Range]) -> Callable[[int], int]:
-    """Container id to host id; no ranges: as they are. Invalid for an id that no range holds."""
+    """Container id to host id; no ranges: as they are. Invalid for an id that no range holds.
+
+    Where there is one id only, as for a user without subordinate ones, everything is its own.
+    """
+    if sum(size for _inside, _outside, size in userns.id_map()) == 1:
+        return lambda _id: 0
     if not ranges:
         return int
 

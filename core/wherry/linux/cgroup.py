@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from wherry.linux import userns
+
 #: v1 controllers that every container gets a group of; the others only when a limit of theirs is set.
 ALWAYS = ("memory", "pids", "freezer", "devices", "cpuacct")
 _V1 = frozenset({*ALWAYS, "cpu", "cpuset", "blkio", "hugetlb", "net_cls", "net_prio", "perf_event", "rdma", "misc"})
@@ -35,7 +37,10 @@ class Layout:
 
 
 def detect() -> Layout:
-    """Reads /proc/self/mountinfo; the first mount of a hierarchy counts."""
+    """Reads /proc/self/mountinfo; the first mount of a hierarchy counts.
+
+    In a user namespace of an ordinary user's there is what is delegated: a part of the v2 tree, or nothing.
+    """
     v1: dict[str, str] = {}
     v2 = ""
     with open("/proc/self/mountinfo", "rb") as file:
@@ -52,12 +57,29 @@ def detect() -> Layout:
                     if option in _V1:
                         v1.setdefault(option, point)
     controllers: list[str] = []
+    if userns.confined():
+        v1, v2 = {}, delegated(v2) if v2 else ""
     if v2:
         try:
             controllers = read(f"{v2}/cgroup.controllers").split()
         except OSError:
             v2 = ""
     return Layout(v1, v2, controllers)
+
+
+#: The group, below one delegated to it, that a shim leaves that one for: a group with groups below it holds no process.
+OWN_LEAF = "wherry-shim"
+
+
+def delegated(v2: str) -> str:
+    """The directory of this process's own v2 group, or the one above its leaf, if groups may be made there; else ""."""
+    for line in read("/proc/self/cgroup").splitlines():
+        if line.startswith("0::"):
+            path = v2 + line[3:].rstrip("/").removesuffix("/" + OWN_LEAF)
+            wanted = (path, f"{path}/cgroup.subtree_control", f"{path}/cgroup.procs")
+            if path != v2 and all(os.access(name, os.W_OK) for name in wanted):
+                return path
+    return ""
 
 
 def _unescape(text: bytes) -> str:

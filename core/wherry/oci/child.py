@@ -34,8 +34,8 @@ class Child:
 
     __slots__ = (
         "argv", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "fresh", "gid", "groups", "home", "idmap",
-        "inherited", "master", "namespaces", "path", "proc", "program", "pts", "ready", "root", "search", "sockets", "source", "stdio",
-        "sys", "target", "tasks", "uid", "wants_home",
+        "inherited", "master", "namespaces", "path", "pidns", "proc", "program", "pts", "ready", "root", "search", "sockets", "source",
+        "stdio", "sys", "target", "tasks", "uid", "wants_home",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -46,6 +46,7 @@ class Child:
         self.tasks: list[int] = []
         self.namespaces: dict[str, int] = {}
         self.target = -1
+        self.pidns = -1  # the pid namespace that the second process of two is born in
         self.flags = 0
         self.idmap: dict[str, Any] = {}
         self.root = self.proc = self.sys = self.dev = self.pts = self.master = -1

@@ -104,7 +104,7 @@ def container(
     own = _namespaces(spec)
     if own.get("mount", "-"):
         raise SpecError('namespace "mount"', "a container needs a new one of its own")
-    tree = Tree("user" in own)
+    tree = Tree("user" in own or host.confined)
     roots = [entry for entry in rootfs if not entry.target.strip("/")]
     if len(roots) != 1:
         raise SpecError("root mounts", f"{len(roots)} mounts for the root, not one")

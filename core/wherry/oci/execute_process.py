@@ -12,12 +12,19 @@ import stat
 import struct
 
 from wherry.linux import caps, mount, namespaces, path, process, seccomp
+from wherry.linux.userns import groups_denied
 from wherry.oci import users
 from wherry.oci.child import Child, Failure, Function, text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _SIGNALS = range(1, 32)
 _LAST_CAPABILITY = caps.last()
+#: setgroups(2) is denied where the shim lives: groups stay what they were, and none of the image's can be had.
+_KEEPS_GROUPS = groups_denied()
 _JOIN = {"ipc": namespaces.NEWIPC, "uts": namespaces.NEWUTS, "net": namespaces.NEWNET, "cgroup": namespaces.NEWCGROUP}
 
 
@@ -34,8 +41,7 @@ def stdio(child: Child) -> None:
         verify_stream(number)
     keep = [0, 1, 2, child.channel, *child.fds, *child.tasks, *child.namespaces.values()]
     keep += [fd for _key, fd in child.ready]
-    if child.target >= 0:
-        keep.append(child.target)
+    keep += [fd for fd in (child.target, child.pidns) if fd >= 0]
     process.close_others(keep)
 
 
@@ -72,8 +78,7 @@ def userns(child: Child) -> None:
     maps from here. That child's parent is the shim (CLONE_PARENT), which learns its pid and pidfd from a packet.
     """
     fd = child.namespaces.pop("user", -1)
-    flags = child.flags | namespaces.CLONE_PARENT | namespaces.CLONE_CLEAR_SIGHAND
-    wait, release = os.pipe()
+    flags = child.flags
     if fd >= 0:
         namespaces.setns(fd, namespaces.NEWUSER)
         os.close(fd)
@@ -81,17 +86,34 @@ def userns(child: Child) -> None:
         flags |= namespaces.NEWUSER
         # else its uid_map would belong to the host's root, whom a rootless writer is not
         process.set_dumpable(True)
-    pid, pidfd = namespaces.clone3(flags)
+    _second(child, flags)
+    process.set_dumpable(False)
+    if os.getgroups():
+        _drop_groups()
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def pidns(child: Child) -> None:
+    """The pid namespace of a sandbox or of a running container, for a shim that could not come back from it: a second process is
+    born there."""
+    _second(child, child.flags)
+
+
+def _second(child: Child, flags: int) -> None:
+    """Returns in a second process, this one's sibling, whose pid and pidfd the shim has been told; this one ends."""
+    if child.pidns >= 0:
+        namespaces.setns(child.pidns, namespaces.NEWPID)
+        if child.pidns != child.target:  # an exec enters the others by the same pidfd
+            os.close(child.pidns)
+        child.pidns = -1
+    wait, release = os.pipe()
+    pid, pidfd = namespaces.clone3(flags | namespaces.CLONE_PARENT | namespaces.CLONE_CLEAR_SIGHAND)
     if pid == 0:
         os.close(release)
         if os.read(wait, 1) != b"m":
             os._exit(125)
         os.close(wait)
-        process.set_dumpable(False)
-        if os.getgroups():
-            _drop_groups()
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
         return
     if flags & namespaces.NEWUSER:
         namespaces.write_id_maps(pid, child.idmap["uids"], child.idmap["gids"])
@@ -259,13 +281,31 @@ def identity(child: Child, effective: int, permitted: int, inheritable: int, amb
     try:
         os.setgroups(child.groups)
     except PermissionError:
-        if child.groups not in ([], [child.gid]):
+        if not _KEEPS_GROUPS and child.groups not in ([], [child.gid]):
             raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _no_such_id(f"groups {child.groups}")
     process.prctl(process.PR_SET_KEEPCAPS, 1)
-    os.setresgid(child.gid, child.gid, child.gid)
-    os.setresuid(child.uid, child.uid, child.uid)
+    try:
+        os.setresgid(child.gid, child.gid, child.gid)
+        os.setresuid(child.uid, child.uid, child.uid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _no_such_id(f"user {child.uid}:{child.gid}")
     caps.set(effective, permitted, inheritable)
     caps.set_ambient(ambient)
+
+
+def _no_such_id(what: str) -> NoReturn:
+    raise Failure(
+        "FailedPrecondition",
+        what,
+        "the user namespace has no such id",
+        "an ordinary user has those of /etc/subuid and /etc/subgid",
+    )
 
 
 def signals(_child: Child) -> None:

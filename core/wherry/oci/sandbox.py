@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 
-from wherry.linux import namespaces, process
+from wherry.linux import namespaces, process, userns
 from wherry.oci import execute_process
 
 TYPE_CHECKING = False
@@ -18,7 +19,8 @@ def make_sandbox(sandbox: Mapping[str, Any]) -> dict[str, int]:
     """The namespaces of an encoded wherry.api.Sandbox by type ("user", "net", "ipc", "uts"), close-on-exec, the caller's to close.
 
     Without an id map this thread unshares them and goes back to its own by setns; with one a child is born in a user namespace
-    first, so that it owns the others. lo is up in a new network namespace. A netns path is opened, "host" is left out. A pid
+    first, so that it owns the others. A child also does it for a shim in a user namespace of its own, to which the host's
+    others are closed: it could not go back. lo is up in a new network namespace. A netns path is opened, "host" is left out. A pid
     namespace cannot be made without a process: its members share that of the first one. Raises OSError; nothing is left then.
     """
     flags = 0
@@ -39,6 +41,8 @@ def make_sandbox(sandbox: Mapping[str, Any]) -> dict[str, int]:
             made["net"] = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
         if idmap.get("uids") or idmap.get("gids"):
             _born(made, flags, ["user", *types], hostname, idmap)
+        elif flags and userns.confined():
+            _born(made, flags, types, hostname, {})
         elif flags:
             _unshared(made, flags, types, hostname)
     except BaseException:
@@ -60,7 +64,10 @@ def _furnish(flags: int, hostname: bytes) -> None:
 
 
 def set_hostname(uts: int, hostname: bytes) -> None:
-    """The name in a uts namespace (nsfs descriptor): this thread goes there and comes back."""
+    """The name in a uts namespace (nsfs descriptor): this thread goes there and comes back, or a child goes where it could not."""
+    if userns.confined():
+        elsewhere({uts: namespaces.NEWUTS}, lambda: process.set_hostname(hostname))
+        return
     own = _open("uts")
     try:
         namespaces.setns(uts, namespaces.NEWUTS)
@@ -70,6 +77,37 @@ def set_hostname(uts: int, hostname: bytes) -> None:
             namespaces.setns(own, namespaces.NEWUTS)
     finally:
         os.close(own)
+
+
+def elsewhere(fds: Mapping[int, int], work: Callable[[], int | None]) -> int:
+    """What work does in a child that entered these namespaces (nsfs descriptor -> NEW* flag), in order.
+
+    Where work answers a descriptor, this process gets a duplicate of it, the caller's to close; else -1. Raises the OSError that
+    entering or work raised.
+    """
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        pid, pidfd = namespaces.clone3(namespaces.CLONE_CLEAR_SIGHAND)
+        if pid == 0:
+            try:
+                for fd, flag in fds.items():
+                    namespaces.setns(fd, flag)
+                done = work()
+                socket.send_fds(far, [b"\0"], [] if done is None else [done])
+            except OSError as error:
+                far.send(bytes([error.errno or 5]))
+            finally:
+                os._exit(0)
+        os.close(pidfd)
+        far.close()
+        try:
+            data, received, _flags, _address = socket.recv_fds(near, 1, 1)
+        finally:
+            os.waitpid(pid, 0)
+    if data != b"\0":
+        number = data[0] if data else 5
+        raise OSError(number, os.strerror(number), "namespace")
+    return received[0] if received else -1
 
 
 def _unshared(made: dict[str, int], flags: int, types: list[str], hostname: bytes) -> None:
@@ -91,13 +129,16 @@ def _unshared(made: dict[str, int], flags: int, types: list[str], hostname: byte
 
 
 def _born(made: dict[str, int], flags: int, types: list[str], hostname: bytes, idmap: Mapping[str, Any]) -> None:
-    """A child in a new user namespace furnishes the others and reports by a byte; it is killed once they are open."""
+    """A child, in a new user namespace where there is an id map, furnishes the others and reports by a byte; it is killed once
+    they are open."""
     reader, writer = os.pipe()
     maps, mapped = os.pipe()
     process_dumpable = process.prctl(3)  # PR_GET_DUMPABLE
     process.set_dumpable(True)  # or its uid_map would be the host root's own
     try:
-        pid, pidfd = namespaces.clone3(namespaces.NEWUSER | flags | namespaces.CLONE_CLEAR_SIGHAND)
+        if idmap:
+            flags |= namespaces.NEWUSER
+        pid, pidfd = namespaces.clone3(flags | namespaces.CLONE_CLEAR_SIGHAND)
         if pid == 0:
             _wait_in_child(maps, writer, flags, hostname)
     finally:
@@ -105,7 +146,8 @@ def _born(made: dict[str, int], flags: int, types: list[str], hostname: bytes, i
         for fd in (writer, maps):
             os.close(fd)
     try:
-        namespaces.write_id_maps(pid, idmap["uids"], idmap["gids"])
+        if idmap:
+            namespaces.write_id_maps(pid, idmap["uids"], idmap["gids"])
         os.write(mapped, b"m")
         answer = os.read(reader, 1)
         if answer != b"r":
@@ -127,8 +169,9 @@ def _wait_in_child(maps: int, writer: int, flags: int, hostname: bytes) -> None:
         process.close_others((maps, writer))
         if os.read(maps, 1) != b"m":
             os._exit(1)
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        if flags & namespaces.NEWUSER:
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
         try:
             _furnish(flags, hostname)
         except OSError as error:

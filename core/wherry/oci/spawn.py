@@ -15,8 +15,10 @@ Packets to the child: ``b"s"`` starts it. ``b"m"`` is not needed: id maps are wr
 the shim's privileges.
 
 **User namespaces.** A step "userns" means that the cloned process is an intermediate, which makes the real one as its sibling
-(CLONE_PARENT). ``Held.pid`` is then 0 and pidfd -1 until the packet ``{"pid": n}`` arrives, with the pidfd by SCM_RIGHTS; the
-intermediate's own pid is ``Held.intermediate``, and the shim reaps it (status 0; else an error packet came, and there is no real one).
+(CLONE_PARENT). So it is, too, where the shim is in a user namespace of its own and the pid namespace is another one's: from there
+the shim itself could not come back (pid_namespaces(7)). ``Held.pid`` is then 0 and pidfd -1 until the packet ``{"pid": n}`` arrives,
+with the pidfd by SCM_RIGHTS; the intermediate's own pid is ``Held.intermediate``, and the shim reaps it (status 0; else an error
+packet came, and there is no real one).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from wherry.linux import namespaces as ns
-from wherry.linux import process, seccomp
+from wherry.linux import process, seccomp, userns
 from wherry.oci import execute_files, execute_process, execute_root, hooks
 from wherry.oci.child import Child, Function, run
 from wherry.oci.sandbox import make_sandbox
@@ -42,6 +44,8 @@ __all__ = ["TABLE", "Held", "make_sandbox", "spawn"]
 TABLE: dict[str, Function] = {**execute_root.STEPS, **execute_files.STEPS, **execute_process.STEPS, **hooks.STEPS}
 _NS_GET_NSTYPE = 0xB703
 _FIRST: tuple[str, Function, tuple[Any, ...]] = ("stdio", execute_process.stdio, ())
+
+_SECOND: tuple[str, Function, tuple[Any, ...]] = ("pidns", execute_process.pidns, ())
 
 _own_pid_namespace = -1
 _lost = False
@@ -205,7 +209,13 @@ def spawn(
         pid_namespace = child.namespaces.pop("pid", target)
         if pid_namespace >= 0:
             child.flags &= ~ns.NEWPID  # the members of a sandbox share one
-            _enter_pid_namespace(pid_namespace)
+            if userns.confined():
+                child.pidns, pid_namespace = pid_namespace, -1
+                if not two_stage:
+                    child.program.insert(1, _SECOND)
+                    two_stage = True
+            else:
+                _enter_pid_namespace(pid_namespace)
         flags = (0 if two_stage else child.flags) | ns.CLONE_CLEAR_SIGHAND
         try:
             pid, pidfd = ns.clone3(flags, cgroup=unified)

@@ -41,9 +41,11 @@ class Host:
     sandboxed: the sandbox lends network, ipc and uts, and its user namespace where the spec wants one; else the plan
     makes its own. unified: cgroup v2. cgroup_binds: on v1, (name below /sys/fs/cgroup, host directory) to show inside;
     cgroup_links: (link, target) beside them. filter: BPF and seccomp(2) flags, None for no filter. apparmor: whether it is on.
+    confined: the shim is in a user namespace of its own, in which no device node can be made. gids: (inside, outside, size) of the
+    groups that there are then, empty for all.
     """
 
-    __slots__ = ("apparmor", "cgroup_binds", "cgroup_links", "filter", "sandboxed", "unified")
+    __slots__ = ("apparmor", "cgroup_binds", "cgroup_links", "confined", "filter", "gids", "sandboxed", "unified")
 
     def __init__(
         self,
@@ -54,6 +56,8 @@ class Host:
         cgroup_links: Sequence[tuple[str, str]] = (),
         filter: tuple[bytes, int] | None = None,
         apparmor: bool = False,
+        confined: bool = False,
+        gids: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self.sandboxed = sandboxed
         self.unified = unified
@@ -61,6 +65,8 @@ class Host:
         self.cgroup_links = cgroup_links
         self.filter = filter
         self.apparmor = apparmor
+        self.confined = confined
+        self.gids = gids
 
 
 class Tree:
@@ -146,6 +152,8 @@ class Tree:
         else:
             if path == "/dev":
                 self.dev_is_ours = True
+            if host.gids:
+                options.data = [entry for entry in options.data if entry[0] != "gid" or _held(entry[1], host.gids)]
             self.placed.append(
                 s.MountNew(path, kind, [("source", source), *options.data], options.attributes, options.propagation)
             )
@@ -167,6 +175,13 @@ class Tree:
             self.placed.append(s.Link(target, f"{path}/{link}"))
         if options.set & linux_mount.ATTR_RDONLY:
             self.placed.append(s.Remount(path, linux_mount.ATTR_RDONLY, 0))
+
+
+def _held(gid: str | None, ranges: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether a group is one that there is; what is no number is the kernel's to refuse."""
+    if not gid or not gid.isdecimal():
+        return True
+    return any(first <= int(gid) < first + size for first, _outside, size in ranges)
 
 
 def _split_lowers(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Starting the shim: ``python -m wherry.shim.launch --run DIR --root DIR [--config FILE] [--python EXE] [--no-engine]``.
 
-Returns 0 once <run>/shim.sock answers, whether this call started the shim or another did; else prints why and returns 1.
+Returns 0 once <run>/shim.sock answers, whether this call started the shim or another did; else prints why and returns 1, or
+REFUSED where what it prints is an error of the user's to mend, whole with its hint.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import time
 
 from wherry import __version__
 from wherry.linux import process
-from wherry.shim import wire
+from wherry.oci import idmaps
+from wherry.shim import enclave, wire
 from wherry.shim.boot import Options
 
 #: What of the caller's environment the engine sees.
@@ -22,6 +24,8 @@ _KEPT = (
 )  # fmt: skip
 _KEPT_PREFIXES = ("LC_", "WHERRY_", "XDG_", "HTTP_", "HTTPS_", "http_", "https_", "REGISTRY_")
 _PATIENCE = 10.0
+REFUSED = 2
+_REFUSED = "refused: "  # how the shim's process says so
 _USAGE = "usage: python -m wherry.shim.launch --run DIR --root DIR [--config FILE] [--python EXE] [--no-engine]"
 
 
@@ -98,12 +102,13 @@ def _compiled(source: str) -> bool:
 
 
 def launch(place: Place) -> None:
-    """Returns when a shim answers. OSError, RuntimeError (what the shim itself said)."""
+    """Returns when a shim answers. OSError, RuntimeError (what the shim itself said), IdMapError."""
     run = place.values["run"]
     os.makedirs(run, 0o700, exist_ok=True)
     owner = os.stat(run).st_uid
     if owner != os.geteuid():
         raise RuntimeError(f'run directory "{run}": belongs to user {owner}; name another with --run')
+    maps = idmaps.own(os.getuid(), os.getgid(), login_name()) if os.geteuid() else None
     held = lock(run)
     end = time.monotonic() + _PATIENCE
     while held < 0:  # one is there, or on its way
@@ -121,7 +126,7 @@ def launch(place: Place) -> None:
             os.close(reader)
             os.setsid()
             if os.fork() == 0:
-                _become(place, held, writer)
+                _become(place, held, writer, maps)
         finally:
             os._exit(1)
     os.close(writer)
@@ -132,15 +137,31 @@ def launch(place: Place) -> None:
         said += piece
         if said.startswith(b"ready\n"):
             return
-    raise RuntimeError(said.decode(errors="replace").strip() or f"it ended at once; see {run}/shim.log")
+    text = said.decode(errors="replace").strip()
+    if text.startswith(_REFUSED):
+        what, _colon, cause = text.removeprefix(_REFUSED).partition(": ")
+        raise idmaps.IdMapError(what, cause)
+    raise RuntimeError(text or f"it ended at once; see {run}/shim.log")
 
 
-def _become(place: Place, held: int, writer: int) -> None:
-    """The shim, in the second child: never returns."""
+def login_name() -> str:
+    """The user's name by the user database, "" where it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return ""
+
+
+def _become(place: Place, held: int, writer: int, maps: idmaps.Maps | None) -> None:
+    """The shim, in the second child: never returns. maps: of the user namespace that an ordinary user's goes into."""
     run = place.values["run"]
     try:
         os.umask(0o022)
         os.chdir("/")
+        if maps is not None:
+            enclave.enter(run, maps)
         null = os.open("/dev/null", os.O_RDWR)
         log = os.open(f"{run}/shim.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         listener = wire.listen(f"{run}/shim.sock")
@@ -166,6 +187,8 @@ def _become(place: Place, held: int, writer: int) -> None:
         Options(record).execute()
     except OSError as error:
         os.write(writer, f"{error.filename or 'shim'}: {error.strerror}".encode())
+    except idmaps.IdMapError as error:
+        os.write(writer, f"{_REFUSED}{error}".encode())
     finally:
         os._exit(1)
 
@@ -173,6 +196,9 @@ def _become(place: Place, held: int, writer: int) -> None:
 def main() -> int:
     try:
         launch(Place(sys.argv[1:]))
+    except idmaps.IdMapError as error:
+        os.write(2, f"wherry: {error}\n".encode())
+        return REFUSED
     except (OSError, RuntimeError, ValueError) as error:
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         os.write(2, f"wherry: {text}\n".encode())

@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 
-from wherry.linux import namespaces, pidfd, process
+from wherry.linux import namespaces, pidfd, process, userns
+from wherry.oci.sandbox import elsewhere
 from wherry.shim.task import same_process
 from wherry.shim.wire import Fault
 
@@ -102,15 +103,17 @@ class Sandboxes:
     def socket(self, id: str, family: int, type: int, protocol: int) -> int:
         """A socket of the sandbox's network namespace, the caller's to close; of the host's, where that is shared.
 
-        This thread, the only one, goes there and comes back; while coming back fails nothing else is done.
+        This thread, the only one, goes there and comes back; while coming back fails nothing else is done. A shim in a user namespace
+        of its own sends a child, as the way back to the host's is closed to it.
         """
         box = self.get(id)
         fd = box.fds.get("net", -1)
         if fd < 0:
             return socket.socket(family, type, protocol).detach()
-        user = box.fds.get("user", -1)
-        if user >= 0 and os.geteuid() != 0:
-            raise Fault("Denied", f'sandbox "{id}"', "its network namespace belongs to another user namespace")
+        if userns.confined():
+            entered = {box.fds["user"]: namespaces.NEWUSER} if "user" in box.fds else {}
+            made = lambda: socket.socket(family, type, protocol).detach()  # noqa: E731 - one call
+            return elsewhere({**entered, fd: namespaces.NEWNET}, made)
         if self._own_net < 0:
             self._own_net = namespaces.open_own("network")
         namespaces.setns(fd, namespaces.NEWNET)

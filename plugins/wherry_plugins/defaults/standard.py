@@ -16,7 +16,7 @@ transport = "registry"
 [variant.standard]
 store = "local"
 snapshotter = ["overlayfs", "vfs"]
-isolation = "namespaces"
+isolation = ["namespaces", "userns"]
 network = "none"
 """
 

@@ -36,10 +36,13 @@ class OverlayConfig:
 
 
 def _probe(config: OverlayConfig, context: Context) -> str | None:
+    from wherry.linux import userns
     from wherry.linux.path import OVERLAY_MAGIC, filesystem
 
     if config.xino not in ("", "on", "off", "auto"):
         return f'xino = "{config.xino}": not "on", "off", "auto" or ""'
+    if (config.metacopy or config.redirect_dir) and userns.confined():
+        return "metacopy and redirect_dir are for root: an ordinary user's overlay has userxattr, which excludes them"
     if "overlay" not in context.features:
         filesystems = Path("/proc/filesystems")
         if not filesystems.exists() or "\toverlay\n" not in filesystems.read_text(encoding="ascii"):

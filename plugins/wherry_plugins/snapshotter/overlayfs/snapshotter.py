@@ -13,6 +13,7 @@ from wherry.layers.paths import remove as remove_tree
 from wherry.layers.snapshots import Row, Snapshots
 from wherry.layers.trash import Trash
 from wherry.layers.usage import usage
+from wherry.linux import userns
 
 if TYPE_CHECKING:
     from wherry_plugins.snapshotter.overlayfs import OverlayConfig
@@ -199,19 +200,15 @@ def _plain(key: str, options: SnapshotOptions) -> None:
 
 def _options(config: OverlayConfig) -> tuple[str, ...]:
     chosen: list[str] = []
+    confined = userns.confined()
     for name, wanted in (("index", config.index), ("metacopy", config.metacopy), ("redirect_dir", config.redirect_dir)):
+        if confined and name != "index":
+            continue  # both are off with userxattr, and must not be named beside it
         # Said either way, since a module parameter may set another default, and left out where the kernel is too old to know it.
         if Path(f"/sys/module/overlay/parameters/{name}").exists():
             chosen.append(f"{name}={'on' if wanted else 'off'}")
     if config.xino:
         chosen.append(f"xino={config.xino}")
-    if _in_user_namespace():
+    if confined:
         chosen.append("userxattr")  # trusted.* is the initial user namespace's alone
     return tuple(chosen)
-
-
-def _in_user_namespace() -> bool:
-    try:
-        return Path("/proc/self/uid_map").read_text(encoding="ascii").split() != ["0", "0", "4294967295"]
-    except OSError:
-        return False

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -34,11 +34,8 @@ from wherry.linux.cgroup2 import Group2
 from wherry.oci import compile, filters
 from wherry.oci.errors import SpecError
 from wherry.oci.spec import device_rules
-from wherry_plugins.isolation.namespaces.plans import Plans
-from wherry_plugins.isolation.namespaces.record import Links, Record
-
-if TYPE_CHECKING:
-    from wherry_plugins.isolation.namespaces import NamespacesConfig
+from wherry_plugins.isolation._clone.plans import Plans
+from wherry_plugins.isolation._clone.record import Links, Record
 
 _SECCOMP = "io.wherry.seccomp"
 _KILL = 9
@@ -61,10 +58,19 @@ def _prune(parents: set[str]) -> None:
                 os.rmdir(path)
 
 
-class Namespaces:
+class Options(Protocol):
+    """A driver's config, as far as both have it."""
+
+    @property
+    def oom_score_adj(self) -> int | None: ...
+    @property
+    def kill_patience(self) -> float: ...
+
+
+class Clones:
     """Thread-safe. The shim is the authority on processes, the kernel on cgroups; records only save asking them."""
 
-    def __init__(self, config: NamespacesConfig, context: Context) -> None:
+    def __init__(self, config: Options, context: Context) -> None:
         self._config = config
         self._context = context
         self._shim = context.shim
@@ -94,7 +100,7 @@ class Namespaces:
         record = Record(request.id, request.sandbox_id, spec, group)
         resources = (spec.get("linux") or {}).get("resources") or {}
         with _readable("linux.resources"):
-            group.create({**resources, "devices": device_rules(resources.get("devices") or ())})
+            group.create(self._resources({**resources, "devices": device_rules(resources.get("devices") or ())}))
         try:
             self._links.add(request.id, request.bundle, spec)
             state = self._spawn(
@@ -106,6 +112,10 @@ class Namespaces:
         record.pids[""] = (state.pid, state.start_time)
         self._records[request.id] = record
         return state
+
+    def _resources(self, resources: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of linux.resources is the control group's."""
+        return resources
 
     def _compile(
         self, id: str, spec: Mapping[str, Any], rootfs: Sequence[Mount], bundle: str, sandboxed: bool

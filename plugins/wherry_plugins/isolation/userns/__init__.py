@@ -1,0 +1,54 @@
+"""isolation/userns: containers of an ordinary user, in the user namespace that the user's shim and engine live in.
+
+They are what isolation/namespaces makes, but for what the host's root alone may do: device nodes are bound from the host, what has
+no control group can't be limited or paused, and every id is one of the user's own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from wherry.api import Capabilities, Context, Registration, hookimpl
+
+if TYPE_CHECKING:
+    from wherry_plugins.isolation.userns.driver import Userns
+
+
+@frozen
+class UsernsConfig:
+    """[plugin.isolation.userns]
+
+    oom_score_adj: of containers whose spec says nothing; None leaves it as it is. kill_patience: seconds that ``delete`` with force
+    gives the kernel to end killed processes.
+    """
+
+    oom_score_adj: int | None = None
+    kill_patience: float = 10.0
+
+
+def _init(config: UsernsConfig, context: Context) -> Userns:
+    from wherry_plugins.isolation.userns.driver import Userns
+
+    return Userns(config, context)
+
+
+def _probe(_config: UsernsConfig, _context: Context) -> str | None:
+    from wherry.linux import userns
+
+    return (
+        None
+        if userns.confined()
+        else "the engine is in no user namespace of an ordinary user's: see isolation.namespaces"
+    )
+
+
+def _capabilities(_config: UsernsConfig, context: Context) -> Capabilities:
+    pause = {"pause"} if "cgroup2" in context.features else set()
+    return Capabilities(provides=frozenset({"exec", "netns"} | pause))
+
+
+@hookimpl
+def wherry_isolation() -> Registration[UsernsConfig, Userns]:
+    return Registration(id="userns", config=UsernsConfig, init=_init, probe=_probe, capabilities=_capabilities)

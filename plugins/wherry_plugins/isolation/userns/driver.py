@@ -1,0 +1,79 @@
+"""The driver: that of isolation/namespaces, less what an ordinary user may not do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wherry.api import CreateRequest, FailedPrecondition, TaskState
+from wherry.linux import cgroup, userns
+from wherry.oci import compile
+from wherry_plugins.isolation._clone.driver import Clones, Options
+from wherry_plugins.isolation.userns.processes import Processes
+
+_PING = "net.ipv4.ping_group_range"
+_EVERY_GROUP = "0 2147483647"
+NO_GROUPS = 'this user has none delegated: "wherry info" tells why'
+
+
+class Userns(Clones):
+    """Thread-safe."""
+
+    def __init__(self, config: Options, context: Any) -> None:
+        super().__init__(config, context)
+        self._gids = userns.id_map("gid_map")
+        self._score = int(cgroup.read("/proc/self/oom_score_adj"))
+
+    def create(self, request: CreateRequest) -> TaskState:
+        state = super().create(request)
+        self._follow(request.id, state.pid)
+        return state
+
+    def _with_defaults(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A score below this process's own is the host's root to give: it is left as it is, as podman does."""
+        spec = super()._with_defaults(spec)
+        process = spec.get("process") or {}
+        wanted = process.get("oomScoreAdj")
+        if isinstance(wanted, int) and wanted < self._score:
+            spec = {**spec, "process": {**process, "oomScoreAdj": None}}
+        linux = spec.get("linux") or {}
+        values = linux.get("sysctl") or {}
+        if values.get(_PING) == _EVERY_GROUP:  # of those that there are
+            spec = {**spec, "linux": {**linux, "sysctl": {**values, _PING: f"0 {self._last_gid()}"}}}
+        return spec
+
+    def _last_gid(self) -> int:
+        """The end of the groups that begin with 0 and have no gap."""
+        end = 0
+        for first, _outside, size in sorted(self._gids):
+            if first > end:
+                break
+            end = max(end, first + size)
+        return min(end, 1 << 31) - 1
+
+    def _resources(self, resources: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without rules for devices: there is none but those that were bound, and none can be made."""
+        return {name: value for name, value in resources.items() if name != "devices"}
+
+    def _group(self, id: str, spec: Mapping[str, Any], *, fresh: bool) -> cgroup.Group:
+        if self._layout.unified:
+            return super()._group(id, spec, fresh=fresh)
+        note = self._context.run / f"{id}.pid"
+        return Processes(id, note, fresh=fresh)
+
+    def _follow(self, id: str, pid: int) -> None:
+        group = self._records[id].group
+        if isinstance(group, Processes):
+            group.follow(pid)
+
+    def pause(self, id: str) -> None:
+        if not self._layout.unified:
+            self._record(id)
+            raise FailedPrecondition(f'container "{id}"', "can't be paused without a control group", NO_GROUPS)
+        super().pause(id)
+
+    def _host(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> compile.Host:
+        host = super()._host(spec, group, sandboxed=sandboxed)
+        host.confined = True
+        host.gids = self._gids
+        return host
