@@ -1,0 +1,467 @@
+"""The engine's side of netd: starts it, tells it what there is, and starts it again with all of it when it was killed.
+
+Whatever was told stays known here, with duplicates of the descriptors, until it is forgotten. An engine that is new asks a netd
+that has lived on for both. So either of the two may die at any time; when both have, the caller brings everything again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from wherry.api import Context, Error, FailedPrecondition, Plan, Port, Stdio, Unavailable
+from wherry.linux import framing
+from wherry.oci import steps
+from wherry_plugins.network.bridge.records import BridgeState, EndpointState
+
+#: What netd's interpreter runs. The packages above it are stand-ins: their own modules would bring the whole contract along.
+_BOOT = """
+import sys
+core, plugins, site, table, path = sys.argv[1:]
+sys.path += [core, plugins, site]
+for name, top in (("wherry", core), ("wherry_plugins", plugins), ("wherry_plugins.network", plugins),
+                  ("wherry_plugins.network.bridge", plugins)):
+    package = sys.modules[name] = type(sys)(name)
+    package.__path__ = [top + "/" + name.replace(".", "/")]
+from wherry_plugins.network.bridge.netd.main import main
+main(table, path)
+"""
+_RESOLVER = "resolver"
+_PAGE = 100
+_PATIENCE = 20.0  # seconds for an answer
+_BACKLOG = 16
+_LOG = 1 << 20
+
+Key = tuple[str, str]
+Tagged = list[tuple[str, int]]
+
+
+class _Gone(Exception):
+    """The connection broke off, or nobody was there."""
+
+
+class Netd:
+    """netd of one hub: hub is the sandbox whose network namespace has the bridges, "" is the host's. Thread-safe.
+
+    Calls raise Unavailable when netd can't be started or does not answer, FailedPrecondition when it refuses.
+    """
+
+    def __init__(self, context: Context, hub: str) -> None:
+        self._context = context
+        self._hub = hub
+        run = context.run.parent.parent
+        self.table = "wherry-" + hashlib.sha256(os.fsencode(run)).hexdigest()[:8]
+        name = f"netd-{hub}" if hub else "netd"
+        self.path = context.run / f"{name}.sock"
+        self._log = context.run / f"{name}.log"
+        self._lock = threading.RLock()
+        self._networks: dict[str, dict[str, Any]] = {}
+        self._endpoints: dict[Key, dict[str, Any]] = {}
+        self._listeners: dict[Key, Tagged] = {}
+        self._resolvers: dict[str, Tagged] = {}
+        self._socket: socket.socket | None = None
+        self._reader: framing.Reader | None = None
+        self._connections = 0  # their number tells a watcher whether its own still counts
+        self._asked = False  # whether a netd that lived on has been asked what it has
+        self._task = ""
+
+    # what it is told
+
+    def network(self, network: BridgeState) -> None:
+        """A network whose bridge is up; a repeat mends what others have done to its rules."""
+        with self._lock:
+            record = _plain(network)
+            self._networks[network.name] = record
+            try:
+                self._call({"op": "network", "network": record})
+            except FailedPrecondition:
+                del self._networks[network.name]
+                raise
+
+    def forget_network(self, name: str) -> None:
+        """Nothing happens when it is not known."""
+        with self._lock:
+            self._networks.pop(name, None)
+            self._undo({"op": "forget_network", "name": name})
+
+    def endpoint(
+        self, endpoint: EndpointState, resolvers: Sequence[int] = (), listeners: Mapping[Port, Sequence[int]] = {}
+    ) -> None:
+        """A container's place in a network that is known.
+
+        resolvers: bound sockets, UDP and TCP, of the container's namespace; listeners: of each port, those that are bound to it in
+        the hub. They stay the caller's. Without any, those that came before, from this engine or the one before it, stay in use.
+        """
+        key = (endpoint.sandbox_id, endpoint.network)
+        with self._lock:
+            self._ask()
+            before = self._endpoints.get(key)
+            self._endpoints[key] = record = _plain(endpoint)
+            tagged = self._keep(key, endpoint, resolvers, listeners)
+            try:
+                self._call({"op": "endpoint", "endpoint": record}, *self._lending(key, tagged))
+            except FailedPrecondition:
+                if before is None:
+                    self._let_go(key)
+                else:
+                    self._endpoints[key] = before
+                raise
+
+    def forget(self, sandbox_id: str, network: str) -> None:
+        """Nothing happens when it is not known."""
+        with self._lock:
+            self._let_go((sandbox_id, network))
+            self._undo({"op": "forget", "sandbox": sandbox_id, "network": network})
+
+    # what it knows
+
+    def known(self) -> dict[Key, tuple[int, int]]:
+        """For each endpoint how many sockets of its resolver and of its listeners are held, by this engine or by netd."""
+        with self._lock:
+            self._ask()
+            return {
+                key: (len(self._resolvers.get(key[0], ())), len(self._listeners.get(key, ())))
+                for key in self._endpoints
+            }
+
+    def check(self, sandbox_id: str = "", network: str = "") -> None:
+        """FailedPrecondition says what differs: of an endpoint, and of all rules, which are mended then."""
+        with self._lock:
+            self._ask()
+            if sandbox_id and (sandbox_id, network) not in self._endpoints:
+                raise FailedPrecondition(f'sandbox "{sandbox_id}"', f'netd does not know it in network "{network}"')
+            found = self._call({"op": "check"})[0] if self._endpoints or self._networks else []
+        if found:
+            raise FailedPrecondition("rules of the bridge networks", "; ".join(found), "they are made anew")
+
+    # its life
+
+    def sweep(self) -> None:
+        """Ends what a killed netd has left, its table, when nothing is to be kept."""
+        with self._lock:
+            self._ask()
+            if not self._endpoints and not self._networks:
+                self.stop()
+
+    def stop(self) -> None:
+        """Ends netd, its rules and all that it is told; it rests until the next call."""
+        with self._lock:
+            try:
+                if self.path.exists():
+                    self._forget_all()
+                    self._call({"op": "stop"})
+            finally:
+                self._rest()
+            if self._task:
+                self._await_end()
+
+    def close(self) -> None:
+        """This engine's end: netd goes on where there are containers."""
+        with self._lock:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._forget_all()
+        self._disconnect()
+        self._connections += 1
+
+    def _await_end(self) -> None:
+        """Until the shim has seen its end: a hub can't be removed before."""
+        end = time.monotonic() + _PATIENCE
+        while any(task.status != "stopped" for task in self._context.shim.list(self._task)):
+            if time.monotonic() > end:
+                raise Unavailable("netd", "it does not end", f'see "{self._log}"')
+            time.sleep(0.002)
+        self._task = ""
+
+    # descriptors
+
+    def _keep(
+        self, key: Key, endpoint: EndpointState, resolvers: Sequence[int], listeners: Mapping[Port, Sequence[int]]
+    ) -> Tagged:
+        """Duplicates, instead of those before them; what is to be lent."""
+        lent: Tagged = []
+        if resolvers:
+            _close(self._resolvers.pop(key[0], []))
+            self._resolvers[key[0]] = [(_RESOLVER, os.dup(fd)) for fd in resolvers]
+            lent += self._resolvers[key[0]]
+        if listeners:
+            _close(self._listeners.pop(key, []))
+            index = {port: str(number) for number, port in enumerate(endpoint.ports)}
+            self._listeners[key] = [(index[port], os.dup(fd)) for port, fds in listeners.items() for fd in fds]
+            lent += self._listeners[key]
+        return lent
+
+    def _let_go(self, key: Key) -> None:
+        self._endpoints.pop(key, None)
+        _close(self._listeners.pop(key, []))
+        if not any(sandbox == key[0] for sandbox, _network in self._endpoints):
+            _close(self._resolvers.pop(key[0], []))
+
+    def _forget_all(self) -> None:
+        for key in tuple(self._endpoints):
+            self._let_go(key)
+        self._networks.clear()
+
+    @staticmethod
+    def _lending(key: Key, tagged: Tagged) -> Iterator[dict[str, Any]]:
+        """Requests that lend these, a page each; "_fds" is what travels along."""
+        for at in range(0, len(tagged), _PAGE):
+            page = tagged[at : at + _PAGE]
+            yield {
+                "op": "lend",
+                "sandbox": key[0],
+                "network": key[1],
+                "first": at == 0,
+                "tags": [tag for tag, _fd in page],
+                "_fds": [fd for _tag, fd in page],
+            }
+
+    # the connection
+
+    def _call(self, *messages: dict[str, Any]) -> tuple[Any, list[int]]:
+        """The answer to the last of some requests; netd is started where there is none."""
+        for last in (False, True):
+            try:
+                self._connect(start=True)
+                return self._exchange(messages)
+            except _Gone as error:
+                self._disconnect()
+                if last:
+                    raise Unavailable("netd", str(error), f'see "{self._log}"') from None
+        raise AssertionError
+
+    def _undo(self, message: dict[str, Any]) -> None:
+        """A request that takes something away: where no netd is, and none has been killed, there is nothing to take."""
+        if self._socket is not None or self.path.exists():
+            self._call(message)
+
+    def _ask(self) -> None:
+        """Learns from a netd that has lived on what it has, once."""
+        if self._asked:
+            return
+        try:
+            self._connect(start=False)
+        except _Gone:
+            self._disconnect()
+        self._asked = True
+
+    def _exchange(self, messages: Sequence[dict[str, Any]]) -> tuple[Any, list[int]]:
+        """All are sent before the first answer is read."""
+        sock, reader = self._socket, self._reader
+        assert sock is not None
+        assert reader is not None
+        refusal = ""
+        value: Any = None
+        fds: list[int] = []
+        try:
+            for message in messages:
+                framing.send(sock, {k: v for k, v in message.items() if k != "_fds"}, message.get("_fds", ()))
+            for _message in messages:
+                frame = reader.next()
+                if frame is None:
+                    raise _Gone("it ended")
+                answer, fds = frame
+                value = answer.get("ok")
+                refusal = refusal or answer.get("error", "")
+        except (OSError, framing.FrameError) as error:
+            raise _Gone(str(error)) from None
+        if refusal:
+            raise FailedPrecondition("netd", refusal, f'see "{self._log}"')
+        return value, fds
+
+    def _connect(self, *, start: bool) -> None:
+        """_Gone when nobody answers and none is to be started."""
+        if self._socket is not None:
+            return
+        sock = self._dial()
+        if sock is None:
+            if not start:
+                raise _Gone("nobody answers")
+            self._spawn()
+            sock = self._dial()
+            if sock is None:
+                raise _Gone("it did not start")
+        self._socket, self._reader = sock, framing.Reader(sock)
+        self._connections += 1
+        self._agree()
+        self._asked = True
+        watched = self._dial()
+        if watched is not None:
+            threading.Thread(
+                target=self._watch, args=(watched, self._connections), name="netd-watch", daemon=True
+            ).start()
+
+    def _disconnect(self) -> None:
+        sock, self._socket = self._socket, None
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+        if sock is not None:
+            sock.close()
+
+    def _dial(self) -> socket.socket | None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        sock.settimeout(_PATIENCE)
+        try:
+            with _short(self.path) as name:
+                sock.connect(name)
+        except OSError:
+            sock.close()
+            return None
+        return sock
+
+    def _agree(self) -> None:
+        """Brings netd and this side together: what the other one lacks."""
+        there = self._exchange([{"op": "state"}])[0]
+        networks = {record["name"]: record for record in there["networks"]}
+        endpoints = {(record["sandbox_id"], record["network"]): record for record in there["endpoints"]}
+        if not self._asked:
+            self._adopt(networks, endpoints)
+        for key in endpoints.keys() - self._endpoints.keys():
+            self._exchange([{"op": "forget", "sandbox": key[0], "network": key[1]}])
+        for name in networks.keys() - self._networks.keys():
+            self._exchange([{"op": "forget_network", "name": name}])
+        for name, record in self._networks.items():
+            if networks.get(name) != record:
+                self._exchange([{"op": "network", "network": record}])
+        lent: set[str] = set()
+        for key, record in self._endpoints.items():
+            if endpoints.get(key) != record:
+                tagged = self._listeners.get(key, [])
+                if key not in endpoints and key[0] not in lent:
+                    lent.add(key[0])
+                    tagged = [*self._resolvers.get(key[0], []), *tagged]
+                self._exchange([{"op": "endpoint", "endpoint": record}, *self._lending(key, tagged)])
+
+    def _adopt(self, networks: Mapping[str, dict[str, Any]], endpoints: Mapping[Key, dict[str, Any]]) -> None:
+        """Takes over what an engine before this one has told."""
+        for name, record in networks.items():
+            self._networks.setdefault(name, record)
+        for key, record in endpoints.items():
+            self._endpoints.setdefault(key, record)
+            if key not in self._listeners:
+                self._listeners[key] = self._borrow(*key)
+            if key[0] not in self._resolvers:
+                self._resolvers[key[0]] = self._borrow(key[0], "")
+
+    def _borrow(self, sandbox: str, network: str) -> Tagged:
+        found: Tagged = []
+        while True:
+            request = {"op": "borrow", "sandbox": sandbox, "network": network, "from": len(found)}
+            page, fds = self._exchange([request])
+            found += zip(page["tags"], fds, strict=True)
+            if not page["more"]:
+                return found
+
+    def _watch(self, sock: socket.socket, connection: int) -> None:
+        """Waits for netd's end; where containers need it, it is started again."""
+        with sock:
+            sock.settimeout(None)
+            with contextlib.suppress(OSError):
+                sock.recv(1)
+        for pause in (0.0, 0.1, 0.5, 2.0, 5.0):
+            time.sleep(pause)
+            with self._lock:
+                if self._connections != connection:
+                    return  # somebody else noticed, or it was stopped
+                self._disconnect()
+                if not self._endpoints:
+                    return
+                try:
+                    self._connect(start=True)
+                    return
+                except (Error, OSError, _Gone):
+                    self._disconnect()
+                    connection = self._connections
+
+    def _spawn(self) -> None:
+        """Starts one through the shim, which is its parent, on a socket that is bound here, so that nobody has to wait for it."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        log = -1
+        try:
+            self.path.unlink(missing_ok=True)
+            with _short(self.path) as name:
+                listener.bind(name)
+            self.path.chmod(0o600)
+            listener.listen(_BACKLOG)
+            log = self._open_log()
+            plan = Plan(
+                argv=(sys.executable, "-I", "-S", "-c", _BOOT, *_places(), self.table, str(self.path)),
+                env=("LC_ALL=C.UTF-8",),
+                how="clone" if self._hub else "spawn",
+                sandbox_id=self._hub,
+                steps=(steps.Join(("net",)), steps.Created(), steps.Signals(), steps.Execute()) if self._hub else (),
+                fds=(listener.fileno(),),
+            )
+            task = f"{self._context.id}.netd.{secrets.token_hex(4)}"
+            self._context.shim.spawn(task, "", plan, Stdio(stdout=log, stderr=log))
+            if self._hub:
+                self._context.shim.start(task, "")
+            self._task = task
+        except OSError as error:
+            raise Unavailable("netd", f"could not be started: {error}", f'see "{self._log}"') from None
+        finally:
+            listener.close()
+            if log >= 0:
+                os.close(log)
+
+    def _open_log(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            if self._log.stat().st_size > _LOG:
+                self._log.rename(f"{self._log}.1")
+        return os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _plain(record: BridgeState | EndpointState) -> dict[str, Any]:
+    """As JSON has it, so that what comes back from netd compares equal."""
+    return {
+        name: [attrs.asdict(item) if attrs.has(type(item)) else item for item in value]
+        if isinstance(value, tuple)
+        else value
+        for name, value in attrs.asdict(record, recurse=False).items()
+    }
+
+
+def _close(tagged: Tagged) -> None:
+    for _tag, fd in tagged:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name for a socket however long its path is (unix(7): 108 bytes)."""
+    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{path.name}"
+    finally:
+        os.close(fd)
+
+
+@functools.cache
+def _places() -> tuple[str, ...]:
+    """Where netd finds wherry, wherry_plugins and dnslib."""
+    found = []
+    for name in ("wherry", "wherry_plugins", "dnslib"):
+        spec = importlib.util.find_spec(name)
+        locations = (spec.submodule_search_locations if spec else None) or ()
+        if not locations:
+            raise Unavailable("netd", f'the package "{name}" is not installed')
+        found.append(str(Path(next(iter(locations))).parent))
+    return tuple(found)
+
+
+__all__ = ["Netd"]

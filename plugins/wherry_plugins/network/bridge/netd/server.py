@@ -1,0 +1,313 @@
+"""netd's requests: what the engine tells and asks, as frames (wherry.linux.framing) in the order they are answered.
+
+{"op": "...", ...} is answered by {"ok": value} or {"error": text}. A connection that says "watch" gets nothing until netd ends.
+Descriptors travel in pages with a tag each (see ``lend``), since a container may publish thousands of ports.
+
+While an engine is connected netd stays for as long as there is a network, without one as long as there is a container.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+
+from wherry.linux import framing
+from wherry.linux.loop import IN
+from wherry_plugins.network.bridge.netd import forwarding, rules
+from wherry_plugins.network.bridge.netd.dns import Answers
+from wherry_plugins.network.bridge.netd.libnftables import NftError
+from wherry_plugins.network.bridge.netd.names import Names
+from wherry_plugins.network.bridge.netd.resolver import Resolver
+from wherry_plugins.network.bridge.netd.ruleset import Ruleset
+from wherry_plugins.network.bridge.netd.state import Endpoint, Network
+from wherry_plugins.network.bridge.netd.tcp import TcpPort
+from wherry_plugins.network.bridge.netd.udp import UdpPort
+from wherry_plugins.network.bridge.netd.upstream import Upstream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from wherry.linux.loop import Loop, Timer
+
+PROTOCOL = 1
+#: How long netd waits with nothing to do before it ends, in seconds.
+IDLE = 2.0
+#: The tag of a resolver's descriptor; others are those of listeners: "<index of the port>/<network>".
+RESOLVER = "resolver"
+PAGE = 100
+
+
+class Refused(Exception):
+    """A request that can't be fulfilled; the text is the answer."""
+
+
+class Published:
+    """The listeners of an endpoint, by tag."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[str, TcpPort | UdpPort]] = []
+
+    def close(self) -> None:
+        for _tag, port in self.open:
+            port.close()
+        self.open.clear()
+
+
+class Server:
+    """All that the process has."""
+
+    def __init__(self, loop: Loop, listener: socket.socket, table: str, path: str) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._path = path
+        self._ruleset = Ruleset(loop, table)
+        self._names = Names()
+        self._answers = Answers(self._names, Upstream(loop))
+        self._networks: dict[str, Network] = {}
+        self._endpoints: dict[tuple[str, str], Endpoint] = {}
+        self._published: dict[tuple[str, str], Published] = {}
+        self._resolvers: dict[str, list[Resolver]] = {}
+        self._engines: set[Engine] = set()
+        self._idle: Timer | None = None
+        self._ended = False
+        listener.setblocking(False)
+        loop.add(listener.fileno(), IN, self._accept)
+        self.settle()
+
+    def _accept(self, _events: int) -> None:
+        try:
+            sock, _address = self._listener.accept()
+        except OSError:
+            return
+        _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, os.geteuid()):
+            sock.close()
+            return
+        sock.setblocking(True)
+        sock.settimeout(10)  # an engine that takes no answer for so long is none
+        self._engines.add(Engine(self, self._loop, sock))
+
+    def gone(self, engine: Engine) -> None:
+        self._engines.discard(engine)
+        if self._engines or self._endpoints:
+            self.settle()
+        else:
+            self.end()
+
+    def settle(self) -> None:
+        """Ends after a while without anything to do, at once when nobody is there who might bring something."""
+        if self._ended:
+            return
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._endpoints or (self._engines and self._networks):
+            return
+        self._idle = self._loop.later(IDLE, self.end)
+
+    def end(self) -> None:
+        """Leaves nothing behind. The socket goes first: whoever comes now starts another netd."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            os.unlink(self._path)
+        except FileNotFoundError:
+            pass
+        self._loop.remove(self._listener.fileno())
+        self._listener.close()
+        for published in self._published.values():
+            published.close()
+        for resolvers in self._resolvers.values():
+            for resolver in resolvers:
+                resolver.close()
+        self._ruleset.close()
+        self._loop.stop()
+
+    # requests
+
+    def answer(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, list[int]]:
+        """(value, descriptors that go with it, which stay ours). fds are the callee's; it takes what it keeps out of the list."""
+        method = _OPS.get(message.get("op", ""))
+        if method is None:
+            raise Refused(f"no such op {message.get('op')!r}")
+        return method(self, message, fds)
+
+    def _hello(self, _message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        return {"protocol": PROTOCOL, "pid": os.getpid()}, []
+
+    def _network(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        network = Network(message["network"])
+        before = self._networks.get(network.name)
+        if before is None or before.record != network.record:
+            if not network.internal:
+                forwarding.enable(network.subnets)
+            self._ruleset.add(rules.of_network(network))
+            if before is not None:
+                self._ruleset.delete(rules.of_network(before))
+            self._networks[network.name] = network
+            self._names.network(network)
+            self.settle()
+        self._ruleset.mend()
+        return None, []
+
+    def _forget_network(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        network = self._networks.pop(message["name"], None)
+        if network is not None:
+            self._ruleset.delete(rules.of_network(network))
+            self._names.forget_network(network.name)
+            self.settle()
+        return None, []
+
+    def _endpoint(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        """A new one, or one that has changed; its listeners stay unless the ports are others."""
+        endpoint = Endpoint(message["endpoint"])
+        before = self._endpoints.get(endpoint.key)
+        if before is not None and before.record == endpoint.record:
+            return None, []
+        self._ruleset.add(rules.of_endpoint(endpoint))
+        if before is not None:
+            self._ruleset.delete(rules.of_endpoint(before))
+            self._names.remove(before)
+            if before.record["ports"] != endpoint.record["ports"]:
+                self._published.pop(endpoint.key, Published()).close()
+        self._endpoints[endpoint.key] = endpoint
+        self._names.add(endpoint)
+        self.settle()
+        return None, []
+
+    def _lend(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, list[int]]:
+        """Descriptors of an endpoint, with a tag each. first: those of the same kind that it had before go."""
+        key = (message["sandbox"], message["network"])
+        endpoint = self._endpoints.get(key)
+        if endpoint is None:
+            raise Refused(f"no endpoint of {key[0]} in {key[1]}")
+        if message["first"] and any(tag != RESOLVER for tag in message["tags"]):
+            self._published.pop(key, Published()).close()
+        if message["first"] and RESOLVER in message["tags"]:
+            for resolver in self._resolvers.pop(key[0], []):
+                resolver.close()
+        for tag in message["tags"]:
+            fd = fds.pop(0)
+            if tag == RESOLVER:
+                resolvers = self._resolvers.setdefault(key[0], [])
+                resolvers.append(Resolver(self._loop, self._answers, key[0], fd))
+            else:
+                self._published.setdefault(key, Published()).open.append((tag, self._listen(endpoint, int(tag), fd)))
+        return None, []
+
+    def _listen(self, endpoint: Endpoint, index: int, fd: int) -> TcpPort | UdpPort:
+        port = endpoint.ports[index]
+        key = endpoint.key
+
+        def target(version: int) -> tuple[str, int]:
+            """As the endpoint is now."""
+            now = self._endpoints.get(key, endpoint)
+            return now.address(version) or now.address(10 - version), port.container_port
+
+        cls = UdpPort if port.protocol == "udp" else TcpPort
+        return cls(self._loop, fd, target, self._names.internal)
+
+    def _forget(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        key = (message["sandbox"], message["network"])
+        endpoint = self._endpoints.pop(key, None)
+        if endpoint is not None:
+            self._ruleset.delete(rules.of_endpoint(endpoint))
+            self._names.remove(endpoint)
+            self._published.pop(key, Published()).close()
+            if not any(sandbox == key[0] for sandbox, _network in self._endpoints):
+                for resolver in self._resolvers.pop(key[0], []):
+                    resolver.close()
+            self.settle()
+        return None, []
+
+    def _state(self, _message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        """All networks and endpoints, with the tags of the descriptors that each has."""
+        return {
+            "networks": [network.record for network in self._networks.values()],
+            "endpoints": [endpoint.record for endpoint in self._endpoints.values()],
+        }, []
+
+    def _borrow(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        """A page of the descriptors of an endpoint's listeners, or with network "" of a sandbox's resolvers, with their tags."""
+        key = (message["sandbox"], message["network"])
+        if key[1]:
+            held = [(tag, port.socket.fileno()) for tag, port in self._published.get(key, Published()).open]
+        else:
+            held = [(RESOLVER, resolver.socket.fileno()) for resolver in self._resolvers.get(key[0], ())]
+        page = held[message["from"] : message["from"] + PAGE]
+        return {"tags": [tag for tag, _fd in page], "more": len(held) > message["from"] + PAGE}, [
+            fd for _tag, fd in page
+        ]
+
+    def _check(self, _message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        """What differs in the packet filter from what should be there; it is then mended."""
+        routed = [subnet for network in self._networks.values() if not network.internal for subnet in network.subnets]
+        found = [*forwarding.missing(routed), *self._ruleset.differences()]
+        if found:
+            forwarding.enable(routed)
+            self._ruleset.mend()
+        return found, []
+
+    def _stop(self, _message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
+        self.end()
+        return None, []
+
+
+_OPS = {
+    "hello": Server._hello,
+    "watch": Server._hello,
+    "network": Server._network,
+    "forget_network": Server._forget_network,
+    "endpoint": Server._endpoint,
+    "lend": Server._lend,
+    "forget": Server._forget,
+    "state": Server._state,
+    "borrow": Server._borrow,
+    "check": Server._check,
+    "stop": Server._stop,
+}
+
+
+class Engine:
+    """A connection of one."""
+
+    def __init__(self, server: Server, loop: Loop, sock: socket.socket) -> None:
+        self._server = server
+        self._loop = loop
+        self._socket = sock
+        self._reader = framing.Reader(sock)
+        loop.add(sock.fileno(), IN, self._readable)
+
+    def _readable(self, _events: int) -> None:
+        try:
+            if not self._reader.feed():
+                self._close()
+                return
+            while (frame := self._reader.pop()) is not None:
+                self._answer(*frame)
+        except (OSError, framing.FrameError):
+            self._close()
+
+    def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
+        lent: list[int] = []
+        try:
+            value, lent = self._server.answer(message, fds)
+            answer = {"ok": value}
+        except Exception as error:
+            if not isinstance(error, Refused | NftError):
+                sys.excepthook(type(error), error, error.__traceback__)
+            answer = {"error": str(error) or type(error).__name__}
+        finally:
+            for fd in fds:
+                os.close(fd)
+        framing.send(self._socket, answer, lent)
+
+    def _close(self) -> None:
+        self._loop.remove(self._socket.fileno())
+        self._reader.close()
+        self._socket.close()
+        self._server.gone(self)
