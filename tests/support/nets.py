@@ -218,10 +218,8 @@ class World:
             addresses=tuple(f"{address}/24" for address in machine.addresses),
             names=options.pop("names", (machine.name,)), ports=ports, **options,
         )  # fmt: skip
-        listeners = {port: self.listeners(port) for port in ports}
-        self.netd.endpoint(
-            state, self.resolvers(machine), {p: tuple(s.fileno() for s in l) for p, l in listeners.items()}
-        )
+        listeners = {port: tuple(sock.fileno() for sock in self.listeners(port)) for port in ports}
+        self.netd.endpoint(state, self.resolvers(machine), listeners)
         self.let_go()
         return state
 
