@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
 from support.cli import Client, FakeEngine, call, container
 from wherry.api import Event, Exit, LogLine
 from wherry.linux import framing
@@ -111,7 +113,8 @@ def test_a_client_that_leaves_is_detached_and_its_streams_are_let_go() -> None:
     client = Client(held.engine, ("run", "busybox"))
     assert client.reader.next() == ({"attached": True}, [])
     client.near.close()
-    until(lambda: held.engine.called("detach") == [(container().id, "", "")])
+    until(lambda: held.engine.called("detach"))
+    assert held.engine.called("detach") == [(container().id, held.engine.called("run")[0][1].token, "")]
     assert os.read(client.out_end, 1) == b""  # end of file at once, though the container goes on
     assert os.read(client.err_end, 1) == b""
     held.end()
@@ -135,7 +138,8 @@ def test_a_stdout_that_nobody_reads_ends_the_client() -> None:
     assert client.reader.next() == ({"attached": True}, [])
     os.close(client.out_end)
     assert client.reader.next() == ({"exit": 141}, [])
-    until(lambda: held.engine.called("detach") == [(container().id, "", "")])
+    until(lambda: held.engine.called("detach"))
+    assert held.engine.called("detach") == [(container().id, held.engine.called("run")[0][1].token, "")]
     held.end()
     client.out_end = os.open("/dev/null", os.O_RDONLY)
     client.finish()
@@ -212,3 +216,32 @@ def test_garbage_from_a_client_ends_it_alone() -> None:
     client.near.close()
     for end in (client.out_end, client.err_end):
         os.close(end)
+
+
+def let_go_of() -> tuple[str, str]:
+    """The tokens by which two clients of one container are let go of: of ``run``, and of a ``start -a`` beside it."""
+    held = Held(start=container())
+    first = Client(held.engine, ("run", "busybox"))
+    assert first.reader.next() == ({"attached": True}, [])
+    second = Client(held.engine, ("start", "-a", "web"))
+    assert second.reader.next() == ({"attached": True}, [])
+    second.near.close()
+    until(lambda: held.engine.called("detach"))
+    ((_id, token, _exec),) = held.engine.called("detach")
+    assert token == held.engine.called("start")[0][1].token
+    held.end()
+    first.finish()
+    second.thread.join(20)
+    for end in (second.out_end, second.err_end):
+        os.close(end)
+    return held.engine.called("run")[0][1].token, token
+
+
+def test_who_attaches_by_start_lets_go_of_its_own_streams_alone() -> None:
+    mine, others = let_go_of()
+    assert mine != others
+
+
+def test_twin_clients_without_a_token_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wherry_plugins.frontend.cli.streams.os.urandom", lambda _count: b"")
+    assert let_go_of() == ("", "")

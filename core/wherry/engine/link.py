@@ -17,6 +17,8 @@ from typing import Any
 from wherry.linux import framing
 
 LOST = "the connection was lost"
+#: What sendmsg(2) says of the descriptors of one frame (unix(7)), before it sends any of it. A socket is never closed while in use.
+_OWN_FAULT = frozenset({errno.EBADF, errno.ETOOMANYREFS, errno.EINVAL})
 
 
 class _Slot:
@@ -50,7 +52,8 @@ class Link:
         return self.wait(*self.post(op, fields, fds))
 
     def post(self, op: str, fields: Mapping[str, Any], fds: Sequence[int]) -> tuple[int, _Slot]:
-        """Sends a request; ``wait`` takes its answer, now, later or never. ConnectionError when the shim is lost."""
+        """Sends a request; ``wait`` takes its answer, now, later or never. ConnectionError when the shim is lost; another OSError
+        or a FrameError when nothing of this request could be sent, which is no other one's concern."""
         slot = _Slot()
         with self._state:
             if self.lost:
@@ -61,7 +64,11 @@ class Link:
         try:
             with self._sending:
                 framing.send(self._socket, {"id": number, "op": op, **fields}, fds)
-        except OSError:
+        except (OSError, framing.FrameError) as error:
+            if isinstance(error, framing.FrameError) or error.errno in _OWN_FAULT:
+                with self._state:
+                    self._slots.pop(number, None)
+                raise
             self._lose()
         return number, slot
 

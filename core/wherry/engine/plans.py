@@ -52,6 +52,7 @@ def encode_stdio(stdio: Stdio) -> tuple[dict[str, Any], list[int]]:
         "columns": stdio.columns,
         "hold_stdin": stdio.hold_stdin,
         "attachable": stdio.attachable,
+        "token": stdio.token,
         "log": {
             "format": sink.format,
             "path": sink.path,

@@ -146,12 +146,12 @@ class ShimClient:
             self._renew(link)
             hello = _value(link.call("hello", {}, ())[0])
         self.pid, self.start_time, self.version = hello["pid"], hello["start_time"], hello["version"]
-        before, self._instance = self._instance, hello["instance"]
-        if before == self._instance:
+        if self._instance == hello["instance"]:
             return
-        if before:
+        if self._instance:
             self._hand_over(link)
         self._fetch_pidfds(link)
+        self._instance = hello["instance"]  # once it is done: what breaks off is done again, by the next connection
 
     @staticmethod
     def _renew(link: Link) -> None:
@@ -192,7 +192,7 @@ class ShimClient:
             link = self._connected()
             try:
                 answer, received = link.call(op, fields, fds)
-            except OSError:
+            except ConnectionError:
                 if last:
                     raise errors.Unavailable("shim", LOST, "try again") from None
             else:
@@ -328,7 +328,7 @@ class ShimClient:
         link = self._connected()
         try:
             ticket = link.post(op, fields, ())
-        except OSError:
+        except ConnectionError:
             raise errors.Unavailable("shim", LOST, "try again") from None
 
         def result() -> Any:

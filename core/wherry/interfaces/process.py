@@ -38,7 +38,8 @@ class Stdio:
     log may be set beside fds: then both get every byte, by the logger. hold_stdin keeps the stdin of a container open with no
     writer attached, as ``docker run -i -d`` does; in ``attach``: after this writer's end of file, too. attachable: the streams go
     through the logger even where nothing is recorded, so that ``attach`` works later; without it and without log, terminal and
-    hold_stdin the child gets the fds themselves.
+    hold_stdin the child gets the fds themselves. token: a name that the caller gives these fds, unlike any other one's, by which
+    ``detach`` drops them; "" where nobody will.
     """
 
     stdin: int = -1
@@ -50,6 +51,7 @@ class Stdio:
     log: LogSink = LogSink("none")
     hold_stdin: bool = False
     attachable: bool = False
+    token: str = ""
 
 
 class Step(Protocol):
@@ -176,11 +178,13 @@ class Shim(Protocol):
     def resize(self, id: str, exec_id: str, rows: int, columns: int) -> None: ...
     def close_stdin(self, id: str, exec_id: str) -> None: ...
     def attach(self, id: str, exec_id: str, stdio: Stdio) -> str:
-        """Adds a reader and writer of the streams; answers a token for ``detach``."""
+        """Adds a reader and writer of the streams; answers a token for ``detach``, the caller's own where it gave one.
+        AlreadyExists when that is in use."""
         ...
 
     def detach(self, id: str, exec_id: str, token: str) -> None:
-        """Drops the fds of one attach ("" drops those given to spawn); nothing happens when they are gone."""
+        """Drops the fds of one attach or spawn ("" drops those given to spawn without a token); nothing happens when they are
+        gone."""
         ...
 
     def list(self, id: str = "") -> Iterator[TaskState]:

@@ -144,13 +144,13 @@ class Input:
 
     def remove(self, token: str, *, eof: bool = False) -> None:
         """A client is at its end (eof) or gone; with the last one the container sees end of file, unless its stdin is held: at the
-        end by that client's own wish (tokens that begin with "h"), otherwise by the task's."""
+        end of one that was attached later by its own wish (see ``Streams``), otherwise by the task's."""
         source = self.sources.pop(token, None)
         if source is None:
             return
         self.task.logger.loop.remove(source.fd)
         self.task.gone(token, -1)
-        held = token.startswith("h") if eof and token else self.task.streams.hold
+        held = token[0] == "h" if eof and token[:1] in ("a", "h") else self.task.streams.hold
         if not self.sources and not held:
             self._ending = True
             if not self._rest:

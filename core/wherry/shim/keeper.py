@@ -44,7 +44,7 @@ class Keeper:
         self._started = 0.0
         self._failures = 0
         self.starts = 0  # how many loggers there were
-        self.dropped: dict[str, int] = {}  # slots that the logger has not released yet
+        self.dropped: set[int] = set()  # slots that the logger has not released yet
         self._closing = False
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class Keeper:
             logger.run(theirs, self.listener, self.memory, self.ledger.fd)
         theirs.close()
         self.adopt(pid, ours)
-        for slot in self.dropped.values():
+        for slot in self.dropped:
             self.slots.give(slot)
         self.dropped.clear()
         for streams in self.streams.values():
@@ -122,7 +122,8 @@ class Keeper:
         self.streams = taken
         self.listener = socket.socket(fileno=listener)
         self.slots = arena.Slots(self.memory)
-        self.slots.adopt({streams.slot for streams in taken.values()})
+        self.dropped = set(message.get("left", ()))
+        self.slots.adopt({streams.slot for streams in taken.values()} | self.dropped)
         channel = self.adopt(pid, sock)
         channel.reader = reader
         channel.take()
@@ -179,7 +180,8 @@ class Keeper:
 
     def attach(self, streams: Streams, token: str, part: dict[str, int]) -> None:
         streams.attached[token] = part
-        self._tell({"op": "attach", "key": streams.key, "token": token, "names": list(part)}, list(part.values()))
+        message = {"op": "attach", "key": streams.key, "slot": streams.slot, "token": token, "names": list(part)}
+        self._tell(message, list(part.values()))
 
     def detach(self, streams: Streams, token: str) -> None:
         """The shim's duplicates go at once; the logger's when it hears of it."""
@@ -196,14 +198,14 @@ class Keeper:
         self._tell({"op": "exited", "key": streams.key})
 
     def drop(self, streams: Streams) -> None:
-        """Lets go of streams that others may hold open for ever."""
+        """Lets go of streams that others may hold open for ever. What a slow reader has not taken yet it still gets, by the logger."""
         if self.streams.pop(streams.key, None) is None:
             return
         if self.channel is None:
             self.slots.give(streams.slot)
         else:
-            self.dropped[streams.key] = streams.slot
-            self._tell({"op": "drop", "key": streams.key})
+            self.dropped.add(streams.slot)
+            self._tell({"op": "drop", "key": streams.key, "slot": streams.slot})
         streams.close()
 
     def quit(self) -> None:
@@ -217,12 +219,12 @@ class Keeper:
     def _frame(self, _channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
         op = message["op"]
         if op == "released":
-            slot = self.dropped.pop(message["of"], None)
-            if slot is not None:
-                self.slots.give(slot)
+            if message["slot"] in self.dropped:
+                self.dropped.discard(message["slot"])
+                self.slots.give(message["slot"])
             return
-        streams = self.streams.get(message["of"] if op == "gone_all" else message["key"])
-        if streams is None:
+        streams = self.streams.get(message["key"])
+        if streams is None or streams.slot != message["slot"]:  # of an earlier run of that container
             for fd in fds:
                 os.close(fd)
             return

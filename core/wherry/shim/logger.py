@@ -38,12 +38,13 @@ _LAST_STEPS = 64  # of at least one page each: more than a pipe of the default s
 class Task:
     """The streams of one process in a container."""
 
-    __slots__ = ("closed", "input", "log", "logger", "outputs", "reported", "streams", "when_full")
+    __slots__ = ("closed", "input", "left", "log", "logger", "outputs", "reported", "streams", "when_full")
 
     def __init__(self, logger: Logger, streams: Streams) -> None:
         self.logger = logger
         self.streams = streams
         self.closed = False
+        self.left = False  # the shim has let go of it: only what readers have not taken yet keeps it here
         self.reported = False
         sink = json.loads(streams.log) if streams.log else {}
         self.when_full = sink.get("when_full", "block")
@@ -138,7 +139,10 @@ class Task:
             if output.eof or output.quiet:
                 output.record(force=True)
             output.watch()
-        if not all(output.settled() for output in self.outputs):
+        if self.closed or not all(output.settled() for output in self.outputs):
+            return
+        if self.left:
+            self.logger.leave(self)
             return
         ended = all(output.eof or (output.hung and self.streams.exited) for output in self.outputs)
         if ended:
@@ -149,6 +153,17 @@ class Task:
                 if token != "log":
                     self.detach(token)
             self.logger.tell("drained", self, eof=False)
+            self.logger.rest()
+
+    def drop(self) -> None:
+        """The shim has let go of it: it ends with what its readers still wait for. A log that takes nothing is given up."""
+        self.left = self.streams.exited = True
+        if self.input is not None and not self.input.closed:
+            self.input.close()
+        if any(output.blocked for output in self.outputs):
+            self.logger.leave(self)
+        else:
+            self.settle()
 
     def close(self) -> None:
         self.closed = True
@@ -170,6 +185,8 @@ class Logger:
         self.null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
         self.scratch = pipes.staging()
         self.tasks: dict[str, Task] = {}
+        self.left: set[Task] = set()
+        self._quitting = False
         self._memory = (arena, ledger, listener.fileno())
         self._listener = listener
         self._shim: Channel | None = Channel(self.loop, sock, self._frame, self._lost)
@@ -177,13 +194,28 @@ class Logger:
 
     def tell(self, op: str, task: Task | None = None, fds: list[int] | tuple[int, ...] = (), **fields: Any) -> None:
         if self._shim is not None:
-            self._shim.send({"op": op, "key": task.streams.key if task else "", **fields}, fds)
+            # By slot, too: the next run of a container has the same key, and is not to hear of this one.
+            named = {"key": task.streams.key, "slot": task.streams.slot} if task else {}
+            self._shim.send({"op": op, **named, **fields}, fds)
 
     def finish(self, task: Task) -> None:
         """All its streams have ended, and nothing of it is here any more."""
         del self.tasks[task.streams.key]
         task.close()
         self.tell("drained", task, eof=True)
+        self.rest()
+
+    def leave(self, task: Task) -> None:
+        """As ``finish``, for one that the shim has let go of."""
+        self.left.discard(task)
+        task.close()
+        self.tell("released", task)
+        self.rest()
+
+    def rest(self) -> None:
+        """Ends once the shim has said so and every log is whole and every reader has what is its own."""
+        if self._quitting and not self.left and all(task.reported for task in self.tasks.values()):
+            self.loop.stop()
 
     def _accept(self, _events: int) -> None:
         """A new shim: the old one is gone, or will be when it sees this connection replace its own."""
@@ -201,11 +233,11 @@ class Logger:
         if channel is not self._shim:
             return
         self._shim = None
-        if not self.tasks:
+        if not self.tasks and not self._quitting:
             self.loop.later(30.0, self._unwanted)
 
     def _unwanted(self) -> None:
-        if self._shim is None and not self.tasks:
+        if self._shim is None and not self.tasks and not self.left:
             self.loop.stop()
 
     def _frame(self, channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
@@ -226,15 +258,16 @@ class Logger:
         if op == "takeover":
             self._hand_over()
         elif op == "quit":
-            self.loop.stop()
+            self._quitting = True
+            self.rest()
         found = self.tasks.get(message.get("key", ""))
         if found is None:
             for fd in fds:
                 os.close(fd)
             if op == "attach":
-                self.tell("gone_all", token=message["token"], of=message["key"])
+                self.tell("gone_all", token=message["token"], key=message["key"], slot=message["slot"])
             elif op == "drop":
-                self.tell("released", of=message["key"])
+                self.tell("released", slot=message["slot"])
             return
         if op == "attach":
             found.attach(message["token"], dict(zip(message["names"], fds, strict=True)))
@@ -249,15 +282,16 @@ class Logger:
             found.settle()
         elif op == "drop":
             del self.tasks[found.streams.key]
-            found.close()
-            self.tell("released", of=found.streams.key)
+            self.left.add(found)
+            found.drop()
 
     def _hand_over(self) -> None:
         for task in self.tasks.values():
             message, fds = task.streams.pack()
             if self._shim is not None:
                 self._shim.send({"op": "stream", **message}, fds)
-        self.tell("streams", fds=self._memory, pid=os.getpid(), format=FORMAT)
+        left = [task.streams.slot for task in self.left]
+        self.tell("streams", fds=self._memory, pid=os.getpid(), format=FORMAT, left=left)
 
 
 def run(sock: socket.socket, listener: socket.socket, arena: int, ledger: int) -> None:

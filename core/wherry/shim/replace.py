@@ -42,7 +42,7 @@ def _task(shim: Shim, task: Task) -> dict[str, Any]:
         "error": task.error,
         "hooks": task.hooks,
         "streams": task.streams is not None and task.streams.key in shim.keeper.streams,
-        "unpublished": task.held is not None,
+        "unpublished": task.held is not None or task.owed is not None,
     }
 
 
@@ -58,7 +58,6 @@ def collect(shim: Shim, reply: Reply) -> dict[str, Any]:
     clients = list(shim.clients)
     return {
         "instance": shim.instance,
-        "tokens": shim.tokens,
         "tasks": [_task(shim, task) for task in shim.tasks],
         "undecided": sorted(shim.tasks.undecided),
         "streams": [_streams(streams) for streams in keeper.streams.values()],
@@ -67,7 +66,7 @@ def collect(shim: Shim, reply: Reply) -> dict[str, Any]:
         "clients": [{**_channel(client), "reader": client in readers} for client in clients],
         "reply": {"client": clients.index(reply.channel) if reply.channel in clients else -1, "id": reply.id},
         "logger": {**_channel(keeper.channel), "pid": keeper.pid} if keeper.channel is not None else None,
-        "dropped": keeper.dropped,
+        "dropped": sorted(keeper.dropped),
         "memory": keeper.memory,
         "logger_listener": keeper.listener.fileno(),
         "ledger": shim.ledger.fd,
@@ -121,7 +120,7 @@ def resume(shim: Shim, memory: int) -> None:
         state = json.load(file)
     for fd in numbers(state):
         os.set_inheritable(fd, False)
-    shim.instance, shim.tokens = state["instance"], state["tokens"]
+    shim.instance = state["instance"]
     shim.events.last = state["events"]["last"]
     shim.events.pending.extend(state["events"]["pending"])
     keeper = shim.keeper
@@ -132,9 +131,9 @@ def resume(shim: Shim, memory: int) -> None:
         streams = Streams.unpack(record, record["numbers"])
         streams.drained = record["drained"]
         keeper.streams[streams.key] = streams
-    keeper.dropped = state["dropped"]
+    keeper.dropped = set(state["dropped"])
     keeper.slots = arena.Slots(keeper.memory)
-    keeper.slots.adopt({streams.slot for streams in keeper.streams.values()} | set(keeper.dropped.values()))
+    keeper.slots.adopt({streams.slot for streams in keeper.streams.values()} | keeper.dropped)
     for record in state["sandboxes"]:
         shim.sandboxes.keep(Box(record["record"], record["fds"], record["pause"]))
     for record in state["tasks"]:

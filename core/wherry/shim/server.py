@@ -79,7 +79,6 @@ class Shim:
         self.listener = listener
         self.quitting = False
         self.replacing: Reply | None = None
-        self.tokens = 0
         self.start_time = pidfd.start_time(os.getpid())
 
     def listen(self) -> None:
@@ -182,19 +181,24 @@ class Shim:
     def _attach(self, reply: Reply, message: dict[str, Any], fds: list[int]) -> None:
         task = self._with_streams(message)
         stdio = message["stdio"]
+        given = stdio.get("token") or ""
+        if given and task.streams is not None and task.streams.token(given) is not None:
+            raise Fault("AlreadyExists", task.name, "streams are attached to it under that token")
         part = {name: os.dup(fds[stdio[name]]) for name in ("stdin", "stdout", "stderr") if stdio.get(name, -1) >= 0}
         if task.streams is not None:
             if task.streams.terminal and "stderr" in part:
                 os.close(part.pop("stderr"))
-            self.tokens += 1
-            token = f"{'h' if stdio.get('hold_stdin') else 'a'}{self.tokens}"
-            self.keeper.attach(task.streams, token, part)
-            reply.ok(token)
+            # By chance, not by count: a shim that follows a lost one would begin again, with tokens that are in use.
+            name = given or os.urandom(8).hex()
+            self.keeper.attach(task.streams, ("h" if stdio.get("hold_stdin") else "a") + name, part)
+            reply.ok(name)
 
     def _detach(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         task = self.tasks.get(message["container"], message["exec_id"])
         if task.streams is not None and task.streams.key in self.keeper.streams:
-            self.keeper.detach(task.streams, message["token"])
+            token = task.streams.token(message["token"])
+            if token is not None:
+                self.keeper.detach(task.streams, token)
         reply.ok(None)
 
     def _forget(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:

@@ -38,6 +38,12 @@ class ChildStdio:
         self._own.clear()
 
 
+def given_at_start(stdio: dict[str, Any]) -> str:
+    """The token of the descriptors that come with a spawn."""
+    token = stdio.get("token") or ""
+    return f"s{token}" if token else ""
+
+
 def open_streams(shim: Shim, key: str, stdio: dict[str, Any], fds: list[int]) -> tuple[ChildStdio, Streams | None]:
     """stdio is a wherry.api.Stdio as JSON whose descriptors are indexes into fds; fds stay the caller's.
 
@@ -69,7 +75,7 @@ def open_streams(shim: Shim, key: str, stdio: dict[str, Any], fds: list[int]) ->
             streams.ends["stdout"] = child.pipe(1)
             streams.ends["stderr"] = child.pipe(2)
         if given:
-            streams.attached[""] = {name: os.dup(fd) for name, fd in given.items()}
+            streams.attached[given_at_start(stdio)] = {name: os.dup(fd) for name, fd in given.items()}
         if format == "raw-fd":
             names = ("stdout",) if terminal else ("stdout", "stderr")
             streams.attached["log"] = {name: os.dup(fds[log["fd"]]) for name in names}

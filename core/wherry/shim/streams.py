@@ -14,9 +14,12 @@ ENDS = ("stdin", "stdout", "stderr", "master")
 
 
 class Streams:
-    """ends: the container's pipes or pty master. kept: the logger's staging pipes, by the names it gave them. attached: token
-    -> stream name -> the client's descriptor ("" is the token of those given at spawn). log is a LogSink as JSON
-    text, "" for none; its collector, for raw-fd, is attached under the token "log"."""
+    """ends: the container's pipes or pty master. kept: the logger's staging pipes, by the names it gave them. log is a LogSink as JSON
+    text, "" for none.
+
+    attached: token -> stream name -> the client's descriptor. A token is a name, the client's own or made here, behind a letter: "s"
+    for those given at spawn ("" alone where the client gave none), "h" and "a" for those attached later, whose stdin is held open
+    after its end or is not. The log's collector, for raw-fd, is attached under the token "log"."""
 
     __slots__ = ("attached", "drained", "ends", "exited", "hold", "key", "kept", "log", "slot", "terminal")
 
@@ -60,6 +63,10 @@ class Streams:
         self.kept = {name: next(left) for name in message["kept"]}
         self.attached = {token: {name: next(left) for name in names} for token, names in message["attached"]}
         return self
+
+    def token(self, name: str) -> str | None:
+        """What a client calls its descriptors, as they are kept here; None when there are none of that name."""
+        return next((token for token in (name, f"s{name}", f"h{name}", f"a{name}") if token in self.attached), None)
 
     def drop(self, token: str) -> None:
         """Closes what was attached under a token; nothing happens when that is gone."""

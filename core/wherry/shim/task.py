@@ -6,13 +6,13 @@ import contextlib
 import fcntl
 import os
 import select
+import socket
 
 from wherry.linux import pidfd
 from wherry.shim.wire import Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
     from typing import Any
 
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from wherry.shim.streams import Streams
 
 _SIGNALS = range(1, 32)
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 
 class Task:
     """status: creating (the child prepares), created (it waits), running, stopped. code None: not ended, or unknown.
 
     waiting: replies due at the next step. held: of the exit event, until the output has arrived.
+    owed: the exit event waits for those of the container's execs.
     """
 
     __slots__ = (
-        "channel", "code", "error", "exec_id", "foreign", "forgotten", "held", "hooks", "id", "oom", "pid", "pidfd", "sandbox_id",
-        "size", "starting", "start_time", "status", "stopped_at", "streams", "user", "waiting",
+        "channel", "code", "error", "exec_id", "foreign", "forgotten", "held", "hooks", "id", "oom", "owed", "pid", "pidfd",
+        "sandbox_id", "size", "starting", "start_time", "status", "stopped_at", "streams", "user", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: str, exec_id: str, sandbox_id: str) -> None:
@@ -55,6 +57,7 @@ class Task:
         self.hooks: dict[str, Any] | None = None
         self.streams: Streams | None = None
         self.held: Timer | None = None
+        self.owed: bool | None = None  # its exit event, but for the ends of its execs: whether it is drained
         self.waiting: tuple[Reply, ...] = ()
 
     @property
@@ -64,6 +67,15 @@ class Task:
     @property
     def name(self) -> str:
         return f'exec "{self.exec_id}" of container "{self.id}"' if self.exec_id else f'container "{self.id}"'
+
+    def more(self) -> bool:
+        """Whether its child has said something that was not read yet, and that still matters."""
+        if self.channel is None or self.error is not None:
+            return False
+        try:
+            return bool(self.channel.recv(1, _PEEK))
+        except OSError:
+            return False
 
     def state(self) -> dict[str, Any]:
         """A wherry.api.TaskState as JSON."""
@@ -155,3 +167,12 @@ def ended(handle: int) -> bool:
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def exit_code(fd: int) -> int | None:
+    """0-255, or 128+n, of a reaped process by its pidfd; None while it is not to be had. OSError before Linux 6.15."""
+    status = pidfd.exit_status(fd)
+    if status is None:
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code

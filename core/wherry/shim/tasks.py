@@ -24,7 +24,7 @@ from wherry.oci import spawn as oci
 from wherry.shim.hooks import HookRun
 from wherry.shim.stdio import open_streams
 from wherry.shim.supervise import reset_oom
-from wherry.shim.task import Task, plain_spawn
+from wherry.shim.task import Task, exit_code, plain_spawn
 from wherry.shim.wire import Fault, describe
 
 TYPE_CHECKING = False
@@ -206,21 +206,25 @@ class Tasks:
         if not data:
             self._silent(task)
             return
-        message = json.loads(data)
+        try:
+            if task.error is None:  # else it is to go, whatever it had said by then
+                self._said(task, json.loads(data), fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _said(self, task: Task, message: dict[str, Any], fds: array.array[int]) -> None:
+        """fds: what is taken out of it is the task's, the rest is closed by the caller."""
         if "error" in message:
             self._failed(task, message["error"])
         elif "pid" in message:
             task.pid = message["pid"]
-            (task.pidfd,) = fds
-            fds = array.array("i")
+            task.pidfd = fds.pop() if fds else pidfd.open(task.pid)
             self._found(task)
         elif "hooks" in message:
             self._hooks(task, message["hooks"])
         elif "created" in message:
-            self._created(task, message["created"], list(fds))
-            return
-        for fd in fds:
-            os.close(fd)
+            self._created(task, message["created"], fds)
 
     def _hooks(self, task: Task, moment: str) -> None:
         hooks = task.hooks or {}
@@ -243,7 +247,7 @@ class Tasks:
         run = hooks.get(moment) or ()
         HookRun(self._shim.loop, self._shim.reaper, run, state, lambda _error: done(), strict=False)
 
-    def _created(self, task: Task, record: dict[str, Any], fds: list[int]) -> None:
+    def _created(self, task: Task, record: dict[str, Any], fds: array.array[int]) -> None:
         if task.hooks and not (task.hooks.get("poststart") or task.hooks.get("poststop")):
             task.hooks = None
         task.user = record.get("user", "")
@@ -254,8 +258,6 @@ class Tasks:
                 fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", *task.size, 0, 0))
             task.streams.ends["master"] = master
             self._shim.keeper.add(task.streams)
-        for fd in fds:
-            os.close(fd)
         task.status = "created"
         self._note(task)
         waiting, task.waiting = task.waiting, ()
@@ -296,6 +298,13 @@ class Tasks:
         elif task.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 pidfd.send_signal(task.pidfd, signal.SIGKILL)
+        else:
+            try:
+                os.kill(task.pid, signal.SIGKILL)  # our child all the same, and this thread alone collects it
+            except ProcessLookupError:
+                self.ended(task, None)
+            else:
+                self._shim.reaper.expect(task.pid, self._ended, task)
 
     @staticmethod
     def _tell_failure(task: Task) -> None:
@@ -363,7 +372,7 @@ class Tasks:
 
     def ended(self, task: Task, code: int | None) -> None:
         """The process has been reaped."""
-        while self._more(task):  # what it sent last, an error perhaps
+        while task.more():  # what it sent last, an error perhaps
             self._packet(task)
         if task.starting and task.error is None:  # so short a life that its end was seen before its execve
             self._silent(task)
@@ -396,16 +405,13 @@ class Tasks:
         task.held = self._shim.loop.later(PATIENCE, lambda: self._late(task))
         self._shim.keeper.exited(streams)
 
-    @staticmethod
-    def _more(task: Task) -> bool:
-        if task.channel is None or task.error is not None:
-            return False
-        try:
-            return bool(task.channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            return False
-
     def _publish(self, task: Task, *, drained: bool) -> None:
+        """Tells the end of a task; that of a container after those of its execs, whose ends nobody asks for after it."""
+        execs = any(other.id == task.id and other.exec_id and other.held is not None for other in self._tasks.values())
+        if not task.exec_id and execs:
+            task.owed = drained
+            return
+        task.owed = None
         attributes = {
             "exec_id": task.exec_id,
             "pid": str(task.pid),
@@ -414,6 +420,9 @@ class Tasks:
             "drained": "true" if drained else "false",
         }
         self._shim.events.publish("task.exited", task.id, attributes, task.stopped_at)
+        container = self._tasks.get((task.id, ""))
+        if container is not None and container.owed is not None:
+            self._publish(container, drained=container.owed)
 
     def tell_again(self, task: Task) -> None:
         """The end of a task that a lost shim had seen; whoever was told already takes no harm."""
@@ -481,12 +490,3 @@ class Tasks:
                 self._shim.reaper.expect(task.pid, self._ended, task)
         elif unpublished:
             task.held = self._shim.loop.later(PATIENCE, lambda: self._late(task))
-
-
-def exit_code(fd: int) -> int | None:
-    """0-255, or 128+n, of a reaped process by its pidfd; None while it is not to be had. OSError before Linux 6.15."""
-    status = pidfd.exit_status(fd)
-    if status is None:
-        return None
-    code = os.waitstatus_to_exitcode(status)
-    return 128 - code if code < 0 else code

@@ -27,6 +27,7 @@ def stdio(session: Session, *, interactive: bool, tty: bool) -> Stdio:
         rows=session.rows,
         columns=session.columns,
         hold_stdin=tty and interactive,  # who detaches by the keys may come back
+        token=os.urandom(8).hex(),
     )
 
 
@@ -80,10 +81,10 @@ def leaving(session: Session) -> Callable[[], None]:
 
 
 def follow(
-    session: Session, container: str, *, exec_id: str = "", tty: bool = False, proxy: bool = True, token: str = ""
+    session: Session, container: str, streams: Stdio, *, exec_id: str = "", tty: bool = False, proxy: bool = True
 ) -> int:
     """Waits for the end of a started process whose streams the client has; its exit code."""
-    session.let_go = lambda: session.engine.detach(container, token, exec_id)
+    session.let_go = lambda: session.engine.detach(container, streams.token, exec_id)
     session.deliver(forward(session, container, tty=tty, proxy=proxy, exec_id=exec_id))
     if session.gone:
         session.let_go()

@@ -35,7 +35,7 @@ def command(session: Session, *, no_stdin: bool, sig_proxy: bool, detach_keys: b
         watched(streams, keys, leaving(session)) as streams,
         session.raw() if raw else nullcontext(),
     ):
-        token = engine.attach(found.id, streams)
+        engine.attach(found.id, streams)
         if found.tty and session.rows:
             engine.resize(found.id, session.rows, session.columns)
-        return follow(session, found.id, tty=found.tty, proxy=sig_proxy, token=token)
+        return follow(session, found.id, streams, tty=found.tty, proxy=sig_proxy)

@@ -71,4 +71,4 @@ def command(
         session.raw() if raw else nullcontext(),
     ):
         exec_id = engine.exec(container, request, streams)
-        return follow(session, container, exec_id=exec_id, tty=tty)
+        return follow(session, container, streams, exec_id=exec_id, tty=tty)

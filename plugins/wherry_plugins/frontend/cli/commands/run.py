@@ -81,7 +81,7 @@ def _foreground(
                     engine.remove(identifier, force=True)
             raise
         try:
-            return follow(session, identifier, tty=request.tty, proxy=sig_proxy)
+            return follow(session, identifier, streams, tty=request.tty, proxy=sig_proxy)
         finally:
             if trace:
                 write_trace(session, trace, identifier)

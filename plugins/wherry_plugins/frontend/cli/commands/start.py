@@ -47,4 +47,6 @@ def command(
         session.raw() if raw else nullcontext(),
     ):
         engine.start(container.id, streams)
-        return follow(session, container.id, tty=container.tty)
+        if container.status == "running" and raw and session.rows:  # attached to it, then, at the size it had
+            engine.resize(container.id, session.rows, session.columns)
+        return follow(session, container.id, streams, tty=container.tty)

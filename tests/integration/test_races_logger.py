@@ -1,0 +1,168 @@
+"""What a logger does about streams that were let go of, runs of the same name, and its own end; each with a twin."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.shims import Bench, bench, read_json
+from wherry.shim import logger
+from wherry.shim.keeper import Keeper
+from wherry.shim.streams import Streams
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+BOUND = 30.0
+#: More than a reader's pipe holds, less than that and the logger's own hold together.
+WHOLE = b"".join(b"line %06d\n" % number for number in range(11_000))
+
+
+def slow(made: Bench, log: Path) -> tuple[Streams, int]:
+    """A container that has written all it has to say and ended, and its reader, which has read nothing."""
+    made.start()
+    sink = {"format": "json-file", "path": str(log), "max_size": 0, "max_file": 1, "when_full": "block"}
+    streams, stdout, stderr, stdin = made.streams("c/", sink)
+    os.close(stderr)
+    os.close(stdin)
+    source, sink_end = os.pipe()
+    streams.attached["s1"] = {"stdout": sink_end}
+    made.keeper.add(streams)
+    os.set_blocking(stdout, False)
+    left = memoryview(WHOLE)
+
+    def written() -> bool:
+        nonlocal left
+        try:
+            left = left[os.write(stdout, left) :]
+        except BlockingIOError:
+            pass
+        return not left
+
+    made.until(written, BOUND)
+    os.close(stdout)
+    made.keeper.exited(streams)
+    return streams, source
+
+
+def rest(made: Bench, source: int) -> bytes:
+    """What a reader gets that begins to read now, to its end."""
+    os.set_blocking(source, False)
+    found: list[bytes] = []
+
+    def over() -> bool:
+        try:
+            while piece := os.read(source, 1 << 16):
+                found.append(piece)
+        except BlockingIOError:
+            return False
+        return True
+
+    made.until(over, BOUND)
+    os.close(source)
+    return b"".join(found)
+
+
+def read_after_the_shim_let_go(directory: Path) -> bytes:
+    with bench(directory) as made:
+        streams, source = slow(made, directory / "log")
+        made.keeper.drop(streams)
+        read = rest(made, source)
+        made.until(lambda: not made.keeper.dropped, BOUND)
+        return read
+
+
+def test_a_slow_reader_gets_all_though_its_container_was_removed(tmp_path: Path) -> None:
+    assert read_after_the_shim_let_go(tmp_path) == WHOLE
+
+
+def test_twin_a_logger_that_lets_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logger.Task, "drop", lambda task: task.logger.leave(task))
+    assert len(read_after_the_shim_let_go(tmp_path)) < len(WHOLE)
+
+
+def wait_for(pid: int) -> None:
+    """A child's end, within bounds."""
+    handle = os.pidfd_open(pid)
+    try:
+        assert select.select([handle], [], [], BOUND)[0]
+    finally:
+        os.close(handle)
+
+
+def read_after_the_shim_has_quit(directory: Path) -> tuple[bytes, bytes]:
+    with bench(directory) as made:
+        streams, source = slow(made, directory / "log")
+        pid = made.keeper.pid
+        made.keeper.quit()
+        made.keeper.streams.clear()  # with the shim's end goes what it holds
+        streams.close()
+        read = rest(made, source)
+        wait_for(pid)
+        return read, read_json(directory / "log")["stdout"]
+
+
+def test_a_slow_reader_outlives_the_shim(tmp_path: Path) -> None:
+    assert read_after_the_shim_has_quit(tmp_path) == (WHOLE, WHOLE)
+
+
+def test_twin_a_logger_that_ends_when_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logger.Logger, "rest", lambda self: self.loop.stop() if self._quitting else None)
+    read, _logged = read_after_the_shim_has_quit(tmp_path)
+    assert len(read) < len(WHOLE)
+
+
+def what_is_heard_of_the_run_before(directory: Path) -> list[tuple[str, bool]]:
+    """A run ends and is let go of, and the next one of that container begins, before the first one's last word is read."""
+    with bench(directory) as made:
+        made.start()
+        streams, *ends = made.streams("c/", None)
+        made.keeper.add(streams)
+        for fd in ends:
+            os.close(fd)
+        channel = made.keeper.channel
+        assert channel is not None
+        deadline = time.monotonic() + BOUND
+        while b'"drained"' not in peeked(channel.socket):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        made.keeper.drop(streams)
+        following, *ends = made.streams("c/", None)
+        made.keeper.add(following)
+        released = made.keeper.dropped
+        made.until(lambda: not released, BOUND)
+        for fd in ends:
+            os.close(fd)
+        return list(made.drained)
+
+
+def peeked(sock: Any) -> bytes:
+    import socket
+
+    try:
+        data: bytes = sock.recv(1 << 16, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
+    return data
+
+
+def test_what_is_said_of_a_run_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    assert what_is_heard_of_the_run_before(tmp_path) == []
+
+
+def test_twin_frames_that_name_no_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame: Callable[..., None] = Keeper._frame
+
+    def nameless(keeper: Keeper, channel: Any, message: dict[str, Any], fds: list[int]) -> None:
+        known = keeper.streams.get(message.get("key", ""))
+        if known is not None and message["op"] != "released":
+            message["slot"] = known.slot
+        frame(keeper, channel, message, fds)
+
+    monkeypatch.setattr(Keeper, "_frame", nameless)
+    assert what_is_heard_of_the_run_before(tmp_path) == [("c/", True)]

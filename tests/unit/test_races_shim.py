@@ -1,0 +1,266 @@
+"""Children, ends and requests of the shim in the worst order; each with a twin that lacks the one step."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wherry.engine import link as links
+from wherry.engine.link import Link
+from wherry.engine.shim import ShimClient
+from wherry.linux import framing
+from wherry.shim import server
+from wherry.shim import tasks as module
+from wherry.shim.server import Shim
+from wherry.shim.streams import Streams
+from wherry.shim.task import Task
+from wherry.shim.tasks import Tasks
+
+BOUND = 30.0
+
+
+class Said:
+    """A request's answer."""
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+        self.errors: list[Any] = []
+
+    def ok(self, value: Any, _fds: Any = ()) -> None:
+        self.answers.append(value)
+
+    def fail(self, error: Any) -> None:
+        self.errors.append(error)
+
+
+def shim() -> Any:
+    """What Tasks needs of one, recording the events that it tells."""
+    told: list[str] = []
+    made = SimpleNamespace(
+        told=told,
+        loop=SimpleNamespace(remove=lambda _fd: None, add=lambda *_args: None),
+        reaper=SimpleNamespace(expected=[], expect=lambda pid, *_args, **_kwargs: made.reaper.expected.append(pid)),
+        events=SimpleNamespace(
+            publish=lambda _topic, id, attributes, _time: told.append(f"{id}/{attributes['exec_id']}")
+        ),
+        ledger=SimpleNamespace(note=lambda **_line: None),
+        keeper=SimpleNamespace(streams={}),
+        note_task=lambda _task: None,
+    )
+    return made
+
+
+# ends
+
+
+def ends_of_a_container_and_its_exec() -> list[str]:
+    """The container's output has arrived, that of its exec is held up."""
+    around = shim()
+    tasks = Tasks(around)
+    container, exec = Task("c", "", ""), Task("c", "x", "")
+    for task in (container, exec):
+        task.status, task.code = "stopped", 137
+        tasks.add(task)
+    exec.held = SimpleNamespace(cancel=lambda: None)  # type: ignore[assignment]
+    tasks._publish(container, drained=True)
+    tasks._late(exec)
+    told: list[str] = around.told
+    return told
+
+
+def test_the_ends_of_execs_come_before_that_of_their_container() -> None:
+    assert ends_of_a_container_and_its_exec() == ["c/x", "c/"]
+
+
+def test_twin_ends_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "any", lambda _found: False, raising=False)
+    assert ends_of_a_container_and_its_exec() == ["c/", "c/x"]
+
+
+# children
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    made = subprocess.Popen(["/bin/sleep", "1000"])
+    try:
+        yield made
+    finally:
+        made.kill()
+        made.wait(BOUND)
+
+
+def a_child_that_cannot_be_looked_at(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Said:
+    """Its pidfd was lost on the way, and by the time that is seen it has said that it is ready."""
+
+    def no_more(_pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(module.pidfd, "open", no_more)
+    monkeypatch.setattr(module, "report", lambda: None)
+    around, reply = shim(), Said()
+    tasks = Tasks(around)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    task = Task("c", "", "")
+    task.channel, task.waiting = ours, (reply,)  # type: ignore[assignment]
+    tasks.add(task)
+    try:
+        for message in ({"pid": child.pid}, {"created": {"user": ""}}):
+            theirs.send(json.dumps(message).encode())
+        for _ in range(2):
+            tasks._packet(task)
+        assert child.wait(BOUND) == -signal.SIGKILL
+        if around.reaper.expected == [child.pid]:
+            tasks.ended(task, 137)
+    finally:
+        theirs.close()
+        ours.close()
+    return reply
+
+
+def test_a_child_that_is_to_go_is_not_told_as_created(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = a_child_that_cannot_be_looked_at(child, monkeypatch)
+    assert said.answers == []
+    assert [error["errno"] for error in said.errors] == [errno.EMFILE]
+
+
+def test_twin_a_child_whose_last_word_counts(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Tasks._failed
+
+    def failing(tasks: Tasks, task: Task, record: dict[str, Any]) -> None:
+        failed(tasks, task, record)
+        task.error = None
+
+    monkeypatch.setattr(Tasks, "_failed", failing)
+    assert a_child_that_cannot_be_looked_at(child, monkeypatch).answers != []
+
+
+# tokens
+
+
+def tokens_of_two_shims() -> set[str]:
+    """A container's streams are attached to by a client of each; the second shim has followed the first, which was lost."""
+    streams = Streams("c/", 0, False, False, "")
+    task = SimpleNamespace(streams=streams, name="c")
+    found = set()
+    for _ in range(2):
+        reply = Said()
+        around: Any = SimpleNamespace(
+            _with_streams=lambda _message: task,
+            keeper=SimpleNamespace(attach=lambda streams, token, part: streams.attached.setdefault(token, part)),
+        )
+        Shim._attach(around, reply, {"stdio": {}}, [])  # type: ignore[arg-type]
+        found.add(reply.answers[0])
+    assert set(streams.attached) == {f"a{token}" for token in found}
+    return found
+
+
+def test_tokens_do_not_begin_again_with_the_next_shim() -> None:
+    assert len(tokens_of_two_shims()) == 2
+
+
+def test_twin_tokens_that_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.os, "urandom", bytes)
+    assert len(tokens_of_two_shims()) == 1
+
+
+def test_a_token_of_the_callers_own() -> None:
+    streams = Streams("c/", 0, False, False, "")
+    streams.attached = {"s1": {}, "hmine": {}, "": {}}
+    assert [streams.token(name) for name in ("1", "mine", "", "other")] == ["s1", "hmine", "", None]
+    around: Any = SimpleNamespace(_with_streams=lambda _message: SimpleNamespace(streams=streams, name="c"))
+    with pytest.raises(Exception, match="AlreadyExists"):
+        Shim._attach(around, Said(), {"stdio": {"token": "mine"}}, [])  # type: ignore[arg-type]
+
+
+# the engine's side
+
+
+def handed_over_twice(monkeypatch: pytest.MonkeyPatch, *, early: bool) -> list[str]:
+    """What a new shim is asked when the first hand-over breaks off in the middle."""
+    asked: list[str] = []
+    client = ShimClient.__new__(ShimClient)
+    client._root, client._instance, client._pidfds, client._boxes = None, "lost", {}, {}
+
+    def call(op: str, _fields: Any, _fds: Any) -> Any:
+        asked.append(op)
+        if early and op == "recover":
+            client._instance = "new"
+        if asked.count("recover") == 1 and op == "recover":
+            raise ConnectionResetError
+        if op == "hello":
+            return {"ok": {"version": "0", "pid": 1, "start_time": 1, "instance": "new"}}, []
+        return {"ok": {"tasks": [], "next": None} if op == "pidfds" else []}, []
+
+    link: Any = SimpleNamespace(call=call)
+    with pytest.raises(ConnectionResetError):
+        client._greet(link)
+    client._greet(link)
+    return asked
+
+
+def test_a_hand_over_counts_once_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert handed_over_twice(monkeypatch, early=False) == [
+        "hello",
+        "recover",
+        "hello",
+        "recover",
+        "pidfds",
+        "sandboxes",
+    ]
+
+
+def test_twin_a_hand_over_that_counts_as_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert handed_over_twice(monkeypatch, early=True) == ["hello", "recover", "hello"]
+
+
+def in_flight_beside_a_bad_descriptor() -> Any:
+    """The answer to a request, while which another one was made with a descriptor that is none."""
+    near, far = socket.socketpair()
+    far.settimeout(BOUND)
+    link = Link(near)
+    found: list[Any] = []
+
+    def ask() -> None:
+        try:
+            found.append(link.call("first", {}, ())[0]["ok"])
+        except OSError as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    try:
+        asking.start()
+        frame = framing.Reader(far).next()
+        assert frame is not None
+        with pytest.raises(OSError, match="Bad file descriptor|the connection was lost"):
+            link.call("second", {}, (1 << 20,))
+        try:
+            framing.send(far, {"id": frame[0]["id"], "ok": "answered"})
+        except BrokenPipeError:
+            pass
+        asking.join(BOUND)
+        return found[0]
+    finally:
+        link.close()
+        far.close()
+
+
+def test_a_bad_descriptor_is_its_own_requests_fault() -> None:
+    assert in_flight_beside_a_bad_descriptor() == "answered"
+
+
+def test_twin_a_bad_descriptor_taken_for_a_lost_shim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "_OWN_FAULT", frozenset())
+    assert isinstance(in_flight_beside_a_bad_descriptor(), ConnectionResetError)
