@@ -78,6 +78,15 @@ class FakeSnapshotter(Fake):
     def remove(self, name):
         pass
 
+    def mark(self, names):
+        return tuple(names)
+
+    def unmark(self, names):
+        pass
+
+    def sweep(self):
+        return ()
+
     def walk(self):
         for index in range(150):
             yield SnapshotInfo("active", f"s{index}", "", {}, index, index)

@@ -210,3 +210,56 @@ def test_a_worker_that_dies_is_unavailable(
     monkeypatch.setattr(module, "_START", "import os; os._exit(3)")
     with pytest.raises(Unavailable, match="without an answer"):
         pool.usage(root)
+
+
+def test_a_worker_has_what_it_needs_open_and_nothing_else(
+    pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path
+) -> None:
+    """Not what other threads have open just now, nor what the program around the engine leaves to its children."""
+    kept = os.memfd_create("for-children", 0)
+    ours = [os.pidfd_open(os.getpid()), kept]
+    stream, writer = _fifo(tmp_path)
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            pool.unpack(root, Descriptor("", digest(b""), 0), stream)  # type: ignore[arg-type]
+        except BaseException as error:
+            caught.append(error)
+
+    threads = [threading.Thread(target=work)]
+    try:
+        threads[0].start()
+        pid = _when(lambda: next(iter(pool._pids), 0))
+        seen = _when(lambda: found if _has_a_root(found := _open(pid)) and set(found) <= {0, 1, 2, 3, 4} else {})
+        assert not any("for-children" in what or "pidfd" in what for what in seen.values())
+    finally:
+        os.close(writer)
+        threads[0].join()
+        stream.close()
+        for fd in ours:
+            os.close(fd)
+
+
+def _open(pid: int) -> dict[int, str]:
+    """A worker's descriptors, once it is one."""
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _has_a_root(found: dict[int, str]) -> bool:
+    """The root of its tree is the last thing that a worker opens before it reads the stream."""
+    return any(fd != 2 and what.startswith("/") and "memfd" not in what for fd, what in found.items())
+
+
+def _when(look: Any) -> Any:
+    deadline = time.monotonic() + 30
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextvars
+import errno
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
 from wherry.api import (
     AlreadyExists,
-    Descriptor,
     Digest,
+    FailedPrecondition,
+    InUse,
     Invalid,
     Mount,
     NotFound,
     Progress,
     SnapshotInfo,
     SnapshotOptions,
-    Snapshotter,
+    Unavailable,
 )
 from wherry.engine.content import Content
-from wherry.engine.database import boot_id
 from wherry.engine.keyed import KeyedLocks
-from wherry.layers.mounts import syncfs
+from wherry.engine.writeback import WriteBack
 
 if TYPE_CHECKING:
     from wherry.api import Workers
@@ -33,82 +40,176 @@ if TYPE_CHECKING:
 #: Label of a snapshot that takes a layer; the key begins with the same word.
 UNPACK = "wherry.unpack"
 PREFIX = "unpack-"
-
-
-#: Label of a committed snapshot whose files may not be on disk yet: the id of the boot in whose memory they are.
+#: Label of a committed snapshot whose files may not be on disk yet: the word of its ``WriteBack``.
 UNSYNCED = "wherry.unsynced"
+_PATIENCE = 60.0  # seconds for a collector to end what it has begun
+_PAUSE = 0.02
+Report = Callable[[Progress], None]
 
 
 class Unpacker:
-    """Layers are committed one by one as they come; one syncfs(2) for all of them ends the work. What a power cut left of an
-    image that was never ready is recognised by its boot and goes before the first use."""
+    """Layers are committed as they come; one syncfs(2) for all of them ends the work. Until then they say by a label that only
+    this engine can vouch for them, so what a crash left of an image that was never ready goes before the first use."""
 
     def __init__(self, kernel: Kernel, workers: Workers, hold: Callable[[Lease, str], None]) -> None:
         self._kernel = kernel
         self._workers = workers
         self._hold = hold
         self._locks = KeyedLocks()
-        self._boot = boot_id()
-        self._sound: set[str] = set()  # snapshotters without remains of an earlier boot
+        self._disks: dict[str, WriteBack] = {}
+        self._working: set[str] = set()  # keys of this engine's unfinished layers
+        self._sound: set[str] = set()  # snapshotters without remains of others and of errors
 
     def unpack(
-        self, content: Content, drivers: Drivers, lease: Lease, report: Callable[[Progress], None],
+        self, content: Content, drivers: Drivers, lease: Lease, report: Report,
         landed: Callable[[str], None] = lambda digest: None,
     ) -> str:  # fmt: skip
         """The chain-id of the whole, unpacked in drivers' snapshotter. Callers for the same chain wait for the first.
 
         landed waits until a layer is in the store: while one is unpacked the next ones come. Invalid when a layer's diff-id is not
-        the one that the config names.
+        the one that the config names; OSError when the disk took no more, or lost what was written.
         """
         chain = content.config.chain_ids()
         if not chain:
             return ""
-        id = drivers.ids["snapshotter"]
-        if id not in self._sound:
-            self._void(drivers.snapshotter, id)
+        job = _Job(content, drivers, lease, report, landed, drivers.ids["snapshotter"], chain)
+        self.clear(job)
         for name in chain:
-            self._hold(lease, f"snapshot/{id}/{name}")
-        top = self._find(drivers, chain[-1])
+            self._hold(lease, f"snapshot/{job.id}/{name}")
+        top = self.find(job, chain[-1])
         if top is not None and UNSYNCED not in top.labels:
             return chain[-1]
-        start = max((number for number, name in enumerate(chain) if self._find(drivers, name)), default=-1) + 1
-        for number in range(start, len(chain)):
-            parent = chain[number - 1] if number else ""
-            landed(content.manifest.layers[number].digest)
-            with self._locks.hold((id, chain[number])):
-                if not self._find(drivers, chain[number]):
-                    layer, diff_id = content.manifest.layers[number], content.config.diff_ids[number]
-                    report(Progress(layer.digest, "unpacking", 0, layer.size))
-                    self._layer(drivers, chain[number], parent, layer, diff_id, lease)
-                    report(Progress(layer.digest, "done", layer.size, layer.size))
-        with self._locks.hold((id, chain[-1], "sync")):
-            self._sync(drivers, id, chain)
+        start = max((number for number, name in enumerate(chain) if self.find(job, name)), default=-1) + 1
+        missing = range(start, len(chain))
+        can = self._kernel.capabilities("snapshotter", job.id).provides
+        if "rebase" in can and "apply" not in can and len(missing) > 1:
+            self._side_by_side(job, missing, "user.overlay." if "userxattr" in can else "trusted.overlay.")
+        else:
+            for number in missing:
+                with self._locks.hold((job.id, chain[number])):
+                    if not self.find(job, chain[number]):
+                        self._layer(job, number)
+        self._sync(job)
         return chain[-1]
 
-    def _layer(
-        self, drivers: Drivers, name: str, parent: str, layer: Descriptor, diff_id: Digest, lease: Lease
-    ) -> None:
-        snapshotter, id = drivers.snapshotter, drivers.ids["snapshotter"]
-        key = f"{PREFIX}{secrets.token_hex(8)}-{name}"
-        self._hold(lease, f"snapshot/{id}/{key}")
-        mounts = snapshotter.prepare(key, parent, SnapshotOptions(labels={UNPACK: name}))
-        labels = {}
+    # one layer
+
+    def _layer(self, job: _Job, number: int) -> None:
+        """Over its parents, which are there."""
+        name, layer = job.chain[number], job.content.manifest.layers[number]
+        job.landed(layer.digest)
+        job.report(Progress(layer.digest, "unpacking", 0, layer.size))
+        begun = self._disks[job.id].word
+        key, mounts = self._prepare(job, name, job.chain[number - 1] if number else "")
+        later = False
         try:
-            with drivers.store.open(layer.digest) as stream:
-                if "apply" in self._kernel.capabilities("snapshotter", id).provides:
-                    found = snapshotter.apply(key, layer, stream)
+            with job.drivers.store.open(layer.digest) as stream:
+                if "apply" in self._kernel.capabilities("snapshotter", job.id).provides:
+                    found = job.drivers.snapshotter.apply(key, layer, stream)
                 else:
-                    later = self._is_ours(id, mounts)
+                    later = self._is_ours(job.id, mounts)
                     found = self._workers.unpack(mounts, layer, stream, sync=not later)
-                    labels = {UNSYNCED: self._boot} if later else {}
-            if found != diff_id:
-                raise Invalid(f'layer "{layer.digest}"', f"unpacks to the diff-id {found}, the config says {diff_id}")
-            snapshotter.commit(name, key, labels)
-        except AlreadyExists:  # another engine's client of the same snapshotter was quicker
-            snapshotter.remove(key)
+            job.check(number, found)
+            self._commit(job, name, key, begun, later=later)
+        finally:
+            self._let_go(job, key)
+        job.report(Progress(layer.digest, "done", layer.size, layer.size))
+
+    def _prepare(self, job: _Job, name: str, parent: str) -> tuple[str, tuple[Mount, ...]]:
+        key = f"{PREFIX}{secrets.token_hex(8)}-{name}"
+        self._hold(job.lease, f"snapshot/{job.id}/{key}")
+        self._working.add(key)
+        try:
+            options = SnapshotOptions(labels={UNPACK: name}, durable=False)  # the sync at the end is for all
+            return key, job.drivers.snapshotter.prepare(key, parent, options)
         except BaseException:
-            snapshotter.remove(key)
+            self._working.discard(key)
             raise
+
+    def _commit(self, job: _Job, name: str, key: str, begun: str, *, later: bool) -> None:
+        """later: the files are not known to be on disk."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with self._disks[job.id].sound(begun):
+                    job.drivers.snapshotter.commit(name, key, {UNSYNCED: begun} if later else {})
+                return
+            except AlreadyExists:  # of another engine of the same snapshotter, or brought back by a collector
+                if self.find(job, name) is None:
+                    raise Unavailable(f'snapshot "{name}"', "is in use and can't be made anew", "try again") from None
+                return
+            except InUse:  # a collector is about to delete the one of before
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE)
+
+    def _let_go(self, job: _Job, key: str) -> None:
+        """A key that was not committed goes; the other one is a name now."""
+        try:
+            job.drivers.snapshotter.remove(key)
+        finally:
+            self._working.discard(key)
+
+    # several
+
+    def _side_by_side(self, job: _Job, missing: range, marks: str) -> None:
+        """Each layer is unpacked without its parents, as long as its own bytes say all there is to know, and put over them when they
+        are committed. Whoever else wants one of these chains waits: a lower one is never waited for while holding its lock
+        and needing a higher one, so two images can't wait for each other."""
+        with ThreadPoolExecutor(os.cpu_count() or 1, "wherry-unpack") as pool:
+            tasks = [
+                pool.submit(contextvars.copy_context().run, self._apart, job, number, marks if number else "")
+                for number in missing
+            ]
+            try:
+                for number, task in zip(missing, tasks, strict=True):
+                    self._put_over(job, number, task.result())
+            finally:
+                for task in tasks:
+                    task.cancel()
+                for task in tasks:
+                    self._abandon(task)
+
+    def _apart(self, job: _Job, number: int, marks: str) -> _Apart:
+        """Takes the chain's lock, for whoever puts the layer over its parents to give back."""
+        name, layer = job.chain[number], job.content.manifest.layers[number]
+        with ExitStack() as undo:
+            undo.enter_context(self._locks.hold((job.id, name)))
+            if self.find(job, name):
+                return _Apart(undo.pop_all())
+            job.landed(layer.digest)
+            job.report(Progress(layer.digest, "unpacking", 0, layer.size))
+            begun = self._disks[job.id].word
+            key, mounts = self._prepare(job, name, "")
+            undo.callback(self._let_go, job, key)
+            later = self._is_ours(job.id, mounts)
+            try:
+                with job.drivers.store.open(layer.digest) as stream:
+                    found, root = self._workers.unpack_apart(mounts, layer, stream, marks, sync=not later)
+            except FailedPrecondition:
+                self._let_go(job, key)
+                return _Apart(undo.pop_all(), parents=True)
+            job.check(number, found)
+            return _Apart(undo.pop_all(), key, root, begun, later)
+
+    def _put_over(self, job: _Job, number: int, apart: _Apart) -> None:
+        name, layer = job.chain[number], job.content.manifest.layers[number]
+        with apart.undo:
+            if apart.parents:
+                if not self.find(job, name):
+                    self._layer(job, number)
+            elif apart.key:
+                if number:
+                    job.drivers.snapshotter.rebase(apart.key, job.chain[number - 1], root=apart.root)
+                self._commit(job, name, apart.key, apart.begun, later=apart.later)
+                job.report(Progress(layer.digest, "done", layer.size, layer.size))
+
+    @staticmethod
+    def _abandon(task: Future[_Apart]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            task.result().undo.close()
+
+    # what is on disk
 
     def _directory(self, id: str) -> Path:
         return self._kernel.root / "snapshotter" / id
@@ -121,39 +222,95 @@ class Unpacker:
                 return option.startswith(f"upperdir={below}")
         return mounts[0].type == "bind" and mounts[0].source.startswith(below)
 
-    def _sync(self, drivers: Drivers, id: str, chain: Sequence[str]) -> None:
+    def _sync(self, job: _Job) -> None:
         """Puts on disk what is not there yet, and says so, the lowest layer first: one that says it stands on ones that do."""
-        waiting = [name for name in chain if (info := self._find(drivers, name)) and UNSYNCED in info.labels]
-        if not waiting:
-            return
-        fd = os.open(self._directory(id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syncfs(fd)
-        finally:
-            os.close(fd)
-        for name in waiting:
-            drivers.snapshotter.update(name, {UNSYNCED: None})
-
-    def _void(self, snapshotter: Snapshotter, id: str) -> None:
-        """Removes what an earlier boot committed and did not sync, children first. Nothing was ever started from it."""
-        while True:
-            infos = list(snapshotter.walk())
-            parents = {info.parent for info in infos}
-            stale = [info for info in infos if info.labels.get(UNSYNCED, self._boot) != self._boot]
-            doomed = [info.name for info in stale if info.name not in parents]
-            for name in doomed:
-                snapshotter.remove(name)
-            if not doomed:
-                self._sound.add(id)
+        with self._locks.hold((job.id, "sync")):
+            waiting = []
+            for name in job.chain:
+                info = self.find(job, name)
+                if info is None:
+                    raise OSError(errno.EIO, f"the file system lost writes, and the layer {name} with them")
+                if UNSYNCED in info.labels:
+                    waiting.append(name)
+            if not waiting:
                 return
+            try:
+                self._disks[job.id].sync()
+            except OSError:
+                self._sound.discard(job.id)
+                raise
+            for name in waiting:
+                job.drivers.snapshotter.update(name, {UNSYNCED: None})
 
-    @staticmethod
-    def _find(drivers: Drivers, name: str) -> SnapshotInfo | None:
+    def clear(self, job: _Job) -> None:
+        """Before the first use, and after an error: removes what others left unfinished, what nobody can vouch for, and what stands
+        on it, children first. Nothing was ever started from it. One caller at a time, for what is gone may be made anew."""
+        with self._locks.hold((job.id, "clear")):
+            if job.id not in self._disks:
+                self._disks[job.id] = WriteBack(self._directory(job.id))
+            while job.id not in self._sound:
+                infos = {info.name: info for info in job.drivers.snapshotter.walk()}
+                rest = {name for name, info in infos.items() if self._is_rest(job.id, info)}
+                while more := {
+                    name
+                    for name, info in infos.items()
+                    if info.parent in rest and UNSYNCED in info.labels and name not in rest
+                }:
+                    rest |= more
+                parents = {info.parent for info in infos.values()}
+                doomed = rest - parents
+                for name in doomed:
+                    job.drivers.snapshotter.remove(name)
+                if not rest:
+                    self._sound.add(job.id)
+                elif not doomed:
+                    return  # below layers that are being unpacked, which fail; the next caller finds them free
+
+    def _is_rest(self, id: str, info: SnapshotInfo) -> bool:
+        word = self._disks[id].word
+        if info.kind == "committed":
+            return info.labels.get(UNSYNCED, word) != word
+        return UNPACK in info.labels and info.name not in self._working
+
+    def find(self, job: _Job, name: str) -> SnapshotInfo | None:
+        """A layer that may be built on."""
         try:
-            info = drivers.snapshotter.stat(name)
+            info = job.drivers.snapshotter.stat(name)
         except NotFound:
             return None
-        return info if info.kind == "committed" else None
+        return info if info.kind == "committed" and not self._is_rest(job.id, info) else None
+
+
+@frozen
+class _Job:
+    """One image into one snapshotter."""
+
+    content: Content
+    drivers: Drivers
+    lease: Lease
+    report: Report
+    landed: Callable[[str], None]
+    id: str
+    chain: Sequence[str]
+
+    def check(self, number: int, found: Digest) -> None:
+        wanted = self.content.config.diff_ids[number]
+        if found != wanted:
+            digest = self.content.manifest.layers[number].digest
+            raise Invalid(f'layer "{digest}"', f"unpacks to the diff-id {found}, the config says {wanted}")
+
+
+@frozen
+class _Apart:
+    """A layer without its parents: undo gives back the lock, and removes key where it was not committed. key "": there is
+    nothing to do any more, or with parents, it has to be done over them."""
+
+    undo: ExitStack
+    key: str = ""
+    root: bool = False
+    begun: str = ""
+    later: bool = False
+    parents: bool = False
 
 
 __all__ = ["PREFIX", "UNPACK", "UNSYNCED", "Unpacker"]

@@ -46,15 +46,26 @@ class WorkerPool:
         *,
         sync: bool = True,
     ) -> Digest:
+        return Digest(str(self._unpack(mounts, layer, stream, idmap, "", sync)["diff_id"]))
+
+    def unpack_apart(
+        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, marks: str, *, sync: bool = True
+    ) -> tuple[Digest, bool]:
+        done = self._unpack(mounts, layer, stream, IdMap(), marks, sync)
+        return Digest(str(done["diff_id"])), bool(done["root"])
+
+    def _unpack(
+        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, idmap: IdMap, marks: str, sync: bool
+    ) -> Any:
         request = {
             "digest": layer.digest,
-            "media_type": layer.media_type,
             "uids": idmap.uids,
             "gids": idmap.gids,
             "devices": self._devices,
+            "marks": marks,
             "sync": sync,
         }
-        return Digest(str(self._run("unpack", request, [mounts], stream)["diff_id"]))
+        return self._run("unpack", request, [mounts], stream)
 
     def diff(self, lower: tuple[Mount, ...], upper: tuple[Mount, ...], sink: BinaryIO, media_type: str) -> Descriptor:
         sink.flush()

@@ -65,9 +65,9 @@ class Mount:
 class Capabilities:
     """Flags that a driver declares, checked when a variant is put together.
 
-    A snapshotter may provide "mounts", "remap-ids", "block", "apply", "diff", "quota", "shared-lower"; an isolation "exec",
-    "pause", "checkpoint", "netns", "rootless"; a network "ports", "dns", "reserve-netns", "rootless". A variant stands when
-    every flag in ``requires[kind]`` is provided by that kind's driver.
+    A snapshotter may provide "mounts", "remap-ids", "block", "apply", "diff", "rebase", "userxattr", "quota", "shared-lower";
+    an isolation "exec", "pause", "checkpoint", "netns", "rootless"; a network "ports", "dns", "reserve-netns", "rootless". A
+    variant stands when every flag in ``requires[kind]`` is provided by that kind's driver.
     """
 
     provides: frozenset[str] = frozenset()

@@ -36,6 +36,14 @@ class Workers(Protocol):
         With sync the files are on disk when it returns (syncfs(2)); without, the caller sees to it before it relies on them."""
         ...
 
+    def unpack_apart(
+        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, marks: str, *, sync: bool = True
+    ) -> tuple[Digest, bool]:
+        """``unpack`` into a tree that has no parents yet. Removals are written as overlayfs has them, marks being the prefix of its
+        xattrs ("trusted.overlay."); "" writes none, for a layer that never has parents. Answers whether the layer wrote to its root
+        directory as well. FailedPrecondition when the layer can't be understood without what is below it."""
+        ...
+
     def diff(self, lower: tuple[Mount, ...], upper: tuple[Mount, ...], sink: BinaryIO, media_type: str) -> Descriptor:
         """Writes the layer that turns lower into upper; the annotation "diff-id" of the answer is the digest of the tar."""
         ...

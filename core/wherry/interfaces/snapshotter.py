@@ -8,11 +8,17 @@ one has a name, which for layers of an image is the chain-id (OCI image-spec, co
     snapshotter.commit(chain_id, "unpack-1", {})            # committed: immutable, may be a parent
     mounts = snapshotter.prepare(container, parent=chain_id)
     snapshotter.remove(container)
+
+Garbage collection deletes in two steps, as it does with blobs (see ``wherry.interfaces.store``):
+
+    marked = snapshotter.mark(doomed)       # absent for everybody from here on
+    snapshotter.unmark(leased_meanwhile)    # whoever leased one before it was marked may have seen it
+    snapshotter.sweep()                     # only now directories go
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import BinaryIO, Literal, Protocol
 
 from attrs import field, frozen
@@ -50,7 +56,8 @@ class Snapshotter(Protocol):
     """key -> active -(commit)-> committed name. Mounts are data, never mounted by the driver. One transaction a method.
 
     prepare and view raise AlreadyExists for a taken key and NotFound for a parent that is absent or not committed; remove is
-    InUse while the snapshot has children and succeeds when it is gone; the others raise NotFound.
+    InUse while the snapshot has children and succeeds when it is gone; the others raise NotFound. A name that is marked is
+    InUse for prepare, view and commit, until it is swept.
     """
 
     def stat(self, name: str) -> SnapshotInfo: ...
@@ -70,6 +77,20 @@ class Snapshotter(Protocol):
         ...
 
     def remove(self, name: str) -> None: ...
+    def mark(self, names: Collection[str]) -> tuple[str, ...]:
+        """In one transaction: these snapshots count as absent, until ``unmark`` or ``sweep``. What is absent is passed over, and
+        so is what has a child that is not marked along with it; those that are marked are answered. A mark that a restart
+        finds is taken away."""
+        ...
+
+    def unmark(self, names: Collection[str]) -> None:
+        """Takes marks away, from what these snapshots stand on as well; those without one are passed over."""
+        ...
+
+    def sweep(self) -> tuple[str, ...]:
+        """Removes what is marked; the names that went."""
+        ...
+
     def walk(self) -> Iterator[SnapshotInfo]: ...
     def cleanup(self) -> int:
         """Frees what remove left behind; the bytes freed."""
@@ -77,11 +98,23 @@ class Snapshotter(Protocol):
 
 
 class LayerSnapshotter(Snapshotter, Protocol):
-    """A snapshotter that unpacks or diffs by itself. The flags "apply" and "diff" say so, never isinstance: from Python
-    3.12 runtime_checkable misses a decorator's __getattr__ proxy. Without them the kernel calls Workers with the mounts."""
+    """What only some snapshotters can. The flags "apply", "diff" and "rebase" say so, never isinstance: from Python 3.12
+    runtime_checkable misses a decorator's __getattr__ proxy. Without the first two the kernel calls Workers with the mounts,
+    without the last one layers are unpacked one after the other. With "rebase", "userxattr" says that the xattrs of removals
+    begin with "user." instead of "trusted.".
+    """
 
     def apply(self, key: str, layer: Descriptor, stream: BinaryIO) -> Digest:
         """Unpacks a layer into an active snapshot; the diff-id, digested in the same pass."""
         ...
 
     def diff(self, lower: str, upper: str, sink: BinaryIO, media_type: str) -> Descriptor: ...
+    def rebase(self, key: str, parent: str, *, root: bool) -> tuple[Mount, ...]:
+        """Puts an active snapshot that was prepared without a parent over one, so that layers can be unpacked side by side.
+
+        What it holds counts as a change of the parent from then on, with removals written as overlayfs writes them: a character
+        device 0:0 for a name, the xattr ``overlay.opaque`` = "y" for all that a directory had below. root: whether its
+        root directory was written to; else it takes over the parent's owner, mode, xattrs and time. NotFound for a parent that is
+        absent or not committed, FailedPrecondition when key is not active or has a parent.
+        """
+        ...

@@ -41,7 +41,7 @@ PROTOCOLS: dict[str, Any] = {
     "frontend": Frontend,
 }
 OPTIONAL: dict[str, tuple[tuple[str, frozenset[str], Any], ...]] = {
-    "snapshotter": (("apply", frozenset({"apply"}), LayerSnapshotter), ("diff", frozenset({"diff"}), LayerSnapshotter)),
+    "snapshotter": tuple((flag, frozenset({flag}), LayerSnapshotter) for flag in ("apply", "diff", "rebase")),
     "isolation": (("checkpoint", frozenset({"checkpoint", "restore"}), Checkpointer),),
     "transport": (("push", frozenset({"push"}), Transport),),
 }

@@ -34,6 +34,7 @@ POLICIES: dict[tuple[str, str], Policy] = {
     ("Snapshotter", "view"): LONG,
     ("Snapshotter", "usage"): LONG,
     ("Snapshotter", "remove"): LONG,
+    ("Snapshotter", "sweep"): LONG,
     ("Snapshotter", "cleanup"): LONG,
     ("Snapshotter", "walk"): LISTING,
     # a whole layer, at the speed of whoever delivers the stream

@@ -3,6 +3,10 @@
 The tree is what the lower layers made: with overlayfs the mounted overlay, so that a removal becomes the kernel's own whiteout,
 with vfs a plain copy. Whiteouts act on what lower layers brought and never on what this layer brings, wherever they stand in the
 archive; a name given twice means its last entry.
+
+A layer can also be unpacked apart from its parents, into an empty directory that overlayfs will lay over them: then what it removes is
+written down as overlayfs reads it. That works for as long as the layer itself lists each directory before what lies in it, as most
+writers do; a layer whose meaning depends on what is below says so by FailedPrecondition.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from wherry.errors import Invalid
+from wherry.errors import FailedPrecondition, Invalid
 from wherry.layers import archive
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer, Readable
@@ -29,25 +33,30 @@ Ids = Callable[[int], int]
 
 
 class Applied:
-    """What one layer did: its digests, and how many bytes and entries it had."""
+    """What one layer did: its digests, how many bytes and entries it had, and whether one of them was the root directory."""
 
-    __slots__ = ("diff_id", "digest", "entries", "size")
+    __slots__ = ("diff_id", "digest", "entries", "root", "size")
 
-    def __init__(self, digest: str, diff_id: str, size: int, entries: int) -> None:
+    def __init__(self, digest: str, diff_id: str, size: int, entries: int, *, root: bool) -> None:
         self.digest = digest
         self.diff_id = diff_id
         self.size = size
         self.entries = entries
+        self.root = root
 
 
-def apply(root: int, raw: Readable, *, uids: Ids = int, gids: Ids = int, devices: bool = True) -> Applied:
+def apply(
+    root: int, raw: Readable, *, uids: Ids = int, gids: Ids = int, devices: bool = True, marks: bytes = b""
+) -> Applied:
     """Unpacks the layer that raw yields below the directory root (a descriptor).
 
     uids and gids turn the archive's ids into those to write; devices False leaves device nodes out, as a user namespace has
-    to. Raises Invalid for what breaks a layer rule, OSError for what the file system refuses. The umask has to be 0.
+    to. marks: root is empty and its parents are elsewhere; removals are written as overlayfs has them, with xattrs that begin so
+    ("trusted.overlay."). Raises Invalid for what breaks a layer rule, OSError for what the file system refuses, with marks
+    FailedPrecondition for what only the parents could tell. The umask has to be 0.
     """
     layer = Layer(raw)
-    work = _Unpacker(root, uids, gids, devices=devices)
+    work = _Unpacker(root, uids, gids, devices=devices, marks=marks)
     members = Archive(layer)
     try:
         for entry in members:
@@ -56,16 +65,18 @@ def apply(root: int, raw: Readable, *, uids: Ids = int, gids: Ids = int, devices
         work.finish()
     finally:
         work.tree.forget()
-    return Applied(layer.digest, layer.diff_id, layer.size, work.entries)
+    return Applied(layer.digest, layer.diff_id, layer.size, work.entries, root=work.wrote_root)
 
 
 class _Unpacker:
-    def __init__(self, root: int, uids: Ids, gids: Ids, *, devices: bool) -> None:
+    def __init__(self, root: int, uids: Ids, gids: Ids, *, devices: bool, marks: bytes) -> None:
         self.tree = Tree(root, (uids(0), gids(0)))
         self.uids = uids
         self.gids = gids
         self.devices = devices
         self.entries = 0
+        self.wrote_root = False
+        self._opaque = marks + b"opaque" if marks else b""
         self._brought: set[tuple[bytes, ...]] = set()  # this layer's own paths
         self._above: set[tuple[bytes, ...]] = set()  # and the directories that they lie in
         self._times: dict[tuple[bytes, ...], int] = {}  # directories' mtimes, set at the end: work inside changes them
@@ -84,10 +95,11 @@ class _Unpacker:
             return
         if any(part.startswith(WHITEOUT) for part in parts):
             return  # below AUFS' own directories: nothing of the image
-        parent = self.tree.directory(parts[:-1])
+        parent = self._parent(parts[:-1])
         self._keep_times(parent)
         real = (*parent.real, name)
-        self._bring(real)
+        if not self._opaque:
+            self._bring(real)
         if entry.type == archive.DIRECTORY:
             self._directory(entry, parent, name, real)
         elif entry.type == archive.REGULAR:
@@ -121,9 +133,10 @@ class _Unpacker:
             raise Invalid("layer", "an entry names the root and is no directory")
         self._finish_fd(self.tree.root.fd, entry, known=True)
         self._times[()] = entry.mtime
+        self.wrote_root = True
 
     def _directory(self, entry: Entry, parent: Directory, name: bytes, real: tuple[bytes, ...]) -> None:
-        known = False
+        known = replaced = False
         try:
             os.mkdir(name, entry.mode & 0o777, dir_fd=parent.fd)
         except FileExistsError:
@@ -131,8 +144,11 @@ class _Unpacker:
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
                 self._clear(parent, name)
                 os.mkdir(name, entry.mode & 0o777, dir_fd=parent.fd)
+                replaced = True
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent.fd)
         try:
+            if replaced and self._opaque:
+                os.setxattr(fd, self._opaque, b"y")  # a directory of the parents was gone already
             self._finish_fd(fd, entry, known=known)
         finally:
             os.close(fd)
@@ -161,7 +177,10 @@ class _Unpacker:
         try:
             source = self.tree.directory(target[:-1], make=False)
             found = os.stat(target[-1], dir_fd=source.fd, follow_symlinks=False)
+            if self._opaque and _removal(found):
+                raise FileNotFoundError
         except FileNotFoundError:
+            self._ask_the_parents()
             raise Invalid("layer", f"{shown}, which does not exist") from None
         if stat.S_ISDIR(found.st_mode):
             raise Invalid("layer", f"{shown}, which is a directory")
@@ -199,15 +218,38 @@ class _Unpacker:
         try:
             parent = self.tree.directory(directory, make=False)
         except FileNotFoundError:
+            self._ask_the_parents()
             return  # nothing there to hide
         self._keep_times(parent)
         real = parent.real
-        if name == OPAQUE:
+        if self._opaque:
+            self._note_removal(parent, None if name == OPAQUE else hidden)
+        elif name == OPAQUE:
             self._prune(real)
         elif (*real, hidden) in self._above or (*real, hidden) in self._brought:
             self._prune((*real, hidden))
         else:
             self._clear(parent, hidden)
+
+    def _note_removal(self, parent: Directory, name: bytes | None) -> None:
+        """For overlayfs: nothing of the parents' is seen under a name (None: in the whole directory), this layer's own is."""
+        fd = parent.fd
+        if name is None:
+            if not parent.real:
+                self._ask_the_parents()  # overlayfs takes no such mark on a root
+            os.setxattr(fd, self._opaque, b"y")
+            return
+        try:
+            mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
+            return
+        if stat.S_ISDIR(mode):
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                os.setxattr(below, self._opaque, b"y")
+            finally:
+                os.close(below)
 
     def _prune(self, real: tuple[bytes, ...]) -> None:
         """Removes what lower layers brought below a directory; this layer's own entries stay."""
@@ -231,6 +273,22 @@ class _Unpacker:
         self.tree.forget()
 
     # parts of it
+
+    def _parent(self, parts: tuple[bytes, ...]) -> Directory:
+        """Where an entry goes; made where nobody lists it."""
+        if not self._opaque:
+            return self.tree.directory(parts)
+        try:
+            return self.tree.directory(parts, make=False)
+        except FileNotFoundError:
+            self._ask_the_parents()
+            raise
+
+    def _ask_the_parents(self) -> None:
+        if self._opaque:
+            raise FailedPrecondition(
+                "layer", "means something only together with those below it", "unpack it over them"
+            )
 
     def _bring(self, real: tuple[bytes, ...]) -> None:
         self._brought.add(real)
@@ -302,6 +360,11 @@ class _Unpacker:
                 # Not on this file system, or not from inside a user namespace: other runtimes go on as well.
                 if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                     raise
+
+
+def _removal(found: os.stat_result) -> bool:
+    """overlayfs' mark for a name that is gone."""
+    return stat.S_ISCHR(found.st_mode) and not found.st_rdev
 
 
 def _write(fd: int, piece: memoryview) -> None:

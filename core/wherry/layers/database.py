@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wherry.errors import Error, FailedPrecondition, Unavailable
@@ -29,7 +30,10 @@ class Database:
     Raises FailedPrecondition for a file of a newer format, which is then left as it was, byte for byte.
     """
 
-    def __init__(self, path: Path, schema: str, version: int) -> None:
+    def __init__(
+        self, path: Path, schema: str, version: int, upgrades: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
+        """upgrades: format number -> the statements that make the next format of it."""
         import apsw
 
         self.path = path
@@ -54,6 +58,10 @@ class Database:
                 write(f"PRAGMA user_version = {version}")
             elif found > version:
                 raise FailedPrecondition(f'store "{path}"', f"is of format {found}, newer than {version}")
+            else:
+                for older in range(found, version):
+                    write(upgrades[older])
+                    write(f"PRAGMA user_version = {older + 1}")
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Any]:

@@ -15,14 +15,18 @@ from wherry.linux.syscall import Int, bind, check
 #: (type, source, target, options): ``wherry.api.Mount`` as JSON carries it.
 Plain = tuple[str, str, str, Sequence[str]]
 
+_ATTRIBUTES = {
+    "ro": api.ATTR_RDONLY, "nosuid": api.ATTR_NOSUID, "nodev": api.ATTR_NODEV, "noexec": api.ATTR_NOEXEC,
+    "noatime": api.ATTR_NOATIME, "relatime": api.ATTR_RELATIME,
+}  # fmt: skip
 _FLAGS = {
     "ro": api.MS_RDONLY, "nosuid": api.MS_NOSUID, "nodev": api.MS_NODEV, "noexec": api.MS_NOEXEC,
-    "noatime": api.MS_NOATIME, "relatime": api.MS_RELATIME, "bind": api.MS_BIND, "rbind": api.MS_BIND | api.MS_REC,
+    "noatime": api.MS_NOATIME, "relatime": api.MS_RELATIME,
 }  # fmt: skip
 _DIRECTORIES = frozenset(("lowerdir", "upperdir", "workdir"))
-_IGNORED = frozenset(("rw", "defaults"))
+_IGNORED = frozenset(("rw", "defaults", "bind", "rbind"))
 _syncfs = bind("syncfs", Int)
-_PAGE = 4095  # mount(2) takes one page of data, its end mark included
+_PAGE = 4095  # its end mark not included
 
 
 def enter(point: str) -> None:
@@ -66,25 +70,55 @@ def make(mounts: Sequence[Plain], path: str) -> None:
 
 
 def _one(type_: str, source: str, target: str, options: Sequence[str]) -> None:
-    flags = 0
+    """By the new mount API: made detached, then put in its place."""
+    attributes = 0
     data = []
     for option in options:
-        if option in _FLAGS:
-            flags |= _FLAGS[option]
+        if option in _ATTRIBUTES:
+            attributes |= _ATTRIBUTES[option]
         elif option not in _IGNORED:
             data.append(option)
-    if flags & api.MS_BIND or type_ == "bind":
-        api.mount(source, target, None, api.MS_BIND | (flags & api.MS_REC))
-        rest = flags & ~(api.MS_BIND | api.MS_REC)
-        if rest:
-            api.mount(None, target, None, api.MS_BIND | api.MS_REMOUNT | rest)
-        return
+    if type_ == "bind" or "bind" in options or "rbind" in options:
+        fd = api.open_tree(source, clone=True, recursive="rbind" in options)
+        if attributes:
+            api.set_attributes(fd, set=attributes)
+    else:
+        try:
+            fd = api.new_mount(type_, [("source", source or type_), *_pairs(data)], attributes)
+        except OSError as error:
+            # EINVAL: no lowerdir+ (before Linux 6.8), or a path beyond the 255 bytes of one fsconfig value
+            if error.errno != errno.EINVAL or type_ != "overlay":
+                raise
+            _old(type_, source, target, options, data)
+            return
+    try:
+        api.move_mount(fd, api.AT_FDCWD, target)
+    finally:
+        os.close(fd)
+
+
+def _pairs(data: Sequence[str]) -> list[tuple[api.Path, api.Path | None]]:
+    """For fsconfig(2), each lower directory by itself: together they may be longer than a page."""
+    pairs: list[tuple[api.Path, api.Path | None]] = []
+    for option in data:
+        key, equals, value = option.partition("=")
+        if key == "lowerdir":
+            pairs += [("lowerdir+", lower) for lower in value.split(":")]
+        else:
+            pairs.append((key, value if equals else None))
+    return pairs
+
+
+def _old(type_: str, source: str, target: str, options: Sequence[str], data: Sequence[str]) -> None:
+    """By mount(2), which takes one page of options."""
+    flags = 0
+    for option in options:
+        flags |= _FLAGS.get(option, 0)
     text = ",".join(data)
     if len(os.fsencode(text)) <= _PAGE:
         api.mount(source or type_, target, type_, flags, text)
         return
-    # Overlay's directories mostly lie side by side: seen from there their names are short. mount(2) looks them up from the
-    # working directory; fsconfig(2) would take each by itself, but only since Linux 6.8.
+    # The directories mostly lie side by side: seen from there their names are short. They are looked up from the working directory.
     base, shorter = _relative(data)
     here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

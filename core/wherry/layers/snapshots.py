@@ -14,7 +14,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -35,11 +35,17 @@ CREATE TABLE snapshots (
     created INTEGER NOT NULL,
     updated INTEGER NOT NULL,
     bytes   INTEGER NOT NULL DEFAULT -1,
-    inodes  INTEGER NOT NULL DEFAULT -1
+    inodes  INTEGER NOT NULL DEFAULT -1,
+    boot    TEXT NOT NULL DEFAULT '',           -- nobody waited for the disk: void under any other boot id
+    deleting INTEGER NOT NULL DEFAULT 0         -- marked: counts as absent, its directory is still there
 );
 CREATE INDEX snapshots_parent ON snapshots (parent);
 """
-VERSION = 1
+VERSION = 2
+UPGRADES = {
+    1: "ALTER TABLE snapshots ADD COLUMN boot TEXT NOT NULL DEFAULT '';"
+    " ALTER TABLE snapshots ADD COLUMN deleting INTEGER NOT NULL DEFAULT 0"
+}
 Kind = Literal["active", "view", "committed"]
 _COLUMNS = "s.number, s.name, s.kind, s.parent, s.labels, s.extra, s.created, s.updated, s.bytes, s.inodes, p.name"
 _SELECT = f"SELECT {_COLUMNS} FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent"  # noqa: S608 - constants
@@ -68,19 +74,30 @@ class Snapshots:
     """The rows. Every method is one transaction and safe from any thread."""
 
     def __init__(self, path: Path) -> None:
-        self.database = Database(path, SCHEMA, VERSION)
+        self.database = Database(path, SCHEMA, VERSION, UPGRADES)
         self._chains: dict[int, tuple[int, ...]] = {}  # committed snapshots never change: number -> itself and parents
         self._chains_lock = threading.Lock()
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self._recover()
+
+    def _recover(self) -> None:
+        """What was prepared without waiting for the disk and has seen a boot since may be half there: it goes. A mark that is
+        found here was perhaps overtaken by a lease: only the next collection can tell."""
+        void = "boot NOT IN ('', ?)"
+        if self.database.row(f"SELECT 1 FROM snapshots WHERE deleting OR {void}", (self._boot,)):  # noqa: S608 - constants
+            with self.database.write() as execute:
+                execute(f"DELETE FROM snapshots WHERE {void}", (self._boot,))  # noqa: S608 - active or views: without children
+                execute("UPDATE snapshots SET deleting = 0 WHERE deleting")
 
     def get(self, name: str) -> Row:
         """NotFound when there is none."""
-        row = self.database.row(f"{_SELECT} WHERE s.name = ?", (name,))
+        row = self.database.row(f"{_SELECT} WHERE s.name = ? AND NOT s.deleting", (name,))
         if row is None:
             raise NotFound(f'snapshot "{name}"', "does not exist")
         return self._row(row)
 
     def walk(self) -> list[Row]:
-        return [self._row(row) for row in self.database.all(f"{_SELECT} ORDER BY s.number")]
+        return [self._row(row) for row in self.database.all(f"{_SELECT} WHERE NOT s.deleting ORDER BY s.number")]
 
     def numbers(self) -> set[int]:
         """Every number in use."""
@@ -119,20 +136,36 @@ class Snapshots:
         with self.database.write(durable=durable) as execute:
             above: tuple[int, ...] = ()
             if parent:
-                found = execute("SELECT number, kind FROM snapshots WHERE name = ?", (parent,)).fetchall()
+                found = execute(
+                    "SELECT number, kind FROM snapshots WHERE name = ? AND NOT deleting", (parent,)
+                ).fetchall()
                 if not found:
                     raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it does not exist')
                 if found[0][1] != "committed":
                     raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it is not committed')
                 above = self._chain(found[0][0])
-            if execute("SELECT 1 FROM snapshots WHERE name = ?", (key,)).fetchall():
-                raise AlreadyExists(f'snapshot "{key}"', "the key is taken")
+            _free(execute, key, "the key")
+            boot = "" if durable else self._boot
             execute(
-                "INSERT INTO snapshots (name, kind, parent, labels, extra, created, updated) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (key, kind, above[0] if above else None, _dump(labels), extra, now, now),
+                "INSERT INTO snapshots (name, kind, parent, labels, extra, created, updated, boot)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, kind, above[0] if above else None, _dump(labels), extra, now, now, boot),
             )
             (number,) = execute("SELECT last_insert_rowid()").fetchall()[0]
             yield Row(number, key, kind, parent, labels, extra, now, now, -1, -1, above)
+
+    @contextmanager
+    def rebase(self, key: str, parent: str) -> Iterator[Row]:
+        """Gives an active snapshot that has no parent one, committed after the block."""
+        with self.database.write() as execute:
+            row = self.get(key)
+            if row.kind != "active" or row.parent:
+                raise FailedPrecondition(f'snapshot "{key}"', "only an active one without a parent can be given one")
+            above = self.get(parent)
+            if above.kind != "committed":
+                raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it is not committed')
+            execute("UPDATE snapshots SET parent = ? WHERE number = ?", (above.number, row.number))
+            yield row._replace(parent=parent, lowers=(above.number, *above.lowers))
 
     def commit(self, name: str, key: str, labels: Mapping[str, str | None]) -> None:
         """active key -> committed name; a label that is None is taken away."""
@@ -140,10 +173,9 @@ class Snapshots:
             row = self.get(key)
             if row.kind != "active":
                 raise FailedPrecondition(f'snapshot "{key}"', f"is {row.kind}, only an active one can be committed")
-            if execute("SELECT 1 FROM snapshots WHERE name = ?", (name,)).fetchall():
-                raise AlreadyExists(f'snapshot "{name}"', "the name is taken")
+            _free(execute, name, "the name")
             execute(
-                "UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated = ? WHERE number = ?",
+                "UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated = ?, boot = '' WHERE number = ?",
                 (name, _dump(_merged(row.labels, labels)), time.time_ns(), row.number),
             )
 
@@ -171,6 +203,46 @@ class Snapshots:
             with self._chains_lock:
                 self._chains.pop(number, None)
             return self._row(found[0], lowers=False)
+
+    def mark(self, names: Collection[str]) -> tuple[str, ...]:
+        """These count as absent from now on, but for those that a snapshot stands on which is not among them; which do."""
+        with self.database.write() as execute:
+            rows = execute("SELECT number, parent, name FROM snapshots").fetchall()
+            wanted = {number for number, _parent, name in rows if name in names}
+            above = dict(row[:2] for row in rows)
+            for number, parent in above.items():
+                if number not in wanted:
+                    while parent in wanted:  # and what it stands on in turn
+                        wanted.discard(parent)
+                        parent = above[parent]
+            execute("CREATE TEMP TABLE IF NOT EXISTS marked (number INTEGER PRIMARY KEY)")
+            execute("DELETE FROM marked")
+            for number in wanted:
+                execute("INSERT INTO marked VALUES (?)", (number,))
+            execute("UPDATE snapshots SET deleting = 1 WHERE number IN (SELECT number FROM marked)")
+            return tuple(name for number, _parent, name in rows if number in wanted)
+
+    def unmark(self, names: Collection[str]) -> None:
+        """These are there again, with what they stand on."""
+        with self.database.write() as execute:
+            for name in names:
+                execute(
+                    "WITH RECURSIVE up (number) AS (SELECT number FROM snapshots WHERE name = ? UNION SELECT s.parent"
+                    " FROM snapshots s JOIN up ON s.number = up.number WHERE s.parent IS NOT NULL)"
+                    " UPDATE snapshots SET deleting = 0 WHERE deleting AND number IN (SELECT number FROM up)",
+                    (name,),
+                )
+
+    def sweep(self) -> list[Row]:
+        """Deletes the rows that are marked and answers them: whose directories may go now."""
+        with self.database.write() as execute:
+            found = [self._row(row, lowers=False) for row in execute(f"{_SELECT} WHERE s.deleting").fetchall()]
+            execute("PRAGMA defer_foreign_keys = ON")  # parents and children go together
+            execute("DELETE FROM snapshots WHERE deleting")
+        with self._chains_lock:
+            for row in found:
+                self._chains.pop(row.number, None)
+        return found
 
     def close(self) -> None:
         self.database.close()
@@ -210,6 +282,14 @@ class Snapshots:
         with self._chains_lock:
             self._chains[number] = chain
         return chain
+
+
+def _free(execute: Any, name: str, what: str) -> None:
+    found = execute("SELECT deleting FROM snapshots WHERE name = ?", (name,)).fetchall()
+    if found and found[0][0]:
+        raise InUse(f'snapshot "{name}"', "is about to be deleted", "try again")
+    if found:
+        raise AlreadyExists(f'snapshot "{name}"', f"{what} is taken")
 
 
 def _merged(labels: Labels, changes: Mapping[str, str | None]) -> Labels:

@@ -18,7 +18,7 @@ from typing import Any
 from wherry.errors import Error, Invalid, Unavailable
 from wherry.layers import mounts
 from wherry.linux import userns
-from wherry.linux.process import prctl
+from wherry.linux.process import close_from, prctl
 
 REQUEST, ANSWER, STREAM = 0, 1, 3
 _PR_SET_PDEATHSIG = 1
@@ -30,6 +30,7 @@ Range = tuple[int, int, int]
 def main() -> None:
     """Does what fd 0 asks for and leaves."""
     try:
+        close_from(STREAM + 1)  # whatever the engine's own program may have left open for children
         with open(REQUEST, "rb") as file:
             request = json.load(file)
         answer: dict[str, Any] = {"ok": _run(request)}
@@ -91,12 +92,13 @@ def _unpack(request: Mapping[str, Any]) -> Job:
     uids, gids = _mapper(request["uids"]), _mapper(request["gids"])  # while /proc is there
 
     def job(roots: Sequence[int]) -> object:
-        done = apply(roots[0], stream, uids=uids, gids=gids, devices=request["devices"])
+        marks = request["marks"].encode()
+        done = apply(roots[0], stream, uids=uids, gids=gids, devices=request["devices"], marks=marks)
         if request["digest"] and done.digest != request["digest"]:
             raise Invalid(f'layer "{request["digest"]}"', f"the bytes have the digest {done.digest}")
         if request["sync"]:
             syncfs(roots[0])
-        return {"digest": done.digest, "diff_id": done.diff_id, "size": done.size, "entries": done.entries}
+        return {"diff_id": done.diff_id, "root": done.root}
 
     return job
 

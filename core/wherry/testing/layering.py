@@ -38,10 +38,10 @@ def size_on_disk(directory: Path) -> int:
 
 
 class LayeringClauses(Contract):
-    """depth: how many layers ``test_many_layers`` stacks; Docker allows 127."""
+    """depth: how many layers ``test_many_layers`` stacks; Docker allows 127, containerd tries 128."""
 
     family = "snapshotter"
-    depth: ClassVar[int] = 100
+    depth: ClassVar[int] = 128
 
     def stacked(
         self, driver: Snapshotter, first: Sequence[Sequence[object]], second: Sequence[Sequence[object]]
@@ -160,6 +160,53 @@ class LayeringClauses(Contract):
     def test_metadata_of_the_root_is_kept(self, driver: Snapshotter) -> None:
         seen = self.stacked(driver, [("chown", ".", 21, 22), ("chmod", ".", 0o711)], [("write", "f", "x")])
         assert (seen["."].uid, seen["."].gid, seen["."].mode) == (21, 22, 0o711)
+
+    def test_attributes_outlive_later_layers(self, driver: Snapshotter) -> None:
+        """What one layer said of a directory stays so when another only writes into it."""
+        self.stacked(
+            driver,
+            [("mkdir", "d", 0o755), ("write", "d/f", "x")],
+            [("chmod", "d", 0o710), ("chown", "d", 7, 8), ("xattr", "d", "user.note", "second")],
+        )
+        layer(driver, chain_id("third"), ("write", "d/g", "third"), parent=chain_id("second"))
+        seen = tree(driver.view("top", chain_id("third")))["d"]
+        assert (seen.mode, seen.uid, seen.gid, dict(seen.xattrs)) == (0o710, 7, 8, {"user.note": "second"})
+
+    def test_the_root_is_the_last_layers(self, driver: Snapshotter) -> None:
+        when = 1_234_567_890_000_000_000
+        layer(
+            driver, chain_id("first"),
+            ("chmod", ".", 0o700), ("chown", ".", 3, 4), ("xattr", ".", "user.note", "first"), ("utime", ".", when),
+        )  # fmt: skip
+        mounts = driver.prepare("work", chain_id("first"))
+        seen = tree(mounts)["."]
+        assert (seen.mode, seen.uid, seen.gid, seen.mtime) == (0o700, 3, 4, when)
+        assert dict(seen.xattrs) == {"user.note": "first"}
+        change(mounts, ("chmod", ".", 0o711), ("xattr", ".", "user.note", "second"), ("utime", ".", when + 1))
+        driver.commit(chain_id("second"), "work", {})
+        seen = tree(driver.view("top", chain_id("second")))["."]
+        assert (seen.mode, seen.uid, seen.gid, seen.mtime) == (0o711, 3, 4, when + 1)
+        assert dict(seen.xattrs) == {"user.note": "second"}
+
+    def test_hard_links_to_a_lower_file(self, driver: Snapshotter) -> None:
+        seen = self.stacked(
+            driver,
+            [("write", "f", "low"), ("mkdir", "d")],
+            [("link", "f", "d/g"), ("append", "d/g", "+high")],
+        )
+        assert (seen["f"].content, seen["d/g"].content) == (b"low+high", b"low+high")
+        assert (seen["f"].inode, seen["f"].links) == (seen["d/g"].inode, 2)
+        assert tree(driver.view("below", chain_id("first")))["f"].content == b"low"
+
+    def test_moved_directory(self, driver: Snapshotter) -> None:
+        """As mv(1) does it where rename(2) can't."""
+        seen = self.stacked(
+            driver,
+            [("mkdir", "old"), ("write", "old/f", "x"), ("mkdir", "old/sub"), ("write", "old/sub/g", "y")],
+            [("move", "old", "new"), ("write", "new/h", "z")],
+        )
+        assert set(seen) == {".", "new", "new/f", "new/sub", "new/sub/g", "new/h"}
+        assert seen["new/sub/g"].content == b"y"
 
     def test_renamed_file(self, driver: Snapshotter) -> None:
         seen = self.stacked(

@@ -136,6 +136,7 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
 #: The operations of ``wherry.testing.change``; the first argument is a path below the root.
 OPERATIONS: dict[str, Callable[..., object]] = {
     "write": _write,
+    "append": lambda path, text: Path(path).write_text(Path(path).read_text() + text),
     "fill": lambda path, size: Path(path).write_bytes(b"x" * size),
     "mkdir": os.mkdir,
     "remove": os.remove,
@@ -149,11 +150,14 @@ OPERATIONS: dict[str, Callable[..., object]] = {
 }
 
 
+_TWO_NAMES: dict[str, Callable[..., object]] = {"rename": os.rename, "move": shutil.move, "link": os.link}
+
+
 def _operate(root: str, operation: list[Any]) -> None:
     verb, path, *rest = operation
     full = f"{root}/{path}"
-    if verb in {"rename", "link"}:
-        (os.rename if verb == "rename" else os.link)(full, f"{root}/{rest[0]}")
+    if verb in _TWO_NAMES:
+        _TWO_NAMES[verb](full, f"{root}/{rest[0]}")
     else:
         OPERATIONS[verb](full, *rest)
 

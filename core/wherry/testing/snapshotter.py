@@ -112,6 +112,13 @@ class SnapshotterContract(LayeringClauses):
         assert tree(driver.mounts("late"))["file"].content == b"late"
         assert tree(driver.view("look", BASE))["file"].content == b"first"
 
+    def test_a_committed_name_is_no_key(self, driver: Snapshotter) -> None:
+        layer(driver, BASE)
+        for make in (driver.prepare, driver.view):
+            with pytest.raises(AlreadyExists):
+                make(BASE, "")
+        assert driver.stat(BASE).kind == "committed"
+
     def test_commit_of_an_unknown_key(self, driver: Snapshotter) -> None:
         with pytest.raises(NotFound):
             driver.commit(BASE, "absent", {})
@@ -169,6 +176,19 @@ class SnapshotterContract(LayeringClauses):
         driver.remove(chain_id("top"))
         driver.remove(BASE)
 
+    def test_removal_from_the_top(self, driver: Snapshotter) -> None:
+        """Neither end nor middle of a chain goes while something stands on it; from the top all go."""
+        layer(driver, BASE, ("write", "low", "1"))
+        layer(driver, chain_id("middle"), ("write", "mid", "2"), parent=BASE)
+        mounts = driver.prepare("top", chain_id("middle"))
+        for name in (BASE, chain_id("middle")):
+            with pytest.raises(InUse):
+                driver.remove(name)
+        assert set(tree(mounts)) == {".", "low", "mid"}
+        for name in ("top", chain_id("middle"), BASE):
+            driver.remove(name)
+        assert walked(driver) == {}
+
     def test_key_is_free_after_remove(self, driver: Snapshotter) -> None:
         mounts = driver.prepare("again", "")
         change(mounts, ("write", "old", "x"))
@@ -184,6 +204,78 @@ class SnapshotterContract(LayeringClauses):
         assert size_on_disk(harness.root) < 1_000_000
         assert tree(driver.view("look", BASE))["kept"].content == b"x" * 100_000
 
+    # removal in two steps
+
+    def test_marked_snapshots_are_absent(self, driver: Snapshotter) -> None:
+        layer(driver, BASE)
+        layer(driver, chain_id("top"), parent=BASE)
+        driver.prepare("work", "")
+        assert driver.mark([chain_id("top"), "absent"]) == (chain_id("top"),)
+        assert set(walked(driver)) == {BASE, "work"}
+        for look in (driver.stat, driver.usage, driver.mounts):
+            with pytest.raises(NotFound):
+                look(chain_id("top"))
+        with pytest.raises(NotFound):
+            driver.update(chain_id("top"), {"a": "b"})
+        for make in (driver.prepare, driver.view):
+            with pytest.raises(NotFound):
+                make("child", chain_id("top"))
+
+    def test_marked_names_are_in_use(self, driver: Snapshotter) -> None:
+        layer(driver, BASE)
+        driver.mark([BASE])
+        for make in (driver.prepare, driver.view):
+            with pytest.raises(InUse):
+                make(BASE, "")
+        driver.prepare("work", "")
+        with pytest.raises(InUse):
+            driver.commit(BASE, "work", {})
+        assert driver.stat("work").kind == "active"
+        driver.sweep()
+        driver.commit(BASE, "work", {})
+
+    def test_mark_spares_what_others_stand_on(self, driver: Snapshotter) -> None:
+        layer(driver, BASE)
+        layer(driver, chain_id("top"), parent=BASE)
+        driver.prepare("work", chain_id("top"))
+        assert driver.mark([BASE, chain_id("top")]) == ()
+        assert set(walked(driver)) == {BASE, chain_id("top"), "work"}
+        driver.remove("work")
+        assert set(driver.mark([BASE, chain_id("top")])) == {BASE, chain_id("top")}
+        assert walked(driver) == {}
+
+    def test_unmark_brings_back(self, driver: Snapshotter) -> None:
+        layer(driver, BASE, ("write", "file", "base"))
+        layer(driver, chain_id("top"), parent=BASE)
+        before = walked(driver)
+        driver.mark([BASE, chain_id("top")])
+        driver.unmark([chain_id("top"), "absent"])
+        assert walked(driver) == before, "with what it stands on"
+        assert driver.sweep() == ()
+        assert tree(driver.view("look", chain_id("top")))["file"].content == b"base"
+
+    def test_sweep_removes_what_is_marked(self, driver: Snapshotter, harness: Harness[Snapshotter]) -> None:
+        layer(driver, BASE, ("fill", "kept", 100_000))
+        layer(driver, chain_id("top"), ("fill", "big", 3_000_000), parent=BASE)
+        layer(driver, chain_id("tip"), parent=chain_id("top"))
+        driver.mark([chain_id("tip"), chain_id("top")])
+        assert size_on_disk(harness.root) > 3_000_000, "nothing goes before the sweep"
+        assert set(driver.sweep()) == {chain_id("tip"), chain_id("top")}
+        assert driver.sweep() == ()
+        driver.cleanup()
+        assert size_on_disk(harness.root) < 1_000_000
+        assert set(walked(driver)) == {BASE}
+        driver.remove(BASE)
+
+    def test_marks_end_with_a_restart(self, driver: Snapshotter, harness: Harness[Snapshotter]) -> None:
+        layer(driver, BASE, ("write", "file", "base"))
+        before = walked(driver)
+        driver.mark([BASE])
+        driver = harness.reopen()
+        assert walked(driver) == before
+        assert driver.sweep() == ()
+        assert tree(driver.view("look", BASE))["file"].content == b"base"
+
     # facts about them
 
     def test_walk_lists_all(self, driver: Snapshotter) -> None:
@@ -194,6 +286,18 @@ class SnapshotterContract(LayeringClauses):
         found = walked(driver)
         assert set(found) == {BASE, "active", "view"}
         assert all(driver.stat(name) == info for name, info in found.items())
+
+    def test_walk_lets_others_look(self, driver: Snapshotter) -> None:
+        """Whoever walks may ask for what he finds, and change it, before the next one comes."""
+        for index in range(5):
+            layer(driver, chain_id(f"layer-{index}"))
+        for info in driver.walk():
+            assert driver.stat(info.name) == info
+            driver.usage(info.name)
+            driver.update(info.name, {"seen": "yes"})
+            driver.prepare(f"on-{info.name[-8:]}", info.name) if info.kind == "committed" else None
+        found = [info for info in driver.walk() if info.kind == "committed"]
+        assert [info.labels.get("seen") for info in found] == ["yes"] * 5
 
     def test_labels_are_set_and_removed(self, driver: Snapshotter) -> None:
         driver.prepare("work", "", SnapshotOptions(labels={"one": "1", "two": "2"}))
@@ -226,6 +330,13 @@ class SnapshotterContract(LayeringClauses):
         assert 100_000 <= size < 1_000_000
         driver.commit(chain_id("top"), "work", {})
         assert 100_000 <= driver.usage(chain_id("top"))[0] < 1_000_000
+
+    def test_usage_of_a_view_is_none(self, driver: Snapshotter) -> None:
+        layer(driver, BASE, ("fill", "big", 2_000_000))
+        driver.view("look", BASE)
+        size, inodes = driver.usage("look")
+        assert size < 100_000
+        assert inodes <= 2
 
     def test_mounts_are_data(self, driver: Snapshotter) -> None:
         """The driver mounts nothing by itself, and what it hands over stands for the container's root."""

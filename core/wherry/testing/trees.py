@@ -39,7 +39,8 @@ def change(mounts: Sequence[Mount], *operations: Sequence[object]) -> dict[str, 
 
     Operations: ("write", path, text[, mode]), ("fill", path, size), ("mkdir", path[, mode]), ("remove", path),
     ("rmtree", path), ("symlink", path, target), ("fifo", path), ("chmod", path, mode), ("chown", path, uid, gid),
-    ("utime", path, ns), ("xattr", path, name, text), ("rename", path, other), ("link", path, other).
+    ("utime", path, ns), ("xattr", path, name, text), ("append", path, text), ("rename", path, other), ("move", path, other),
+    ("link", path, other).
     Raises OSError with the errno of what failed.
     """
     request = {

@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from attrs import evolve
 
 from contract.faults import planted
 from contract.reference.snapshotter import CopySnapshotter, measure
-from contract.reference.state import NoConfig
+from contract.reference.state import NoConfig, State
 from wherry.api import (
     AlreadyExists,
     Context,
@@ -209,6 +209,100 @@ class LeavesTrees(CopySnapshotter):
 breaks("cleanup_frees_what_was_removed")(LeavesTrees)
 
 
+@breaks("marked_snapshots_are_absent")
+class ShowsWhatIsMarked(CopySnapshotter):
+    def walk(self) -> Iterator[SnapshotInfo]:
+        rows = [SnapshotInfo(row["kind"], name, row["parent"], {}, 10**19, 10**19) for name, row in self.rows.items()]
+        return iter(rows)
+
+
+@breaks("marked_snapshots_are_absent")
+class BuildsOnWhatIsMarked(CopySnapshotter):
+    def make(self, kind: str, key: str, parent: str, options: SnapshotOptions) -> tuple[Mount, ...]:
+        self.unmark([parent])
+        return super().make(kind, key, parent, options)
+
+
+@breaks("marked_names_are_in_use")
+class GivesMarkedNamesAway(CopySnapshotter):
+    def check_free(self, name: str) -> None:
+        if self.rows.get(name, {}).get("marked"):
+            del self.rows[name]
+        super().check_free(name)
+
+
+@breaks("mark_spares_what_others_stand_on")
+class MarksParents(CopySnapshotter):
+    def mark(self, names: Collection[str]) -> tuple[str, ...]:
+        found = tuple(name for name in self.rows if name in names)
+        for name in found:
+            self.rows[name]["marked"] = True
+        return found
+
+
+@breaks("unmark_brings_back")
+class UnmarksNoParents(CopySnapshotter):
+    def unmark(self, names: Collection[str]) -> None:
+        for name in names:
+            if name in self.rows:
+                self.rows[name]["marked"] = False
+
+
+@breaks("sweep_removes_what_is_marked")
+class SweepsRowsOnly(CopySnapshotter):
+    def sweep(self) -> tuple[str, ...]:
+        gone = tuple(name for name, row in self.rows.items() if row.get("marked"))
+        for name in gone:
+            del self.rows[name]
+        return gone
+
+
+@breaks("sweep_removes_what_is_marked")
+class DeletesWhileItMarks(CopySnapshotter):
+    def mark(self, names: Collection[str]) -> tuple[str, ...]:
+        found = super().mark(names)
+        for name in found:
+            shutil.rmtree(self.context.root / str(self.rows[name]["number"]))
+        return found
+
+    def sweep(self) -> tuple[str, ...]:
+        return SweepsRowsOnly.sweep(self)  # type: ignore[arg-type]
+
+
+@breaks("marks_end_with_a_restart")
+class RemembersMarks(CopySnapshotter):
+    def __init__(self, config: NoConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.state = State(context.root)
+
+
+@breaks("removal_from_the_top")
+class RemovesTheMiddle(CopySnapshotter):
+    def children(self, name: str) -> list[str]:
+        return [child for child in super().children(name) if self.rows[child]["kind"] == "committed"]
+
+
+@breaks("a_committed_name_is_no_key")
+class CommittedNamesAreFree(CopySnapshotter):
+    def check_free(self, name: str) -> None:
+        if self.rows.get(name, {}).get("kind") == "committed":
+            del self.rows[name]
+        super().check_free(name)
+
+
+@breaks("walk_lets_others_look")
+class WalksUnderALock(CopySnapshotter):
+    def walk(self) -> Iterator[SnapshotInfo]:
+        for name in self.rows:  # changes while it is read
+            yield self.stat(name)
+
+
+@breaks("usage_of_a_view_is_none")
+class ViewsWeighAll(CopySnapshotter):
+    def usage(self, name: str) -> tuple[int, int]:
+        return measure(self.directory(name)) if self.row(name)["kind"] == "view" else super().usage(name)
+
+
 @breaks("walk_lists_all")
 class WalksCommittedOnly(CopySnapshotter):
     def walk(self) -> Iterator[SnapshotInfo]:
@@ -356,6 +450,7 @@ breaks(
     "removed_directory_stays_removed",
     "remade_directory_hides_the_old_one",
     "removed_and_made_again_in_a_third_layer",
+    "moved_directory",
     "renamed_file",
 )(Unions)
 
@@ -401,6 +496,37 @@ class KeepsLowerModes(CopySnapshotter):
                 with contextlib.suppress(FileNotFoundError):
                     (self.directory(key) / path.name).chmod(path.stat().st_mode & 0o7777)
         super().commit(name, key, labels)
+
+
+@breaks("attributes_outlive_later_layers")
+class ForgetsModes(ChangesTrees):
+    def spoil(self, parent: str, target: Path) -> None:
+        for path in target.iterdir():
+            if path.is_dir():
+                path.chmod(0o755)
+
+
+@breaks("the_root_is_the_last_layers")
+class ForgetsTheRootsXattrs(ChangesTrees):
+    def spoil(self, parent: str, target: Path) -> None:
+        for name in os.listxattr(target):
+            os.removexattr(target, name)
+
+
+@breaks("the_root_is_the_last_layers")
+class ForgetsTheRootsTime(ChangesTrees):
+    def spoil(self, parent: str, target: Path) -> None:
+        os.utime(target)
+
+
+@breaks("hard_links_to_a_lower_file")
+class BreaksHardLinks(ChangesTrees):
+    def copy(self, parent: str, target: Path) -> None:
+        super().copy("", target)
+        if parent:
+            subprocess.run(
+                ["cp", "-R", "--preserve=mode,timestamps", f"{self.directory(parent)}/.", target], check=True
+            )
 
 
 @breaks("names_of_any_bytes")

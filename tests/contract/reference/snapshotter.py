@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,24 @@ class CopySnapshotter:
     def __init__(self, config: NoConfig, context: Context) -> None:
         self.context = context
         self.state = State(context.root)
+        for row in self.rows.values():
+            row["marked"] = False
 
     @property
     def rows(self) -> dict[str, Any]:
         return self.state.table("snapshots")
 
     def row(self, name: str) -> dict[str, Any]:
-        try:
-            row: dict[str, Any] = self.rows[name]
-        except KeyError:
-            raise NotFound(f"snapshot {name!r}", "no such snapshot") from None
+        row: dict[str, Any] = self.rows.get(name, {"marked": True})
+        if row.get("marked"):
+            raise NotFound(f"snapshot {name!r}", "no such snapshot")
         return row
+
+    def check_free(self, name: str) -> None:
+        if self.rows.get(name, {}).get("marked"):
+            raise InUse(f"snapshot {name!r}", "is about to be deleted")
+        if name in self.rows:
+            raise AlreadyExists(f"snapshot {name!r}", "the name is taken")
 
     def directory(self, name: str) -> Path:
         return self.context.root / str(self.row(name)["number"])
@@ -87,9 +94,8 @@ class CopySnapshotter:
             target.chmod(0o755)
 
     def check_new(self, key: str, parent: str) -> None:
-        if key in self.rows:
-            raise AlreadyExists(f"snapshot {key!r}", "the key is taken")
-        if parent and self.rows.get(parent, {}).get("kind") != "committed":
+        self.check_free(key)
+        if parent and self.row(parent)["kind"] != "committed":
             raise NotFound(f"parent {parent!r}", "no committed snapshot of that name")
 
     def make(self, kind: str, key: str, parent: str, options: SnapshotOptions) -> tuple[Mount, ...]:
@@ -115,8 +121,7 @@ class CopySnapshotter:
             row = self.row(key)
             if row["kind"] != "active":
                 raise FailedPrecondition(f"snapshot {key!r}", f"is {row['kind']}, not active")
-            if name in self.rows:
-                raise AlreadyExists(f"snapshot {name!r}", "the name is taken")
+            self.check_free(name)
             del self.rows[key]
             self.rows[name] = {
                 **row,
@@ -134,12 +139,41 @@ class CopySnapshotter:
                 return
             if children := self.children(name):
                 raise InUse(f"snapshot {name!r}", f"{children[0]!r} is made from it")
-            shutil.rmtree(self.directory(name))
-            del self.rows[name]
+            shutil.rmtree(self.context.root / str(self.rows.pop(name)["number"]))
+
+    def mark(self, names: Collection[str]) -> tuple[str, ...]:
+        with self.state.change():
+            marked: list[str] = []
+            while True:
+                more = [
+                    name
+                    for name in self.rows
+                    if name in names and name not in marked and set(self.children(name)) <= {*marked}
+                ]
+                if not more:
+                    break
+                marked += more
+            for name in marked:
+                self.rows[name]["marked"] = True
+            return tuple(marked)
+
+    def unmark(self, names: Collection[str]) -> None:
+        with self.state.change():
+            for name in names:
+                while name in self.rows:
+                    self.rows[name]["marked"] = False
+                    name = self.rows[name]["parent"]
+
+    def sweep(self) -> tuple[str, ...]:
+        with self.state.change():
+            gone = [name for name, row in self.rows.items() if row.get("marked")]
+            for name in gone:
+                shutil.rmtree(self.context.root / str(self.rows.pop(name)["number"]))
+            return tuple(gone)
 
     def walk(self) -> Iterator[SnapshotInfo]:
         with self.state.lock:
-            return iter([self.stat(name) for name in self.rows])
+            return iter([self.stat(name) for name, row in self.rows.items() if not row.get("marked")])
 
     def cleanup(self) -> int:
         return 0

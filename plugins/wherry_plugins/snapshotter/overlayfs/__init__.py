@@ -62,7 +62,10 @@ def _probe(config: OverlayConfig, context: Context) -> str | None:
 
 
 def _capabilities(_config: OverlayConfig, _context: Context) -> Capabilities:
-    return Capabilities(frozenset(("mounts", "shared-lower")))
+    from wherry.linux import userns
+
+    marks = ("userxattr",) if userns.confined() else ()
+    return Capabilities(frozenset(("mounts", "shared-lower", "rebase", *marks)))
 
 
 def _open(config: OverlayConfig, context: Context) -> OverlaySnapshotter:

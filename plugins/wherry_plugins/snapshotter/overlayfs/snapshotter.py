@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from wherry.api import Context, FailedPrecondition, Invalid, Labels, Mount, SnapshotInfo, SnapshotOptions
-from wherry.layers.paths import remove as remove_tree
-from wherry.layers.snapshots import Row, Snapshots
-from wherry.layers.trash import Trash
+from wherry.api import Context, Invalid, Labels, Mount, SnapshotOptions
+from wherry.layers.directories import DirectorySnapshotter
+from wherry.layers.snapshots import Row
 from wherry.layers.usage import usage
 from wherry.linux import userns
 
@@ -19,30 +17,27 @@ if TYPE_CHECKING:
     from wherry_plugins.snapshotter.overlayfs import OverlayConfig
 
 UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
+_MARKS = ("trusted.overlay.", "user.overlay.")
 
 
-class OverlaySnapshotter:
-    """Implements ``wherry.api.Snapshotter``. prepare is one commit and three directories; remove is one commit, and the
-    directories go a moment later, off the path of whoever removes a container."""
+class Root(NamedTuple):
+    """What a merged tree's root looks like is its topmost directory's matter."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    xattrs: dict[str, bytes]
+
+
+class OverlaySnapshotter(DirectorySnapshotter):
+    """Implements ``wherry.api.LayerSnapshotter`` with "rebase". prepare is one commit and three directories."""
 
     def __init__(self, config: OverlayConfig, context: Context) -> None:
-        self._directory = context.root / "snapshots"
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._prefix = f"{self._directory}/"
-        self._context = context
-        self._rows = Snapshots(context.root / "snapshots.db")
+        super().__init__("overlayfs", context.root)
         self._options = _options(config)
         self._volatile = config.volatile
-        self._roots: dict[int, tuple[int, int, int, int]] = {}  # of committed ones, which never change
-        self._trash = Trash("overlayfs", self._erase)
-        for name in self._rows.strays(self._directory):
-            self._trash.add(name)
-
-    def stat(self, name: str) -> SnapshotInfo:
-        return self._rows.get(name).info()
-
-    def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
-        return self._rows.update(name, labels).info()
+        self._roots: dict[int, Root] = {}  # of committed ones, which never change
 
     def usage(self, name: str) -> tuple[int, int]:
         row = self._rows.get(name)
@@ -60,45 +55,27 @@ class OverlaySnapshotter:
             self._rows.measured(row.number, found)
         return found
 
-    def mounts(self, key: str) -> tuple[Mount, ...]:
-        row = self._rows.get(key)
-        if row.kind == "committed":
-            raise FailedPrecondition(f'snapshot "{key}"', "is committed", "view it, or prepare a child")
-        return self._mounts(row)
-
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
-        _plain(key, options)
+        self._plain(key, options)
         with self._rows.prepare(key, parent, options.labels, "active", durable=options.durable) as row:
             self._make(row, work=True)
         return self._mounts(row)
 
     def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
-        _plain(key, options)
-        with self._rows.prepare(key, parent, options.labels, "view") as row:
+        self._plain(key, options)
+        with self._rows.prepare(key, parent, options.labels, "view", durable=options.durable) as row:
             if not row.lowers:
                 self._make(row, work=False)
         return self._mounts(row)
 
+    def rebase(self, key: str, parent: str, *, root: bool) -> tuple[Mount, ...]:
+        with self._rows.rebase(key, parent) as row:
+            if not root:
+                _dress(self._fs(row.number), self._root_of(row.lowers[0]))
+        return self._mounts(row)
+
     def commit(self, name: str, key: str, labels: Labels) -> None:
         self._rows.commit(name, key, {UNPACK: None, **labels})
-
-    def remove(self, name: str) -> None:
-        row = self._rows.remove(name)
-        if row is None:
-            return
-        self._roots.pop(row.number, None)
-        self._trash.add(str(row.number))
-
-    def walk(self) -> Iterator[SnapshotInfo]:
-        return (row.info() for row in self._rows.walk())
-
-    def cleanup(self) -> int:
-        self._trash.empty()
-        return self._trash.freed() + sum(self._erase(name) for name in self._rows.strays(self._directory))
-
-    def close(self) -> None:
-        self._trash.empty()
-        self._rows.close()
 
     # directories
 
@@ -116,30 +93,26 @@ class OverlaySnapshotter:
         try:
             os.mkdir(f"{directory}/fs", 0o755)
             if row.lowers:
-                mode, uid, gid, mtime = self._root_of(row.lowers[0])
-                if uid or gid:
-                    os.chown(f"{directory}/fs", uid, gid)
-                if mode != 0o755:
-                    os.chmod(f"{directory}/fs", mode)
-                os.utime(f"{directory}/fs", ns=(mtime, mtime))
+                _dress(f"{directory}/fs", self._root_of(row.lowers[0]))
             if work:
                 os.mkdir(f"{directory}/work", 0o711)
         except BaseException:
             self._erase(str(row.number))
             raise
 
-    def _root_of(self, number: int) -> tuple[int, int, int, int]:
-        """(mode, uid, gid, mtime) of a root directory: what a merged tree's root looks like is the upper directory's matter."""
+    def _root_of(self, number: int) -> Root:
         known = self._roots.get(number)
         if known is None:
-            found = os.stat(self._fs(number))
-            known = self._roots[number] = (
-                found.st_mode & 0o7777,
-                found.st_uid,
-                found.st_gid,
-                found.st_mtime_ns,
-            )
+            path = self._fs(number)
+            found = os.stat(path)
+            xattrs = {name: os.getxattr(path, name) for name in os.listxattr(path) if not name.startswith(_MARKS)}
+            known = Root(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
+            self._roots[number] = known
         return known
+
+    def _gone(self, row: Row) -> None:
+        self._roots.pop(row.number, None)
+        super()._gone(row)
 
     def _mounts(self, row: Row) -> tuple[Mount, ...]:
         fs = self._fs(row.number)
@@ -154,27 +127,13 @@ class OverlaySnapshotter:
             return (Mount("bind", lowers[0], "", ("rbind", "ro")),)
         return (Mount("overlay", "overlay", "", ("ro", f"lowerdir={':'.join(lowers)}", *self._options)),)
 
+    def _plain(self, key: str, options: SnapshotOptions) -> None:
+        super()._plain(key, options)
+        if options.idmap.uids or options.idmap.gids:
+            raise Invalid(f'snapshot "{key}"', "overlayfs can't remap ids", "choose a snapshotter with that capability")
+
     def _erase(self, name: str) -> int:
-        """Deletes a directory; the bytes freed. What can't be deleted now, cleanup finds again."""
-        if self._erase_empty(f"{self._prefix}{name}"):
-            return 0
-        try:
-            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return 0
-        freed = 0
-        try:
-            with suppress(OSError):
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                try:
-                    freed = usage(inner)[0]
-                finally:
-                    os.close(inner)
-            with suppress(OSError):
-                remove_tree(fd, name.encode())
-        finally:
-            os.close(fd)
-        return freed
+        return 0 if self._erase_empty(f"{self._prefix}{name}") else super()._erase(name)
 
     @staticmethod
     def _erase_empty(directory: str) -> bool:
@@ -189,13 +148,15 @@ class OverlaySnapshotter:
         return True
 
 
-def _plain(key: str, options: SnapshotOptions) -> None:
-    if not key or len(key) > 1024 or "\0" in key:
-        raise Invalid(f'snapshot "{key[:100]}"', "a key has 1 to 1024 characters")
-    if options.quota:
-        raise Invalid(f'snapshot "{key}"', "overlayfs keeps no quota", "choose a snapshotter with that capability")
-    if options.idmap.uids or options.idmap.gids:
-        raise Invalid(f'snapshot "{key}"', "overlayfs can't remap ids", "choose a snapshotter with that capability")
+def _dress(path: str, root: Root) -> None:
+    """Owner first: chown(2) clears set-id bits."""
+    found = os.stat(path)
+    if (found.st_uid, found.st_gid) != (root.uid, root.gid):
+        os.chown(path, root.uid, root.gid)
+    for name, value in root.xattrs.items():
+        os.setxattr(path, name, value)
+    os.chmod(path, root.mode)
+    os.utime(path, ns=(root.mtime, root.mtime))
 
 
 def _options(config: OverlayConfig) -> tuple[str, ...]:

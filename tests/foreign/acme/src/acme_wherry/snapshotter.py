@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from wherry.api import (
 _TABLE = """
 CREATE TABLE IF NOT EXISTS snapshots (
     name TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, kind TEXT NOT NULL, parent TEXT NOT NULL, labels TEXT NOT NULL,
-    created INTEGER NOT NULL, updated INTEGER NOT NULL
+    created INTEGER NOT NULL, updated INTEGER NOT NULL, marked INTEGER NOT NULL DEFAULT 0
 )"""
 
 
@@ -57,6 +57,7 @@ class CopySnapshotter:
         self._lock = threading.RLock()
         self._db = sqlite3.connect(context.root / "copies.db", check_same_thread=False, isolation_level=None)
         self._db.execute(_TABLE)
+        self._db.execute("UPDATE snapshots SET marked = 0")
 
     def close(self) -> None:
         self._db.close()
@@ -75,12 +76,19 @@ class CopySnapshotter:
     def _row(self, name: str) -> tuple[int, SnapshotInfo]:
         with self._lock:
             rows = self._db.execute(
-                "SELECT number, kind, parent, labels, created, updated FROM snapshots WHERE name = ?", (name,)
+                "SELECT number, kind, parent, labels, created, updated FROM snapshots WHERE name = ? AND NOT marked",
+                (name,),
             ).fetchall()
         if not rows:
             raise NotFound(f"snapshot {name!r}", "no such snapshot")
         number, kind, parent, labels, created, updated = rows[0]
         return number, SnapshotInfo(kind, name, parent, json.loads(labels), created, updated)
+
+    def _free(self, name: str) -> None:
+        for (marked,) in self._db.execute("SELECT marked FROM snapshots WHERE name = ?", (name,)).fetchall():
+            if marked:
+                raise InUse(f"snapshot {name!r}", "is about to be deleted")
+            raise AlreadyExists(f"snapshot {name!r}", "the name is taken")
 
     def _tree(self, number: int) -> Path:
         return self._trees / str(number)
@@ -115,8 +123,7 @@ class CopySnapshotter:
         if options.idmap.uids or options.quota:
             raise Invalid(f"snapshot {key!r}", "this snapshotter maps no ids and has no quota")
         with self._change():
-            if self._db.execute("SELECT 1 FROM snapshots WHERE name = ?", (key,)).fetchall():
-                raise AlreadyExists(f"snapshot {key!r}", "the key is taken")
+            self._free(key)
             source = None
             if parent:
                 number, info = self._row(parent)
@@ -133,7 +140,7 @@ class CopySnapshotter:
                 subprocess.run([*self._copy, source, target], check=True)
             now = time.time_ns()
             self._db.execute(
-                "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
                 (key, last + 1, kind, parent, json.dumps(dict(options.labels)), now, now),
             )
         return self.mounts(key)
@@ -149,8 +156,7 @@ class CopySnapshotter:
             _, info = self._row(key)
             if info.kind != "active":
                 raise FailedPrecondition(f"snapshot {key!r}", f"is {info.kind}, not active")
-            if self._db.execute("SELECT 1 FROM snapshots WHERE name = ?", (name,)).fetchall():
-                raise AlreadyExists(f"snapshot {name!r}", "the name is taken")
+            self._free(name)
             self._db.execute(
                 "UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated = ? WHERE name = ?",
                 (name, json.dumps({**info.labels, **labels}), time.time_ns(), key),
@@ -158,18 +164,44 @@ class CopySnapshotter:
 
     def remove(self, name: str) -> None:
         with self._change():
-            try:
-                number, _ = self._row(name)
-            except NotFound:
+            found = self._db.execute("SELECT number FROM snapshots WHERE name = ?", (name,)).fetchall()
+            if not found:
                 return
+            ((number,),) = found
             if child := self._db.execute("SELECT name FROM snapshots WHERE parent = ?", (name,)).fetchone():
                 raise InUse(f"snapshot {name!r}", f"{child[0]!r} is made from it")
             self._db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
             shutil.rmtree(self._tree(number))
 
+    def mark(self, names: Collection[str]) -> tuple[str, ...]:
+        with self._change():
+            rows = self._db.execute("SELECT name, parent FROM snapshots").fetchall()
+            doomed = {name for name, _ in rows if name in names}
+            while kept := {parent for name, parent in rows if parent in doomed and name not in doomed}:
+                doomed -= kept
+            self._db.executemany("UPDATE snapshots SET marked = 1 WHERE name = ?", [(name,) for name in doomed])
+            return tuple(doomed)
+
+    def unmark(self, names: Collection[str]) -> None:
+        with self._change():
+            wanted = list(names)
+            for name in wanted:
+                self._db.execute("UPDATE snapshots SET marked = 0 WHERE name = ?", (name,))
+                wanted += [
+                    up for (up,) in self._db.execute("SELECT parent FROM snapshots WHERE name = ?", (name,)) if up
+                ]
+
+    def sweep(self) -> tuple[str, ...]:
+        with self._change():
+            rows = self._db.execute("SELECT name, number FROM snapshots WHERE marked").fetchall()
+            self._db.execute("DELETE FROM snapshots WHERE marked")
+            for _, number in rows:
+                shutil.rmtree(self._tree(number))
+        return tuple(name for name, _ in rows)
+
     def walk(self) -> Iterator[SnapshotInfo]:
         with self._lock:
-            names = [name for (name,) in self._db.execute("SELECT name FROM snapshots")]
+            names = [name for (name,) in self._db.execute("SELECT name FROM snapshots WHERE NOT marked")]
             return iter([self.stat(name) for name in names])
 
     def cleanup(self) -> int:
