@@ -44,13 +44,14 @@ from wherry.interfaces.engine import (
     Finding,
     GcReport,
     ImageInfo,
+    NetworkInfo,
     Progress,
     RunRequest,
     Span,
 )
 from wherry.interfaces.isolation import Checkpointer, CreateRequest, Isolation
 from wherry.interfaces.kernel import API, Context, Registration, Workers
-from wherry.interfaces.network import Attachment, AttachRequest, Network, NetworkConfig, Port, Reservation
+from wherry.interfaces.network import Attachment, AttachRequest, Join, Network, NetworkConfig, Port, Reservation
 from wherry.interfaces.process import Exit, LogSink, Plan, Sandbox, Shim, ShimControl, Stdio, Step, TaskState
 from wherry.interfaces.snapshotter import LayerSnapshotter, SnapshotInfo, SnapshotOptions, Snapshotter
 from wherry.interfaces.store import BlobInfo, Image, Ingest, Store
@@ -96,6 +97,7 @@ __all__ = [
     "Ingest",
     "Invalid",
     "Isolation",
+    "Join",
     "Kind",
     "Labels",
     "LayerSnapshotter",
@@ -106,6 +108,7 @@ __all__ = [
     "Named",
     "Network",
     "NetworkConfig",
+    "NetworkInfo",
     "NotFound",
     "Origin",
     "Plan",

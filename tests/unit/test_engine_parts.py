@@ -15,6 +15,7 @@ from wherry.engine.database import FORMAT, Database
 from wherry.engine.events import Bus
 from wherry.engine.leases import Leases
 from wherry.engine.ownership import Claim
+from wherry.engine.places import Place
 from wherry.engine.records import Record, pack_request, unpack_record, unpack_request
 
 
@@ -189,7 +190,7 @@ def test_host_files(tmp_path: Path) -> None:
     request = RunRequest(
         image="x", extra_hosts=("db:10.0.0.9", "six=[::9]"), dns=("9.9.9.9",), dns_search=("a.example",)
     )
-    files = hostfiles.make(request, hostname="h", host=False, addresses=("10.1.2.3/24",), names=("web",))
+    files = hostfiles.make(request, hostname="h", places=[Place("n", "d", names=("web",), addresses=("10.1.2.3/24",))])
     bundles.write(str(tmp_path), files.files())
     hosts = (tmp_path / "hosts").read_text()
     assert "10.1.2.3\th web\n" in hosts
@@ -199,4 +200,4 @@ def test_host_files(tmp_path: Path) -> None:
     assert (tmp_path / "resolv.conf").read_text().startswith("nameserver 9.9.9.9\nsearch a.example\n")
     for bad in ({"extra_hosts": ("db",)}, {"extra_hosts": ("db:x",)}, {"dns": ("resolver",)}):
         with pytest.raises(Invalid):
-            hostfiles.make(RunRequest(image="x", **bad), hostname="h", host=False)  # type: ignore[arg-type]
+            hostfiles.make(RunRequest(image="x", **bad), hostname="h")  # type: ignore[arg-type]

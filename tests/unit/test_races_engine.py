@@ -14,10 +14,10 @@ import pytest
 from support.fakes import CHAIN, World, engine
 from wherry.api import CommandNotFound, ExecRequest, FailedPrecondition, RunRequest, Stdio, Unavailable
 from wherry.engine.assembly import Parts
+from wherry.engine.attaching import Attaching
 from wherry.engine.ending import Ending
 from wherry.engine.execs import Execs
 from wherry.engine.memberships import Memberships
-from wherry.engine.starting import Starting
 from wherry.engine.sweeping import Sweeping
 
 BOUND = 30.0
@@ -84,7 +84,7 @@ def one_joins_while_the_owner_ends(world: World, parts: Parts) -> None:
     world.meanwhile["prepare"] = ends
     run(parts, "two", network="container:one")
     assert list(world.sandboxes) == [one.id]
-    assert parts.state.attached[one.id] == (("none", "none"),)
+    assert [place.network for place in parts.state.attached[one.id]] == ["none"]
     parts.lifecycle.remove("two", force=True)
     nothing_runs(world, parts)
 
@@ -146,11 +146,11 @@ def test_one_that_joined_and_failed_takes_down_what_was_left_to_it(world: World,
 
 
 def test_twin_one_that_failed_just_leaves(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leave(starting: Starting, record: Any, _pairs: Any) -> None:
+    def leave(starting: Attaching, record: Any, _pairs: Any) -> None:
         if starting._state.memberships.leave(record):
             starting._state.memberships.down(record)
 
-    monkeypatch.setattr(Starting, "_leave", leave)
+    monkeypatch.setattr(Attaching, "_leave", leave)
     with pytest.raises(AssertionError):
         the_last_one_fails_to_start(world, parts)
 

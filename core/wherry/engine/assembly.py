@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from wherry.api import Error, Event, FailedPrecondition
+from wherry.engine.attaching import Attaching
 from wherry.engine.creation import Creation
 from wherry.engine.database import Database
 from wherry.engine.ending import Ending
 from wherry.engine.events import Bus
 from wherry.engine.execs import Execs
+from wherry.engine.joining import Joining
 from wherry.engine.leases import Leases
 from wherry.engine.lifecycle import Lifecycle
+from wherry.engine.networks import Networks
 from wherry.engine.ownership import Claim
 from wherry.engine.recovery import Recovery
 from wherry.engine.removal import ImageRemoval
@@ -44,6 +47,8 @@ class Parts:
     streams: Streams
     views: Views
     images: ImageRemoval
+    networks: Networks
+    joining: Joining
     system: System
     recovery: Recovery
     closers: ExitStack
@@ -131,7 +136,8 @@ def combine(state: State) -> Parts:
     ending = Ending(state)
     recovery = Recovery(state, ending)
     creation = Creation(state)
-    lifecycle = Lifecycle(state, creation, Starting(state, creation), ending)
+    attaching = Attaching(state, creation)
+    lifecycle = Lifecycle(state, creation, attaching, Starting(state, creation, attaching), ending)
     execs = Execs(state)
     system = System(state, lifecycle, recovery)
     state.images.live = system.live
@@ -142,6 +148,8 @@ def combine(state: State) -> Parts:
         streams=Streams(state, execs),
         views=Views(state),
         images=ImageRemoval(state),
+        networks=Networks(state),
+        joining=Joining(state, creation, attaching),
         system=system,
         recovery=recovery,
         closers=ExitStack(),

@@ -114,7 +114,6 @@ class Creation:
             if not key or len(key) > _LABEL_LIMIT:
                 raise Invalid(f'label "{key[:40]}"', "empty or too long")
         sandbox_id, network_driver = self._sandbox(request, drivers)
-        state.check_ports(request, network_driver)
         log = request.log or state.settings.log or "none"
         if log != "none":
             state.kernel.log(log)
@@ -152,7 +151,11 @@ class Creation:
             if not any(sandbox.id == request.sandbox_id for sandbox in state.shim.sandboxes()):
                 raise NotFound(f'sandbox "{request.sandbox_id}"', "no such sandbox")
             return request.sandbox_id, ""
-        return "", state.find_network(request.network, drivers)[1]
+        ids = [
+            state.find_network(name, drivers)[1] for name in (request.network, *(j.network for j in request.networks))
+        ]
+        state.check_ports(request, ids)
+        return "", ids[0]
 
     @staticmethod
     def _refuse_in_joined(request: RunRequest) -> None:
@@ -160,6 +163,8 @@ class Creation:
             ("hostname", request.hostname),
             ("published port", request.ports),
             ("mac address", request.mac),
+            ("address", request.addresses),
+            ("network", request.networks),
             ("extra host", request.extra_hosts),
             ("dns server", request.dns),
         ):

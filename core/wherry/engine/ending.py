@@ -15,6 +15,7 @@ from wherry.engine import bundles
 from wherry.engine.acks import Acks
 from wherry.engine.database import Transaction
 from wherry.engine.memberships import note_gone, take_down
+from wherry.engine.places import Place
 from wherry.engine.records import Exec, Gate, Record
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import attempt
@@ -26,12 +27,12 @@ _KILLED = 128 + 9
 
 @attrs.define
 class _End:
-    """One end of a container's run. leaving: the (network, driver) pairs of the sandbox that ends with it, None when that stays.
+    """One end of a container's run. leaving: the places of the sandbox that ends with it, None when that stays.
     written: whether it is durable. told: whether its events are."""
 
     record: Record
     exit: Exit
-    leaving: tuple[tuple[str, str], ...] | None
+    leaving: tuple[Place, ...] | None
     written: bool = True
     told: bool = False
 

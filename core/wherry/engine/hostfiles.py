@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from attrs import frozen
 
 from wherry.api import Invalid, RunRequest
+from wherry.engine.places import Place
 
 NAMES = ("hosts", "hostname", "resolv.conf")
 _LOCAL = """127.0.0.1\tlocalhost
@@ -38,48 +39,48 @@ class HostFiles:
         return {name: text.encode("utf-8", "surrogateescape") for name, text in zip(NAMES, texts, strict=True)}
 
 
-def make(
-    request: RunRequest,
-    *,
-    hostname: str,
-    host: bool,
-    addresses: Iterable[str] = (),
-    names: Iterable[str] = (),
-    nameservers: Iterable[str] = (),
-) -> HostFiles:
-    """addresses are CIDR as a network attached them; names: more names for them. Invalid for a wrong --add-host or --dns."""
+def make(request: RunRequest, *, hostname: str, host: bool = False, places: Sequence[Place] = ()) -> HostFiles:
+    """places: the networks that the container is attached to. Invalid for a wrong --add-host or --dns."""
     base = _read("/etc/hosts") if host else _LOCAL
-    lines = [f"{address.split('/')[0]}\t{' '.join((hostname, *names))}\n" for address in addresses]
+    lines = [
+        f"{address.split('/')[0]}\t{' '.join(dict.fromkeys((hostname, *place.names)))}\n"
+        for place in places
+        for address in place.addresses
+    ]
     for entry in request.extra_hosts:
         name, separator, address = entry.partition("=" if "=" in entry else ":")
+        if address == "host-gateway":  # docker's word for the host, seen from the container
+            address = _gateway(places, host)
         if not name or not separator or not _is_address(address) or any(c.isspace() for c in name):
             raise Invalid(f'extra host "{entry}"', "not NAME:ADDRESS")
         lines.append(f"{address.strip('[]')}\t{name}\n")
     if base and not base.endswith("\n"):
         base += "\n"
-    return HostFiles(hostname, base + "".join(lines), _resolv_conf(request, host, tuple(nameservers)))
+    return HostFiles(hostname, base + "".join(lines), _resolv_conf(request, host, places))
 
 
-def _resolv_conf(request: RunRequest, host: bool, nameservers: tuple[str, ...]) -> str:
+def _gateway(places: Sequence[Place], host: bool) -> str:
+    """Before anything is attached there is none, and what is written then is written again."""
+    if not host:
+        for place in places:
+            if place.gateways:
+                return place.gateways[0]
+    return "127.0.0.1"
+
+
+def _resolv_conf(request: RunRequest, host: bool, places: Sequence[Place]) -> str:
     for server in request.dns:
         if not _is_address(server):
             raise Invalid(f'dns server "{server}"', "not an address")
-    text = _read("/etc/resolv.conf")
     if host and not (request.dns or request.dns_search or request.dns_options):
-        return text
-    servers, search, options = [], "", ""
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == "nameserver":
-            # A resolver that listens on the host's loopback is not there in another network namespace.
-            if host or not (words[1].startswith("127.") or words[1] == "::1"):
-                servers.append(words[1])
-        elif len(words) > 1 and words[0] in ("search", "domain"):
-            search = " ".join(words[1:])
-        elif len(words) > 1 and words[0] == "options":
-            options = " ".join(words[1:])
-    if request.dns or nameservers:
-        servers = list(request.dns or nameservers)
+        return _read("/etc/resolv.conf")
+    servers, search, options = _host_resolver(host)
+    given = [server for place in places for server in place.nameservers]
+    if resolver := [server for server in given if server.startswith("127.")]:
+        # The network driver's own, in the container's namespace: it passes on to the others, which it was told of.
+        servers, options = resolver[:1], "ndots:0"
+    elif request.dns or given:
+        servers = list(request.dns or dict.fromkeys(given))
     if request.dns_search:
         search = "" if request.dns_search == (".",) else " ".join(request.dns_search)
     if request.dns_options:
@@ -90,6 +91,25 @@ def _resolv_conf(request: RunRequest, host: bool, nameservers: tuple[str, ...]) 
     if options:
         lines.append(f"options {options}\n")
     return "".join(lines)
+
+
+def _host_resolver(host: bool) -> tuple[list[str], str, str]:
+    """(servers, search, options) of the host; without those that listen on its loopback, which is not there in another namespace:
+    where that is systemd-resolved, with those that it asks."""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        servers, search, options = [], "", ""
+        for line in _read(path).splitlines():
+            words = line.split()
+            if len(words) > 1 and words[0] == "nameserver":
+                if host or not (words[1].startswith("127.") or words[1] == "::1"):
+                    servers.append(words[1])
+            elif len(words) > 1 and words[0] in ("search", "domain"):
+                search = " ".join(words[1:])
+            elif len(words) > 1 and words[0] == "options":
+                options = " ".join(words[1:])
+        if servers or path != "/etc/resolv.conf":
+            break
+    return servers, search, options
 
 
 def _is_address(text: str) -> bool:

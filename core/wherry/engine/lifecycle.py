@@ -6,11 +6,12 @@ import time
 
 from wherry.api import Container, Event, Exit, FailedPrecondition, InUse, NotFound, RunRequest, Stdio
 from wherry.engine import signals
+from wherry.engine.attaching import Attaching, Net
 from wherry.engine.creation import Begun, Created, Creation, must_not_be_removing
 from wherry.engine.ending import Ending
 from wherry.engine.names import new_id
 from wherry.engine.records import Gate, Record
-from wherry.engine.starting import Net, Starting
+from wherry.engine.starting import Starting
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import Undo
 
@@ -20,9 +21,12 @@ KILL_SECONDS = 30.0
 
 
 class Lifecycle:
-    def __init__(self, state: State, creation: Creation, starting: Starting, ending: Ending) -> None:
+    def __init__(
+        self, state: State, creation: Creation, attaching: Attaching, starting: Starting, ending: Ending
+    ) -> None:
         self._state = state
         self._creation = creation
+        self._attaching = attaching
         self._starting = starting
         self._ending = ending
 
@@ -67,12 +71,12 @@ class Lifecycle:
         self._starting.start(found[0], net, stdio, undo=starting)
 
     def _begin(self, created: Created, stdio: Stdio, undo: Undo) -> None:
-        self._starting.start(created, self._starting.reserve(created, undo=undo), stdio, undo=undo)
+        self._starting.start(created, self._attaching.reserve(created, undo=undo), stdio, undo=undo)
 
     def _reserve(self, begun: Begun, undo: Undo) -> Net | Exception:
         """What goes wrong here is a failed start, which leaves a container, and not a failed create: so it is told later."""
         try:
-            return self._starting.reserve(begun, undo=undo)
+            return self._attaching.reserve(begun, undo=undo)
         except Exception as error:
             return error
 

@@ -17,7 +17,10 @@ from wherry.api import (
     GcReport,
     ImageInfo,
     Info,
+    Join,
     LogLine,
+    NetworkConfig,
+    NetworkInfo,
     Origin,
     PluginInfo,
     Progress,
@@ -165,6 +168,26 @@ class Engine:
 
     def stats(self, container: str) -> Mapping[str, int]:
         return self._p.streams.stats(container)
+
+    # networks
+
+    def create_network(self, config: NetworkConfig, *, driver: str = "") -> NetworkInfo:
+        return self._p.networks.create(config, driver)
+
+    def networks(self) -> tuple[NetworkInfo, ...]:
+        return self._p.networks.list()
+
+    def network(self, name: str) -> NetworkInfo:
+        return self._p.networks.get(name)
+
+    def remove_network(self, name: str) -> None:
+        self._p.networks.remove(name)
+
+    def connect(self, container: str, join: Join) -> Container:
+        return self._p.joining.connect(container, join)
+
+    def disconnect(self, container: str, network: str, *, force: bool = False) -> Container:
+        return self._p.joining.disconnect(container, network, force)
 
     # the system
 

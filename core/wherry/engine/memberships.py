@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from wherry.engine.database import Transaction
+    from wherry.engine.places import Place
     from wherry.engine.records import Record
     from wherry.engine.state import State
 
@@ -66,24 +67,24 @@ class Memberships:
 def take_down(
     state: State,
     record: Record,
-    pairs: Sequence[tuple[str, str]],
+    places: Sequence[Place],
     failures: list[tuple[str, Exception]],
     pending: list[Callable[[], None]],
 ) -> None:
-    """Detaches a sandbox from its (network, driver) pairs and has the shim remove it, which is to be waited for by what pending
+    """Detaches a sandbox from its networks and has the shim remove it, which is to be waited for by what pending
     gets. Idempotent; what failed is added to failures."""
     sandbox = record.sandbox_id
-    for network, driver in pairs:
-        detach = state.network(driver, record).detach
-        attempt(failures, "network.detach", partial(detach, sandbox, network))
+    for place in places:
+        detach = state.network(place.driver, record).detach
+        attempt(failures, "network.detach", partial(detach, sandbox, place.network))
     attempt(failures, "shim.remove_sandbox", lambda: pending.append(state.shim.remove_sandbox_soon(sandbox)))
     if sandbox != record.id:
         bundles.remove(str(state.bundles / sandbox))
     state.attached.pop(sandbox, None)
 
 
-def note_gone(tx: Transaction, record: Record, pairs: Sequence[tuple[str, str]]) -> None:
+def note_gone(tx: Transaction, record: Record, places: Sequence[Place]) -> None:
     """Writes that a sandbox is no longer attached to anything."""
-    for network, driver in pairs:
-        tx.event("network.detached", record.sandbox_id, {"network": network, "driver": driver})
+    for place in places:
+        tx.event("network.detached", record.sandbox_id, {"network": place.network, "driver": place.driver})
     tx.execute("DELETE FROM sandboxes WHERE id = ?", (record.sandbox_id,))

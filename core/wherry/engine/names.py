@@ -42,11 +42,11 @@ def random_name(attempt: int = 0) -> str:
     return name if attempt < 3 else f"{name}{secrets.randbelow(10**attempt)}"
 
 
-def check_name(name: str) -> str:
-    """The name itself. Invalid when it could not be a container's (the rule is Docker's)."""
+def check_name(name: str, what: str = "container") -> str:
+    """The name itself. Invalid when it could not be a container's or a network's (the rule is Docker's)."""
     if not _NAME.match(name):
         raise Invalid(
-            f'container name "{name}"',
+            f'{what} name "{name}"',
             "not a letter or digit, followed by letters, digits, _, . or -, at most 128 in all",
         )
     return name

@@ -9,13 +9,14 @@ from typing import Any, cast
 
 import attrs
 
-from wherry.api import Bind, Container, Exit, Kind, Port, RunRequest
+from wherry.api import Bind, Container, Exit, Join, Kind, Port, RunRequest
 
 _UNSET = RunRequest(image="")
 _REQUEST_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
     (a.name, getattr(_UNSET, a.name)) for a in attrs.fields(RunRequest)
 )
 _BIND = tuple(a.name for a in attrs.fields(Bind))
+_JOIN = tuple(a.name for a in attrs.fields(Join))
 _PORT = tuple(a.name for a in attrs.fields(Port))
 
 
@@ -150,6 +151,8 @@ def _plain(value: object) -> object:
         return [getattr(value, name) for name in _PORT]
     if isinstance(value, Bind):
         return [getattr(value, name) for name in _BIND]
+    if isinstance(value, Join):
+        return [getattr(value, name) for name in _JOIN]
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (set, frozenset)):
@@ -187,6 +190,8 @@ def unpack_request(text: str) -> RunRequest:
             data[name] = tuple(Bind(bind[0], bind[1], bind[2], tuple(bind[3]), bind[4]) for bind in value)
         elif name == "ports":
             data[name] = tuple(Port(*port) for port in value)
+        elif name == "networks":
+            data[name] = tuple(Join(join[0], tuple(join[1]), tuple(join[2]), join[3]) for join in value)
         elif name == "ulimits":
             data[name] = tuple((limit[0], limit[1], limit[2]) for limit in value)
         elif isinstance(value, list):

@@ -6,7 +6,6 @@ hold). It converges: broken off at any point, it may simply run again.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from wherry.api import Error, Exit, TaskState
 from wherry.engine.database import boot_id
 from wherry.engine.ending import Ending
+from wherry.engine.places import Place, unpack_places
 from wherry.engine.records import Exec, Gate, Record, unpack_record
 from wherry.engine.state import State
 from wherry.engine.undo import attempt
@@ -40,7 +40,7 @@ class Recovery:
             if record.live:
                 state.memberships.enter(record)
         for id, attached in state.database.query("SELECT id, attached FROM sandboxes"):
-            state.attached[id] = tuple((pair[0], pair[1]) for pair in json.loads(attached))
+            state.attached[id] = unpack_places(attached)
         state.leases.expire_dead()
         state.database.prune_events()
 
@@ -53,7 +53,9 @@ class Recovery:
             state.bundles.mkdir(mode=0o700, parents=True, exist_ok=True)
             state.database.set("boot", boot)
         tasks: Tasks = {(task.id, task.exec_id): task for task in state.shim.list()}
-        networks = {driver for pairs in state.attached.values() for _network, driver in pairs}
+        # Those that containers are attached by, and those by which one may have been about to be.
+        networks = {place.driver for places in state.attached.values() for place in places}
+        networks.update(record.drivers["network"] for record in state.registry if "network" in record.drivers)
         self._adopt()
         for record in list(state.registry):
             try:
@@ -112,8 +114,8 @@ class Recovery:
         attempt(failures, "isolation.delete", lambda: state.isolation(record).delete(id, force=True))
         state.forget(id)
         if network := record.drivers.get("network", ""):
-            for name in state.attached.pop(id, ()) or ((network, network),):
-                attempt(failures, "network.detach", lambda n=name: state.network(n[1]).detach(id, n[0]))  # type: ignore[misc]
+            for place in state.attached.pop(id, ()) or (Place(network, network),):
+                attempt(failures, "network.detach", partial(self._detach, id, place))
         attempt(failures, "shim.remove_sandbox", lambda: state.shim.remove_sandbox(id))
         shutil.rmtree(state.bundles / id, ignore_errors=True)
         if not attempt(failures, "snapshotter.remove", lambda: state.snapshotter(record).remove(id)):
@@ -126,6 +128,9 @@ class Recovery:
             tx.execute("DELETE FROM sandboxes WHERE id = ?", (id,))
         state.registry.drop(record, remember=False)
         state.report(failures, f"recovery of container {id[:12]}")
+
+    def _detach(self, id: str, place: Place) -> None:
+        self._state.network(place.driver).detach(id, place.network)
 
     # what nobody owns
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from wherry.api import Error, Invalid, Isolation, Network, NotFound, RunRequest, Sandbox, Snapshotter
+from wherry.api import Error, Event, Invalid, Isolation, Network, NotFound, RunRequest, Sandbox, Snapshotter
 from wherry.engine.database import Database
 from wherry.engine.events import Bus
 from wherry.engine.leases import Leases
 from wherry.engine.memberships import Memberships
+from wherry.engine.places import Place
 from wherry.engine.records import Record, unpack_request
 from wherry.engine.registry import Registry
 from wherry.engine.sweeping import Sweeping
@@ -69,8 +71,8 @@ class State:
         self.closing = threading.Event()
         #: Whether the shim goes with this engine, should no container be left.
         self.quit_shim = quit_shim or threading.Event()
-        #: What each sandbox that was made is attached to: (network, driver) pairs. Stored in the table sandboxes.
-        self.attached: dict[str, tuple[tuple[str, str], ...]] = {}
+        #: The places of each sandbox that was made. Stored in the table sandboxes.
+        self.attached: dict[str, tuple[Place, ...]] = {}
         self._networks: dict[str, str] = {}
 
     # requests and records
@@ -145,18 +147,25 @@ class State:
             there += found
         raise NotFound(f'network "{name}"', "no such network", "there is " + ", ".join(sorted(there)) if there else "")
 
-    def check_ports(self, request: RunRequest, driver_id: str) -> None:
-        """Invalid when the request publishes ports and the driver can't."""
-        if request.ports and "ports" not in self.kernel.capabilities("network", driver_id).provides:
-            port = request.ports[0]
-            raise Invalid(
-                f"port {port.container_port}/{port.protocol}",
-                f'the network driver "{driver_id}" cannot publish ports',
-                'leave out --publish, use --network host, or set a driver that can: [variant.NAME] network = "..."',
-            )
+    def check_ports(self, request: RunRequest, driver_ids: Sequence[str]) -> None:
+        """Invalid when the request publishes ports and no driver of its networks can."""
+        if not request.ports or any("ports" in self.kernel.capabilities("network", id).provides for id in driver_ids):
+            return
+        port = request.ports[0]
+        raise Invalid(
+            f"port {port.container_port}/{port.protocol}",
+            f'the network driver "{driver_ids[0]}" cannot publish ports',
+            'leave out --publish, use --network host, or set a driver that can: [variant.NAME] network = "..."',
+        )
 
     def sandbox(self, record: Record, netns: str, hostname: str) -> Sandbox:
         return Sandbox(id=record.sandbox_id, netns=netns, hostname=hostname, cgroup_parent=self.cgroup)
+
+    # events
+
+    def tell(self, topic: str, id: str, attributes: Mapping[str, str]) -> None:
+        """Publishes an event of what has happened just now."""
+        self.database.publish(Event(topic, id, time.time_ns(), attributes))
 
     # spans
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wherry.api import Container, Invalid, RunRequest
+from wherry.engine.places import Place, network_id
 from wherry.engine.records import Record, plain_request
 from wherry.engine.state import State
 
@@ -96,7 +97,7 @@ class Views:
             "HostConfig": _host_config(record, request),
             "Mounts": _mounts(request),
             "Config": _config(record, request, process, spec),
-            "NetworkSettings": _network(record),
+            "NetworkSettings": _network(record, state.attached.get(record.sandbox_id, ())),
             "container": _container(record),
             "spec": spec,
             "owners": owners,
@@ -212,15 +213,43 @@ def _config(record: Record, request: RunRequest, process: Mapping[str, Any], spe
     }
 
 
-def _network(record: Record) -> dict[str, Any]:
-    address = record.addresses[0] if record.addresses else ""
-    host, _, prefix = address.partition("/")
+def _network(record: Record, places: Sequence[Place]) -> dict[str, Any]:
+    """Docker's keys; those of the first network once more at the top."""
+    networks = {place.network: _endpoint(place) for place in places}
+    for name in () if record.live else record.networks:
+        networks.setdefault(name, _endpoint(Place(name, "")))
+    first = next(iter(networks.values()), _endpoint(Place("", "")))
+    top = (
+        "IPAddress",
+        "IPPrefixLen",
+        "Gateway",
+        "MacAddress",
+        "GlobalIPv6Address",
+        "GlobalIPv6PrefixLen",
+        "IPv6Gateway",
+    )
     return {
         "SandboxID": record.sandbox_id,
-        "IPAddress": host,
-        "IPPrefixLen": int(prefix or 0),
-        "Networks": {name: {"IPAddress": host, "IPPrefixLen": int(prefix or 0)} for name in record.networks},
+        **{key: first[key] for key in top},
+        "Networks": networks,
         "Ports": _host_ports(record),
+    }
+
+
+def _endpoint(place: Place) -> dict[str, Any]:
+    four, six = (next((a for a in place.addresses if (":" in a) is wish), "").partition("/") for wish in (False, True))
+    gateways = [next((g for g in place.gateways if (":" in g) is wish), "") for wish in (False, True)]
+    return {
+        "NetworkID": network_id(place.driver, place.network) if place.driver else "",
+        "Aliases": list(place.names[1:]),
+        "DNSNames": list(place.names),
+        "MacAddress": place.mac,
+        "IPAddress": four[0],
+        "IPPrefixLen": int(four[2] or 0),
+        "Gateway": gateways[0],
+        "GlobalIPv6Address": six[0],
+        "GlobalIPv6PrefixLen": int(six[2] or 0),
+        "IPv6Gateway": gateways[1],
     }
 
 

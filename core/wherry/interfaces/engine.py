@@ -15,7 +15,7 @@ from wherry.errors import Invalid
 from wherry.interfaces.common import Descriptor, Event, Kind, Labels
 from wherry.interfaces.config import Info, Origin, PluginInfo
 from wherry.interfaces.contributions import LogLine
-from wherry.interfaces.network import Port
+from wherry.interfaces.network import Attachment, Join, NetworkConfig, Port
 from wherry.interfaces.process import Exit, Stdio
 
 
@@ -49,7 +49,8 @@ class RunRequest:
 
     image: a reference, with or without a transport's prefix. env: "KEY=value". user: "name[:group]" or "uid[:gid]". memory in
     bytes, cpus in cores, pids_limit a count; 0: no limit (pids_limit -1 too). shm_size in bytes. stop_timeout in seconds.
-    network: "" is the variant's default, "none", "host", "container:ID" or the name of a network. variant, snapshotter,
+    network: "" is the variant's default, "none", "host", "container:ID" or the name of a network; aliases, addresses and mac are for
+    that one, networks are those besides it. variant, snapshotter,
     isolation, store: "" is the default. pull: when to ask the transport. options: for adjusters of plugins, free form.
     """
 
@@ -91,6 +92,7 @@ class RunRequest:
     aliases: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     mac: str = ""
+    networks: tuple[Join, ...] = ()
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
@@ -113,7 +115,7 @@ class RunRequest:
 
     def __attrs_post_init__(self) -> None:
         _refuse_bare_text(self, "command", "entrypoint", "env", "mounts", "devices", "cap_add", "cap_drop", "ports")
-        _refuse_bare_text(self, "aliases", "addresses", "dns", "dns_search", "dns_options", "extra_hosts")
+        _refuse_bare_text(self, "aliases", "addresses", "networks", "dns", "dns_search", "dns_options", "extra_hosts")
 
 
 @frozen
@@ -160,6 +162,21 @@ class Container:
     remove: bool = False
     tty: bool = False
     error: str = ""
+
+
+@frozen
+class NetworkInfo:
+    """A network as ``network ls`` shows it. id: 64 hex digits that follow from driver and name; builtin: it can't be removed.
+
+    attachments, and the names of the containers by their sandbox_id, are filled in by ``Engine.network`` alone.
+    """
+
+    id: str
+    driver: str
+    config: NetworkConfig
+    builtin: bool = False
+    attachments: tuple[Attachment, ...] = ()
+    containers: Labels = field(factory=dict)
 
 
 @frozen
@@ -280,6 +297,28 @@ class Engine(Protocol):
         self, container: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1
     ) -> Iterator[LogLine]: ...
     def stats(self, container: str) -> Mapping[str, int]: ...
+
+    # networks
+    def create_network(self, config: NetworkConfig, *, driver: str = "") -> NetworkInfo:
+        """driver "": the default variant's. AlreadyExists for a name that any driver has."""
+        ...
+
+    def networks(self) -> tuple[NetworkInfo, ...]: ...
+    def network(self, name: str) -> NetworkInfo:
+        """By name, id, or a unique prefix of the id."""
+        ...
+
+    def remove_network(self, name: str) -> None:
+        """InUse while a container is attached, Invalid for a built-in one."""
+        ...
+
+    def connect(self, container: str, join: Join) -> Container:
+        """One network more: at once for a container that runs, and at each later start."""
+        ...
+
+    def disconnect(self, container: str, network: str, *, force: bool = False) -> Container:
+        """One network less, at once and from then on. NotFound when it is not in it, unless force."""
+        ...
 
     # the system
     def events(self, after: int = -1, *, follow: bool = True) -> Iterator[Event]:

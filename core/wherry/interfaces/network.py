@@ -37,7 +37,11 @@ class NetworkConfig:
 
 @frozen
 class AttachRequest:
-    """A wish. names: the container's name, then its aliases; addresses: wished ones, without prefix."""
+    """A wish. names: the container's name, then its aliases; addresses: wished ones, without prefix.
+
+    A sandbox in several networks has an interface eth0, eth1, ... in each; where both give a way out, that of the lower number is
+    taken. nameservers and search: what the user wants asked in place of the host's name servers and search domains.
+    """
 
     sandbox_id: str
     network: str
@@ -46,6 +50,8 @@ class AttachRequest:
     addresses: tuple[str, ...] = ()
     mac: str = ""
     ports: tuple[Port, ...] = ()
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
 
 
 @frozen
@@ -64,13 +70,24 @@ class Reservation:
 
 @frozen
 class Attachment:
-    """A CNI result: addresses are CIDR."""
+    """A CNI result: addresses are CIDR. nameservers: what the container shall ask; a loopback address is a resolver of the driver's
+    own in the container's namespace, which passes on what it does not know to those of the request."""
 
     reservation: Reservation
     mac: str
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
     nameservers: tuple[str, ...] = ()
+
+
+@frozen
+class Join:
+    """A network that a container is in, or is to be in, as its user wishes it; addresses are without prefix."""
+
+    network: str
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    mac: str = ""
 
 
 class Network(Protocol):

@@ -11,6 +11,7 @@ import click
 from wherry.api import Bind, Invalid, RunRequest
 from wherry_plugins.frontend.cli import values
 from wherry_plugins.frontend.cli.command import argument, option
+from wherry_plugins.frontend.cli.networking import wishes
 from wherry_plugins.frontend.cli.session import Session
 
 _PULL = click.Choice(("always", "missing", "never"))
@@ -58,10 +59,14 @@ _OPTIONS = (
     ),
     option("--privileged", is_flag=True, help="All capabilities and devices, no filter, nothing masked", section="Security"),
     option("--sysctl", multiple=True, type=values.setting, metavar="KEY=VALUE", help="Set a kernel parameter", section="Security"),
-    option("--network", "--net", default="", metavar="NAME", help="none, host, container:ID or a network", section="Network"),
+    option(
+        "--network", "--net", multiple=True, metavar="NAME", section="Network",
+        help="none, host, container:ID or a network; several: name=NAME,alias=...,ip=...",
+    ),
     option("-p", "--publish", multiple=True, type=values.port, metavar="[IP:][HOST:]PORT", help="Publish a port", section="Network"),
     option("--network-alias", multiple=True, metavar="NAME", help="One more name in the network", section="Network"),
     option("--ip", multiple=True, metavar="ADDRESS", help="Wished address", section="Network"),
+    option("--ip6", multiple=True, metavar="ADDRESS", help="Wished IPv6 address", section="Network"),
     option("--mac-address", default="", metavar="MAC", help="Hardware address", section="Network"),
     option("--dns", multiple=True, metavar="ADDRESS", help="Name server", section="Network"),
     option("--dns-search", multiple=True, metavar="DOMAIN", help="Search domain", section="Network"),
@@ -111,8 +116,10 @@ def build_request(
     cpuset_cpus: str,
     ulimit: tuple[tuple[str, int, int], ...],
     device: tuple[str, ...],
+    network: tuple[str, ...],
     network_alias: tuple[str, ...],
     ip: tuple[str, ...],
+    ip6: tuple[str, ...],
     mac_address: str,
     dns_option: tuple[str, ...],
     trace: str,
@@ -143,14 +150,12 @@ def build_request(
         cpuset=cpuset_cpus,
         ulimits=ulimit,
         devices=device,
-        aliases=network_alias,
-        addresses=ip,
-        mac=mac_address,
         dns_options=dns_option,
         trace=bool(trace),
         pull=pull,
         options=dict(plugin_options),
         detach=detach,
+        **wishes(network, network_alias, (*ip, *ip6), mac_address),
         **plain,
     )
 

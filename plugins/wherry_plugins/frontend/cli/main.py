@@ -35,6 +35,7 @@ _CONTAINERS = {
     "exec": _at("exec", "Containers", "Run a command in a running container"),
     "attach": _at("attach", "Containers", "Connect to the streams of a running container"),
     "logs": _at("logs", "Containers", "Print what a container wrote"),
+    "port": _at("port", "Containers", "Print where published ports are to be had"),
     "stats": _at("stats", "Containers", "Print what containers use of the machine"),
 }
 _PS = _at("ps", "Containers", "List containers")
@@ -78,6 +79,7 @@ ROOT = Group(
         "load": _at("load", "Images", "Load images from an archive"),
         "tag": _at("tag", "Images", "Give an image one more name"),
         "rmi": _at("rmi", "Images", "Remove images"),
+        "network": _at("network", "Networks", "Make, list and remove networks, and put containers in them", "group"),
         "info": _at("info", "System", "Print which drivers were chosen, which were passed over and why"),
         "plugins": _at("plugins", "System", "List plugins with their state"),
         "config": _at("config", "System", "Check a config file, or show the one in effect", "group"),

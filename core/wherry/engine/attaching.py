@@ -1,0 +1,210 @@
+"""A container's networks: reserved before its sandbox is made, attached before its process is let go.
+
+What it wishes is in its request, in order: the first network, then those besides it. Each is an interface of its own, eth0, eth1 and
+so on. Ports are published where that can be: by the first network whose driver can and that is not internal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from wherry.api import (
+    AlreadyExists,
+    Attachment,
+    AttachRequest,
+    FailedPrecondition,
+    Invalid,
+    Join,
+    Network,
+    Port,
+    Reservation,
+    RunRequest,
+)
+from wherry.engine import bundles, hostfiles
+from wherry.engine.creation import Begun, Creation, must_not_be_removing
+from wherry.engine.memberships import note_gone, take_down
+from wherry.engine.places import Place, place_of
+from wherry.engine.records import Record
+from wherry.engine.state import State
+from wherry.engine.undo import Undo, attempt
+
+
+@attrs.define
+class Seat:
+    """One network of a start, on its way to a Place."""
+
+    driver_id: str
+    driver: Network
+    reservation: Reservation
+    attachment: Attachment | None = None
+
+    @property
+    def network(self) -> str:
+        return self.reservation.request.network
+
+
+@attrs.define
+class Net:
+    """A start's networks: what was reserved, and how it went on. kind: "own", "host" or "shared".
+
+    kept: the sandbox and its places are those of an earlier start, as another container has stayed in them.
+    """
+
+    kind: str = "own"
+    hostname: str = ""
+    netns: str = ""
+    seats: list[Seat] = attrs.field(factory=list)
+    kept: tuple[Place, ...] = ()
+    made: Callable[[], object] = lambda: None
+    """Waits until the sandbox is there."""
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return self.kept or tuple(
+            place_of(seat.driver_id, seat.attachment) for seat in self.seats if seat.attachment is not None
+        )
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """Those that were granted."""
+        return tuple(port for seat in self.seats for port in seat.reservation.ports)
+
+
+def joins(request: RunRequest) -> tuple[Join, ...]:
+    """The networks that a container is to be in."""
+    return (Join(request.network, request.aliases, request.addresses, request.mac), *request.networks)
+
+
+def with_joins(request: RunRequest, wished: Sequence[Join]) -> RunRequest:
+    """The request with other networks; without any it is network none."""
+    first = wished[0] if wished else Join("none")
+    return attrs.evolve(
+        request,
+        network=first.network,
+        aliases=first.aliases,
+        addresses=first.addresses,
+        mac=first.mac,
+        networks=tuple(wished[1:]),
+    )
+
+
+class Attaching:
+    def __init__(self, state: State, creation: Creation) -> None:
+        self._state = state
+        self._creation = creation
+
+    # before the process
+
+    def reserve(self, created: Begun, *, undo: Undo) -> Net:
+        """Its places in the networks, and the sandbox, which the shim makes meanwhile. On any error the caller runs undo."""
+        must_not_be_removing(created.record)
+        state, record, request = self._state, created.record, created.request
+        state.sweeping.wait()
+        state.memberships.enter(record)
+        if record.sandbox_id != record.id:
+            undo.add("sandbox", lambda: self._leave(record, ()))
+            members = state.registry.members(record.sandbox_id)
+            # One that runs now leaves the sandbox after this container has entered it, so the sandbox stays.
+            if not request.sandbox_id and not any(other is not record and other.live for other in members):
+                raise FailedPrecondition(
+                    f'network "{request.network}"', "that container is not running", "start it first"
+                )
+            return Net(kind="shared", hostname=self._creation.hostname(created, False))
+        begun: list[Place] = []
+        undo.add("sandbox", lambda: self._leave(record, begun))
+        if kept := state.attached.get(record.id):
+            host = kept[0].driver == "host"
+            return Net("host" if host else "own", self._creation.hostname(created, host), kept=kept)
+        net = Net()
+        for join, ports in self._shares(created):
+            seat = self.seat(created, join, f"eth{len(net.seats)}", ports, begun)
+            if net.seats and (seat.reservation.netns or net.netns):
+                raise Invalid(
+                    f'network "{seat.network}"', f'it can\'t be had together with network "{net.seats[0].network}"'
+                )
+            net.netns = seat.reservation.netns
+            net.seats.append(seat)
+        net.kind = "host" if net.netns == "host" else "own"
+        net.hostname = self._creation.hostname(created, net.kind == "host")
+        net.made = state.shim.create_sandbox_soon(state.sandbox(record, net.netns, net.hostname))
+        return net
+
+    def _shares(self, created: Begun) -> list[tuple[Join, tuple[Port, ...]]]:
+        """Each network with the ports that it is to publish."""
+        request = created.request
+        wished = joins(request)
+        publishing = 0
+        if request.ports and len(wished) > 1:
+            for number, join in enumerate(wished):
+                name, id, driver = self._state.find_network(join.network, created.drivers)
+                can = "ports" in self._state.kernel.capabilities("network", id).provides
+                if can and not driver.inspect(name)[0].internal:
+                    publishing = number
+                    break
+        return [(join, request.ports if number == publishing else ()) for number, join in enumerate(wished)]
+
+    def seat(self, begun: Begun, join: Join, interface: str, ports: tuple[Port, ...], places: list[Place]) -> Seat:
+        """Reserves in one network. places gets what has to be detached, whether this succeeds or not. AlreadyExists for a network
+        that it is in already."""
+        record, request = begun.record, begun.request
+        name, driver_id, driver = self._state.find_network(join.network, begun.drivers)
+        if any(place.network == name for place in places):
+            raise AlreadyExists(f'network "{name}"', f'container "{record.name}" is in it already')
+        places.append(Place(name, driver_id))
+        wish = AttachRequest(
+            sandbox_id=record.id,
+            network=name,
+            interface=interface,
+            names=tuple(dict.fromkeys((record.name, *join.aliases))),
+            addresses=join.addresses,
+            mac=join.mac,
+            ports=ports,
+            nameservers=request.dns,
+            search=request.dns_search,
+        )
+        return Seat(driver_id, driver, driver.reserve(wish))
+
+    def _leave(self, record: Record, begun: Sequence[Place]) -> None:
+        """The undo of a place in a sandbox: the last one takes it down. begun: where this start has reserved."""
+        state = self._state
+        if not state.memberships.leave(record):
+            return
+        failures: list[tuple[str, Exception]] = []
+        try:
+            attached = state.attached.get(record.sandbox_id, ())
+            pending: list[Callable[[], None]] = []
+            if begun or attached:
+                known = {(place.network, place.driver): place for place in (*begun, *attached)}
+                take_down(state, record, tuple(known.values()), failures, pending)
+            for step in pending:
+                attempt(failures, "shim.remove_sandbox", step)
+            if attached:
+                with state.database.transaction(durable=False) as tx:
+                    note_gone(tx, record, attached)
+        finally:
+            state.memberships.down(record)
+        state.report(failures, f"undo of start of container {record.id[:12]}")
+
+    # between create and start
+
+    def attach(self, created: Begun, net: Net) -> None:
+        for seat in net.seats:
+            self.attach_seat(created.record, seat, net.netns, net.hostname)
+        if any(place.addresses or place.nameservers for place in net.places):
+            self.files(created, net)
+
+    def attach_seat(self, record: Record, seat: Seat, netns: str, hostname: str) -> None:
+        sandbox = self._state.sandbox(record, netns, hostname)
+        seat.attachment = seat.driver.attach(seat.reservation, sandbox)
+
+    def files(self, created: Begun, net: Net) -> None:
+        """hosts, hostname and resolv.conf, in place."""
+        self.write_files(created.record, created.request, net.hostname, net.kind == "host", net.places)
+
+    def write_files(
+        self, record: Record, request: RunRequest, hostname: str, host: bool, places: Sequence[Place]
+    ) -> None:
+        made = hostfiles.make(request, hostname=hostname, host=host, places=places)
+        bundles.write(str(self._state.bundle(record)), made.files())

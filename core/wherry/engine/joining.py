@@ -1,0 +1,137 @@
+"""network connect and disconnect: a container's networks are changed, in its request and, while it runs, in its sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from attrs import evolve
+
+from wherry.api import AlreadyExists, Container, FailedPrecondition, Invalid, Join, NotFound, RunRequest
+from wherry.engine.attaching import Attaching, joins, with_joins
+from wherry.engine.creation import Begun, Creation, must_not_be_removing
+from wherry.engine.places import Place, pack_places, place_of
+from wherry.engine.records import Record, pack_request
+from wherry.engine.state import State
+from wherry.engine.undo import attempt
+
+
+class Joining:
+    def __init__(self, state: State, creation: Creation, attaching: Attaching) -> None:
+        self._state = state
+        self._creation = creation
+        self._attaching = attaching
+
+    def connect(self, container: str, join: Join) -> Container:
+        """In the request, so that each later start has it; in the sandbox, where there is one."""
+        record = self._state.registry.find(container)
+        with record.lock:
+            begun = self._begun(record)
+            name, _id, _driver = self._state.find_network(join.network, begun.drivers)
+            join = evolve(join, network=name)
+            if name in self._names(begun):
+                raise AlreadyExists(f'network "{name}"', f'container "{record.name}" is in it already')
+            # One that has no network but "none" leaves that: it has nothing to give.
+            wished = [*(one for one in joins(begun.request) if one.network != "none"), join]
+            if record.live:
+                self._state.kernel.together(self._plug, begun, join, wished)
+            else:
+                self._keep(record, with_joins(begun.request, wished), None)
+            return record.view()
+
+    def disconnect(self, container: str, network: str, force: bool) -> Container:
+        record = self._state.registry.find(container)
+        with record.lock:
+            begun = self._begun(record)
+            name, _id, _driver = self._state.find_network(network, begun.drivers)
+            if name not in self._names(begun):
+                if force:
+                    return record.view()
+                raise NotFound(f'network "{name}"', f'container "{record.name}" is not in it')
+            wished = [one for one in joins(begun.request) if self._named(one, begun) != name]
+            if record.live:
+                self._state.kernel.together(self._unplug, begun, name, wished)
+            else:
+                self._keep(record, with_joins(begun.request, wished), None)
+            return record.view()
+
+    def _begun(self, record: Record) -> Begun:
+        """FailedPrecondition for a container whose networks are not its own."""
+        must_not_be_removing(record)
+        state, what = self._state, f'container "{record.name}"'
+        if record.status == "creating":
+            raise FailedPrecondition(what, "is being created", "try again")
+        if record.sandbox_id != record.id:
+            raise FailedPrecondition(what, "is in the network of another container", "do it with that one")
+        request = state.request_of(record)
+        begun = Begun(record, request, state.drivers(record), "")
+        if any(place.driver == "host" for place in state.attached.get(record.id, ())) or request.network == "host":
+            raise FailedPrecondition(what, "is in the host's network", "start it with another --network")
+        return begun
+
+    def _named(self, join: Join, begun: Begun) -> str:
+        return self._state.find_network(join.network, begun.drivers)[0] if not join.network else join.network
+
+    def _names(self, begun: Begun) -> set[str]:
+        return {self._named(join, begun) for join in joins(begun.request)}
+
+    def _plug(self, begun: Begun, join: Join, wished: Sequence[Join]) -> None:
+        state, record = self._state, begun.record
+        state.sweeping.wait()
+        places = state.attached.get(record.id, ())
+        number = next(number for number in range(len(places) + 1) if all(p.interface != f"eth{number}" for p in places))
+        made: list[Place] = []
+        try:
+            seat = self._attaching.seat(begun, join, f"eth{number}", (), made)
+            if seat.reservation.netns:
+                raise Invalid(f'network "{join.network}"', "can't be had together with another one")
+            hostname = self._creation.hostname(begun, False)
+            self._attaching.attach_seat(record, seat, "", hostname)
+            assert seat.attachment is not None
+            self._settle(begun, (*places, place_of(seat.driver_id, seat.attachment)), wished)
+        except BaseException:
+            failures: list[tuple[str, Exception]] = []
+            for place in made:
+                detach = partial(state.network(place.driver, record).detach, record.id, place.network)
+                attempt(failures, "network.detach", detach)
+            state.report(failures, f"undo of connect of container {record.id[:12]}")
+            raise
+        tell = {"network": join.network, "driver": seat.driver_id}
+        state.tell("network.attached", record.id, tell)
+
+    def _unplug(self, begun: Begun, name: str, wished: Sequence[Join]) -> None:
+        state, record = self._state, begun.record
+        places = state.attached.get(record.id, ())
+        going = [place for place in places if place.network == name]
+        # Written first: after a crash in between the driver's gc does not know, but the end of the container does it.
+        for place in going:
+            state.network(place.driver, record).detach(record.id, place.network)
+        self._settle(begun, tuple(place for place in places if place.network != name), wished)
+        for place in going:
+            state.tell("network.detached", record.id, {"network": place.network, "driver": place.driver})
+
+    def _settle(self, begun: Begun, places: tuple[Place, ...], wished: Sequence[Join]) -> None:
+        """Writes down where a running container is now, here and in its own files."""
+        request = with_joins(begun.request, wished)
+        self._keep(begun.record, request, places)
+        hostname = self._creation.hostname(begun, False)
+        self._attaching.write_files(begun.record, request, hostname, False, places)
+
+    def _keep(self, record: Record, request: RunRequest, places: tuple[Place, ...] | None) -> None:
+        """places None: it does not run, and what it is attached to stays as it is."""
+        changes: dict[str, Any] = {}
+        if places is not None:
+            changes["networks"] = tuple(place.network for place in places)
+            changes["addresses"] = tuple(address for place in places for address in place.addresses)
+        with self._state.database.transaction() as tx:
+            tx.execute(
+                "UPDATE containers SET data = ?, request = ? WHERE id = ?",
+                (record.pack(**changes), pack_request(request), record.id),
+            )
+            if places is not None:
+                tx.execute("UPDATE sandboxes SET attached = ? WHERE id = ?", (pack_places(places), record.id))
+        record.request = request
+        record.apply(changes)
+        if places is not None:
+            self._state.attached[record.id] = places

@@ -1,0 +1,59 @@
+"""A sandbox's place in a network, as the engine remembers it: in memory, and as JSON in the table sandboxes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from wherry.api import Attachment
+
+
+@attrs.frozen
+class Place:
+    """driver is the id of the network's driver; names are what the container is called there; addresses are CIDR, gateways bare."""
+
+    network: str
+    driver: str
+    interface: str = ""
+    names: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    nameservers: tuple[str, ...] = ()
+    mac: str = ""
+
+
+def place_of(driver: str, attachment: Attachment) -> Place:
+    request = attachment.reservation.request
+    return Place(
+        network=request.network,
+        driver=driver,
+        interface=request.interface,
+        names=request.names,
+        addresses=attachment.addresses,
+        gateways=attachment.gateways,
+        nameservers=attachment.nameservers,
+        mac=attachment.mac,
+    )
+
+
+def network_id(driver: str, name: str) -> str:
+    """64 hex digits that follow from a network's driver and name."""
+    return hashlib.sha256(f"{driver}\0{name}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def pack_places(places: Sequence[Place]) -> str:
+    return json.dumps([attrs.astuple(place) for place in places])
+
+
+def unpack_places(text: str) -> tuple[Place, ...]:
+    """What ``pack_places`` wrote, or an engine that knew of nothing but network and driver."""
+    return tuple(_place(row) for row in json.loads(text))
+
+
+def _place(row: list[Any]) -> Place:
+    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in row]
+    return Place(*values)

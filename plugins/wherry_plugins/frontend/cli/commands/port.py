@@ -1,0 +1,42 @@
+"""``wherry port``."""
+
+from __future__ import annotations
+
+import click
+
+from wherry.api import NotFound, Port
+from wherry_plugins.frontend.cli.command import Command, argument
+from wherry_plugins.frontend.cli.session import Session
+
+
+def addresses(port: Port) -> list[str]:
+    """Where it is to be had: "0.0.0.0:8080" and "[::]:8080" for every address."""
+    if not port.host_ip:
+        return [f"0.0.0.0:{port.host_port}", f"[::]:{port.host_port}"]
+    return [f"[{port.host_ip}]:{port.host_port}" if ":" in port.host_ip else f"{port.host_ip}:{port.host_port}"]
+
+
+@click.command(
+    "port",
+    cls=Command,
+    help="Print where the published ports of a container are to be had.",
+    examples="wherry port web\nwherry port web 80/tcp",
+)
+@argument("container", metavar="CONTAINER")
+@argument("private", required=False, metavar="[PORT[/PROTOCOL]]")
+def command(session: Session, *, container: str, private: str) -> int:
+    """Prints one line an address."""
+    found = session.engine.container(container)
+    number, _, protocol = private.partition("/")
+    shown = False
+    for port in found.ports if found.status in {"running", "paused"} else ():
+        if not private:
+            for address in addresses(port):
+                session.line(f"{port.container_port}/{port.protocol} -> {address}")
+        elif number == str(port.container_port) and (protocol or "tcp") == port.protocol:
+            shown = True
+            for address in addresses(port):
+                session.line(address)
+    if private and not shown:
+        raise NotFound(f'port "{private}"', f'container "{found.name}" publishes no such port')
+    return 0
