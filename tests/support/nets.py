@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import subprocess
@@ -14,9 +15,11 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from support.shims import Shimmed, shimmed
-from wherry.api import Port, Sandbox
+from wherry.api import Plan, Port, Sandbox, Stdio
 from wherry.linux import namespaces
+from wherry.linux.loop import Loop
 from wherry_plugins.network.bridge.netd.client import Netd
+from wherry_plugins.network.bridge.netd.server import Server
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 
 T = TypeVar("T")
@@ -70,7 +73,8 @@ class Machine:
         self.ns = ns
         self.addresses = tuple(addresses)
         self.interface = f"v{name}"
-        self.servers: list[Server] = []
+        self.servers: list[Echo] = []
+        self.resolves = False  # whether it has sockets of a resolver
 
     @property
     def path(self) -> str:
@@ -92,9 +96,9 @@ class Machine:
         sock.bind((address, port))
         return sock
 
-    def serve(self, port: int, kind: int = socket.SOCK_STREAM, address: str = "::") -> Server:
+    def serve(self, port: int, kind: int = socket.SOCK_STREAM, address: str = "::") -> Echo:
         """Says its name and who asks to whoever comes."""
-        server = Server(self, self.bound(kind, address, port))
+        server = Echo(self, self.bound(kind, address, port))
         self.servers.append(server)
         return server
 
@@ -118,7 +122,7 @@ def ask(sock: socket.socket, address: str, port: int, seconds: float = BOUND) ->
     return sock.recv(200).decode()
 
 
-class Server:
+class Echo:
     """In a thread of its own."""
 
     def __init__(self, machine: Machine, sock: socket.socket) -> None:
@@ -159,14 +163,49 @@ class Server:
         self._socket.close()
 
 
-class World:
-    """A host with a shim and netd."""
+class Threads:
+    """A shim whose netd is a thread of the test's own process, so that a test can take a step out of it."""
 
-    def __init__(self, shim: Shimmed) -> None:
+    def __init__(self, shim: Any) -> None:
+        self._shim = shim
+        self._threads: dict[str, threading.Thread] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shim, name)
+
+    def spawn(self, id: str, _exec_id: str, plan: Plan, _stdio: Stdio) -> None:
+        listener = socket.socket(fileno=os.dup(plan.fds[0]))
+        table, path = plan.argv[-2:]
+
+        def run() -> None:
+            loop = Loop()
+            Server(loop, listener, table, path)
+            loop.run()
+            loop.close()
+
+        self._threads[id] = thread = threading.Thread(target=run, name=id, daemon=True)
+        thread.start()
+
+    def list(self, id: str = "") -> Any:
+        if id in self._threads:
+            return [SimpleNamespace(status="running" if self._threads[id].is_alive() else "stopped")]
+        return self._shim.list(id)
+
+    def join(self) -> None:
+        for thread in self._threads.values():
+            thread.join(BOUND)
+            assert not thread.is_alive(), "netd does not end"
+
+
+class World:
+    """A host with a shim and netd, which is a thread of this process or, as in real life, a process of its own."""
+
+    def __init__(self, shim: Shimmed, threads: Threads | None) -> None:
         self.shim = shim
+        self.threads = threads
         directory = shim.run / "network/bridge"
         directory.mkdir(parents=True)
-        self.context = SimpleNamespace(id="network.bridge", run=directory, shim=shim.client)
+        self.context = SimpleNamespace(id="network.bridge", run=directory, shim=threads or shim.client)
         self.netd = self.client()
         self.machines: dict[str, Machine] = {}
         self.bridges: list[str] = []
@@ -212,14 +251,15 @@ class World:
         return machine
 
     def endpoint(self, machine: Machine, bridge: BridgeState, *ports: Port, **options: Any) -> EndpointState:
-        """Tells netd, with listeners for the ports."""
+        """Tells netd, with listeners for the ports and, the first time, the sockets of a resolver."""
         state = EndpointState(
             sandbox_id=f"box-{machine.name}", network=bridge.name, interface=f"h{machine.name}",
             addresses=tuple(f"{address}/24" for address in machine.addresses),
             names=options.pop("names", (machine.name,)), ports=ports, **options,
         )  # fmt: skip
         listeners = {port: tuple(sock.fileno() for sock in self.listeners(port)) for port in ports}
-        self.netd.endpoint(state, self.resolvers(machine), listeners)
+        self.netd.endpoint(state, () if machine.resolves else self.resolvers(machine), listeners)
+        machine.resolves = True
         self.let_go()
         return state
 
@@ -253,6 +293,8 @@ class World:
             for server in machine.servers:
                 server.close()
         self.netd.stop()
+        if self.threads is not None:
+            self.threads.join()
         for machine in self.machines.values():
             with contextlib.suppress(subprocess.CalledProcessError):
                 ip("link", "delete", f"h{machine.name}")
@@ -260,25 +302,32 @@ class World:
         for bridge in self.bridges:
             ip("link", "delete", bridge)
 
+    def outside(self, name: str = "out") -> Machine:
+        """A neighbour of the host, 192.0.2.2 and 2001:db8::2; the host is .1 there."""
+        machine = self.machine(name, None, "192.0.2.2/24", "2001:db8::2/64")
+        ip("address", "add", "192.0.2.1/24", "dev", f"h{name}")
+        ip("address", "add", "2001:db8::1/64", "dev", f"h{name}", "nodad")
+        return machine
+
     def pid(self) -> int:
         """netd's."""
         (task,) = [task for task in self.shim.client.list() if ".netd." in task.id and task.status != "stopped"]
         return task.pid
 
     def log(self) -> str:
-        return Path(self.context.run / "netd.log").read_text()
+        path = Path(self.context.run / "netd.log")
+        return path.read_text() if path.exists() else ""
 
 
 def subnet(address: str) -> str:
-    import ipaddress
-
     return str(ipaddress.ip_interface(address).network)
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
+def world(*, process: bool = False) -> Iterator[World]:
+    """process: netd is one of its own."""
     with shimmed() as shim:
-        made = World(shim)
+        made = World(shim, None if process else Threads(shim.client))
         try:
             yield made
         finally:

@@ -74,6 +74,7 @@ class Netd:
         self._resolvers: dict[str, Tagged] = {}
         self._socket: socket.socket | None = None
         self._reader: framing.Reader | None = None
+        self._watched: socket.socket | None = None  # the watcher's, which closes it
         self._connections = 0  # their number tells a watcher whether its own still counts
         self._asked = False  # whether a netd that lived on has been asked what it has
         self._task = ""
@@ -299,10 +300,10 @@ class Netd:
         self._connections += 1
         self._agree()
         self._asked = True
-        watched = self._dial()
-        if watched is not None:
+        self._watched = self._dial()
+        if self._watched is not None:
             threading.Thread(
-                target=self._watch, args=(watched, self._connections), name="netd-watch", daemon=True
+                target=self._watch, args=(self._watched, self._connections), name="netd-watch", daemon=True
             ).start()
 
     def _disconnect(self) -> None:
@@ -312,6 +313,10 @@ class Netd:
             reader.close()
         if sock is not None:
             sock.close()
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            with contextlib.suppress(OSError):
+                watched.shutdown(socket.SHUT_RDWR)
 
     def _dial(self) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -125,6 +125,11 @@ class Server:
             for resolver in resolvers:
                 resolver.close()
         self._ruleset.close()
+        self._loop.later(0, self._leave)  # who told it to stop gets an answer first
+
+    def _leave(self) -> None:
+        for engine in tuple(self._engines):
+            engine.close()
         self._loop.stop()
 
     # requests
@@ -285,12 +290,12 @@ class Engine:
     def _readable(self, _events: int) -> None:
         try:
             if not self._reader.feed():
-                self._close()
+                self.close()
                 return
             while (frame := self._reader.pop()) is not None:
                 self._answer(*frame)
         except (OSError, framing.FrameError):
-            self._close()
+            self.close()
 
     def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
         lent: list[int] = []
@@ -306,7 +311,7 @@ class Engine:
                 os.close(fd)
         framing.send(self._socket, answer, lent)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._loop.remove(self._socket.fileno())
         self._reader.close()
         self._socket.close()

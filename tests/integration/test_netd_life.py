@@ -1,0 +1,260 @@
+"""netd as a process: started when needed, ended when not, killed, left by its engine, and what it weighs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.nets import Machine, World, ask, nft, until, world
+from wherry.api import FailedPrecondition, Port, Sandbox
+from wherry_plugins.network.bridge.netd import client
+from wherry_plugins.network.bridge.netd.client import Netd
+from wherry_plugins.network.bridge.records import BridgeState, EndpointState
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def here() -> Iterator[World]:
+    with world(process=True) as made:
+        yield made
+
+
+def web(here: World, *ports: Port) -> tuple[BridgeState, Machine]:
+    net = here.bridge("br-a", "10.77.1.1/24")
+    machine = here.machine("web", net, "10.77.1.2/24")
+    machine.serve(80)
+    here.endpoint(machine, net, *(ports or (Port(80, "tcp", "127.0.0.1", 8080),)))
+    return net, machine
+
+
+def served(seconds: float = 1) -> bool:
+    """While netd is away connections wait: whoever holds the listener is not netd alone."""
+    try:
+        with socket.socket() as sock:
+            return ask(sock, "127.0.0.1", 8080, seconds) == "web,10.77.1.1"
+    except OSError:
+        return False
+
+
+def resolves(machine: Machine) -> bool:
+    """Whether its resolver knows the name "web"."""
+    question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03web\0\0\x01\0\x01"
+    try:
+        with machine.open(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(1)
+            sock.connect(("127.0.0.11", 53))
+            sock.send(question)
+            return sock.recv(500).endswith(bytes([10, 77, 1, 2]))
+    except OSError:
+        return False
+
+
+def tables(here: World) -> bool:
+    return here.netd.table in nft("list tables")
+
+
+def gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_it_is_started_when_needed_and_ends_by_itself(here: World) -> None:
+    assert not here.netd.path.exists()
+    here.netd.forget("nobody", "nowhere")
+    here.netd.forget_network("nowhere")
+    here.netd.check()
+    assert here.netd.known() == {}
+    assert not here.netd.path.exists()
+    net, machine = web(here)
+    pid = here.pid()
+    assert served()
+    assert resolves(machine)
+    assert here.netd.known() == {("box-web", net.name): (2, 1)}
+    here.netd.forget("box-web", net.name)
+    assert tables(here)
+    here.netd.forget_network(net.name)
+    until(lambda: gone(pid))
+    assert not tables(here)
+    assert not here.netd.path.exists()
+    here.netd.network(net)
+    assert here.pid() != pid
+
+
+def test_stop_lets_it_rest(here: World) -> None:
+    net, machine = web(here)
+    pid = here.pid()
+    here.netd.stop()
+    assert gone(pid)
+    assert not tables(here)
+    assert not served()
+    assert [task for task in here.shim.client.list() if task.status != "stopped"] == []
+    here.netd.stop()
+    here.netd.network(net)
+    machine.resolves = False  # they are gone, as all that it was told
+    here.endpoint(machine, net, Port(80, "tcp", "127.0.0.1", 8080))
+    assert served()
+
+
+@pytest.mark.parametrize("beside", ["nothing", "a call"])
+def test_killed_it_is_there_again(here: World, beside: str) -> None:
+    net, machine = web(here)
+    os.kill(here.pid(), signal.SIGKILL)
+    if beside == "a call":
+        here.netd.network(net)
+    until(served)
+    until(lambda: resolves(machine))
+    here.netd.check("box-web", net.name)
+    here.netd.forget("box-web", net.name)
+    assert not served()
+    here.netd.forget_network(net.name)
+    until(lambda: not tables(here))
+
+
+def test_twin_nobody_watches(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.Netd, "_watch", lambda self, sock, _connection: sock.close())
+    net, _machine = web(here)
+    pid = here.pid()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(pid))
+    assert not served()
+    here.netd.network(net)  # the next call
+    assert served()
+
+
+def test_a_new_engine_finds_all_of_it(here: World) -> None:
+    net, machine = web(here)
+    pid = here.pid()
+    here.netd.close()
+    here.netd = new = here.client()
+    assert served()
+    assert resolves(machine)
+    assert new.known() == {("box-web", net.name): (2, 1)}
+    assert here.pid() == pid
+    new.network(net)
+    port = Port(80, "tcp", "127.0.0.1", 8080)
+    new.endpoint(EndpointState("box-web", net.name, "hweb", ("10.77.1.2/24",), names=("web",), ports=(port,)))
+    assert served()
+    os.kill(pid, signal.SIGKILL)  # what was got back is as good as what was given
+    until(served)
+    until(lambda: resolves(machine))
+
+
+def test_both_killed_is_told(here: World) -> None:
+    net, _machine = web(here)
+    pid = here.pid()
+    here.netd.close()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(pid))
+    here.netd = new = here.client()
+    assert tables(here)
+    assert new.known() == {}
+    with pytest.raises(FailedPrecondition, match="netd does not know it"):
+        new.check("box-web", net.name)
+    new.sweep()
+    assert not tables(here)
+    assert not new.path.exists()
+
+
+def test_a_killed_ones_table_is_swept_by_an_undo(here: World) -> None:
+    net, _machine = web(here)
+    pid = here.pid()
+    here.netd.close()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(pid))
+    here.netd = new = here.client()
+    new.forget("box-web", net.name)
+    until(lambda: not tables(here))
+
+
+def test_without_containers_it_goes_with_its_engine(here: World) -> None:
+    net, _machine = web(here)
+    pid = here.pid()
+    here.netd.forget("box-web", net.name)
+    here.netd.close()
+    until(lambda: gone(pid))
+    assert not tables(here)
+
+
+def test_with_a_container_it_stays(here: World) -> None:
+    net, _machine = web(here)
+    pid = here.pid()
+    here.netd.close()
+    assert served()
+    assert here.pid() == pid
+    here.netd = here.client()
+    here.netd.forget("box-web", net.name)
+    here.netd.forget_network(net.name)
+    until(lambda: gone(pid))
+
+
+def test_in_a_hub(here: World) -> None:
+    """A sandbox's network namespace, as for users who may not touch the host's."""
+    here.shim.client.create_sandbox(Sandbox("hub"))
+    fd = here.shim.client.namespace("hub", "net")
+    netd = Netd(here.context, "hub")  # type: ignore[arg-type]
+    try:
+        netd.network(BridgeState("net", "br-x", ("10.77.9.0/24",), ("10.77.9.1",)))
+        rules = subprocess.run(
+            ["nsenter", f"--net=/proc/{os.getpid()}/fd/{fd}", "nft", "list", "tables"],
+            check=True, capture_output=True, text=True, timeout=30,
+        ).stdout  # fmt: skip
+        assert netd.table in rules
+        assert netd.table not in nft("list tables")
+        netd.stop()
+        here.shim.client.remove_sandbox("hub")
+    finally:
+        netd.stop()
+        os.close(fd)
+
+
+def test_a_second_listener_for_a_changed_port(here: World) -> None:
+    net, machine = web(here)
+    machine.serve(81)
+    port = Port(81, "tcp", "127.0.0.1", 8081)
+    here.endpoint(machine, net, port)
+    assert not served()
+    with socket.socket() as sock:
+        assert ask(sock, "127.0.0.1", 8081) == "web,10.77.1.1"
+
+
+def test_what_it_weighs(here: World) -> None:
+    web(here)
+    status = Path(f"/proc/{here.pid()}/status").read_text()
+    (rss,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")]
+    assert rss < 26 << 10, f"{rss} KiB"
+    assert "Threads:\t1\n" in status
+
+
+def test_its_process_loads_no_more_than_it_uses() -> None:
+    places = client._places()
+    code = client._BOOT.replace(".main import main\n", ".main import main as _\n").replace("main(table, path)", "")
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code + "print(*sorted(sys.modules))", *places, "t", "p"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    found = set(done.stdout.split())
+    assert "wherry_plugins.network.bridge.netd.server" in found
+    heavy = {
+        "asyncio",
+        "attr",
+        "attrs",
+        "cattrs",
+        "inspect",
+        "logging",
+        "loguru",
+        "pluggy",
+        "pyroute2",
+        "ssl",
+        "subprocess",
+    }
+    assert {name.partition(".")[0] for name in found} & heavy == set()
+    assert {name for name in found if name.startswith("wherry.")} <= {
+        "wherry.linux", "wherry.linux.framing", "wherry.linux.loop", "wherry.linux.process", "wherry.linux.syscall",
+    }  # fmt: skip
