@@ -158,7 +158,7 @@ def test_a_wrong_diff_id_leaves_nothing(tmp_path: Path) -> None:
         found = [info.name for info in made.drivers.snapshotter.walk()]
         assert found == [digest(tar(member("a")))], "the first layer is right and may stay, nothing is active"
         assert list(made.drivers.store.list()) == [], "what can't be unpacked gets no name"
-        made.images.gc(())
+        made.images.gc()
         assert list(made.drivers.snapshotter.walk()) == []
         assert list(made.drivers.store.walk()) == []
 
@@ -242,7 +242,7 @@ def test_an_unpack_that_was_cut_short_is_only_rubbish(tmp_path: Path, layered: P
         chain = made.images.ensure(f"archive:{layered}", made.drivers).chain_id
         made.drivers.snapshotter.prepare("unpack-0123-sha256:x", chain)
         made.drivers.snapshotter.prepare("container", chain)
-        report = made.images.gc(())
+        report = made.images.gc()
         assert report.snapshots == ("overlayfs/unpack-0123-sha256:x",)
         assert "container" in [info.name for info in made.drivers.snapshotter.walk()]
 

@@ -68,7 +68,7 @@ def test_a_layer_that_fails_ends_the_pull(tmp_path: Path) -> None:
         with pytest.raises(NotFound, match=content.layers[0].digest):
             list(here.images.pull(f"registry:{server.host}/x:1"))
         assert list(here.drivers.store.list()) == []
-        here.images.gc(())
+        here.images.gc()
         assert list(here.drivers.store.walk()) == []
 
 

@@ -136,6 +136,15 @@ class FakeStore(Fake):
     def delete(self, digest):
         pass
 
+    def mark(self, digests):
+        pass
+
+    def unmark(self, digests):
+        pass
+
+    def sweep(self):
+        return ()
+
     def walk(self):
         return iter(())
 

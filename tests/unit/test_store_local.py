@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -204,7 +206,7 @@ def test_deletion_against_ingest_never_loses_an_acknowledged_blob(store: LocalSt
     assert wrong == []
 
 
-@pytest.mark.parametrize("step", ["file without a row", "marked", "marked and unlinked"])
+@pytest.mark.parametrize("step", ["file without a row", "marked and unlinked"])
 def test_a_crash_in_the_middle_is_mended_when_opened(store: LocalStore, root: Path, step: str) -> None:
     kept, gone = put(store, b"kept", "1"), put(store, b"gone", "2")
     with store.database.write() as execute:
@@ -232,6 +234,120 @@ def test_a_marked_blob_counts_as_absent_and_can_come_back(store: LocalStore) -> 
     assert list(store.walk()) == []
     put(store, b"gone", "again")
     assert content(store, gone) == b"gone"
+
+
+def test_a_mark_that_a_crash_left_is_taken_away(store: LocalStore, root: Path) -> None:
+    """It may have been leased and named since: the next collection decides anew."""
+    perhaps = put(store, b"perhaps")
+    store.mark([perhaps])
+    store.close()
+    again = LocalStore(root)
+    assert content(again, perhaps) == b"perhaps"
+    assert again.sweep() == ()
+    again.close()
+
+
+def test_what_fsync_told_once_is_not_forgotten(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second fsync(2) after a write-back error succeeds, the bytes are lost all the same."""
+    from wherry_plugins.store.local import ingest as module
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "write-back failed")
+
+    ingest = store.ingest("r")
+    ingest.write(b"data")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", fail)
+        with pytest.raises(OSError, match="write-back"):
+            ingest.commit(4, digest(b"data"), {})
+    assert ingest.offset == 0, "all has to be written again"
+    ingest.write(b"data")
+    ingest.commit(4, digest(b"data"), {})
+    assert content(store, digest(b"data")) == b"data"
+
+
+def test_a_commit_whose_row_fails_leaves_no_file_and_can_be_repeated(store: LocalStore) -> None:
+    ingest = store.ingest("r")
+    ingest.write(b"data")
+    store.database._connection.set_commit_hook(lambda: True)  # every COMMIT becomes a rollback
+    with pytest.raises(Exception, match=r"constraint|abort"):
+        ingest.commit(4, digest(b"data"), {})
+    store.database._connection.set_commit_hook(None)
+    assert list(store.blobs.iterdir()) == []
+    ingest.commit(4, digest(b"data"), {})
+    assert content(store, digest(b"data")) == b"data"
+    assert list(store.partial.iterdir()) == []
+
+
+def test_an_ingest_never_writes_into_a_blob(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that could not take the partial name away leaves one that is the blob's file, too."""
+
+    real = Path.unlink
+
+    def fail(self: Path, missing_ok: bool = False) -> None:
+        if self.parent == store.partial:
+            raise OSError(errno.EIO, "no unlink")
+        real(self, missing_ok=missing_ok)
+
+    ingest = store.ingest("r")
+    ingest.write(b"data")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        ingest.commit(4, digest(b"data"), {})
+    assert len(list(store.partial.iterdir())) == 1
+    again = store.ingest("r")
+    assert again.offset == 0
+    again.truncate()
+    again.write(b"other")
+    again.close()
+    assert content(store, digest(b"data")) == b"data"
+
+
+@pytest.mark.parametrize("verb", ["abort", "commit"])
+def test_the_next_writer_keeps_its_row(store: LocalStore, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """Another writer of the ref waits until the one that ends has taken its row away, however the steps fall."""
+    first = store.ingest("r")
+    first.write(b"data")
+    if verb == "abort":
+        first.close()
+    tried: list[BaseException | None] = []
+    real = store.database.write
+
+    @contextlib.contextmanager
+    def write(**options: Any) -> Any:
+        with real(**options) as execute:
+            yield execute
+        if not tried:
+            monkeypatch.setattr(store.database, "write", real)
+            try:
+                store.ingest("r").close()
+                tried.append(None)
+            except InUse as error:
+                tried.append(error)
+
+    monkeypatch.setattr(store.database, "write", write)
+    if verb == "abort":
+        store.abort("r")
+    else:
+        first.commit(4, digest(b"data"), {})
+    assert [type(found) for found in tried] == [InUse], "it came while the row was being taken away"
+    store.ingest("r").close()
+    assert list(store.ingests()) == [("r", 0)]
+
+
+def test_a_full_disk_keeps_no_name_from_going(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.tag("n", Descriptor(MANIFEST, digest(b"1"), 1), {})
+
+    def full(self: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        store._index_written = -1e9
+        store.untag("n")
+    assert list(store.list()) == []
+    store._write_index()
+    assert json.loads((store.root / "index.json").read_text())["manifests"] == []
 
 
 def test_a_lost_file_is_told(store: LocalStore) -> None:
@@ -285,10 +401,10 @@ def test_every_open_file_is_synced_before_its_row(store: LocalStore, monkeypatch
     from wherry_plugins.store.local import ingest as module
 
     steps: list[str] = []
-    real_fsync, real_rename = os.fsync, Path.rename
+    real_fsync, real_link = os.fsync, os.link
     monkeypatch.setattr(module.os, "fsync", lambda fd: (steps.append("fsync"), real_fsync(fd))[1])
-    monkeypatch.setattr(Path, "rename", lambda self, target: (steps.append("rename"), real_rename(self, target))[1])
+    monkeypatch.setattr(module.os, "link", lambda old, new: (steps.append("link"), real_link(old, new))[1])
     store.database._connection.set_commit_hook(lambda: bool(steps.append("commit")))
     put(store, b"x")
     store.database._connection.set_commit_hook(None)
-    assert steps == ["commit", "fsync", "rename", "fsync", "commit"]
+    assert steps == ["commit", "fsync", "link", "fsync", "commit"]

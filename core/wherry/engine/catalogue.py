@@ -89,6 +89,13 @@ class Catalogue:
             raise Invalid(f'image "{name}"', f"is the beginning of {len(found)} ids", "give more of it")
         return next(iter(found.values()))
 
+    def held(self, store: Store, image: Image, content: Content) -> ImageInfo:
+        """One whose documents are known: right also when another client takes its name away at this moment."""
+        others = [
+            other for other in store.list() if other.target.digest == image.target.digest and other.name != image.name
+        ]
+        return image_info([image, *others], content)
+
     def describe(self, store: Store, images: Sequence[Image], platform: str) -> ImageInfo:
         """One image that has these names."""
         return image_info(images, self._documents.content(store, images[0].target, platform))

@@ -1,18 +1,31 @@
 """Garbage collection of blobs and snapshots: what no image, lease, container or plugin leads to may go.
 
-Each item is deleted under the gate by which work takes its leases: a thing is leased before anybody asks whether it exists, so
-it is either found leased here and kept, or gone before it is asked for. An image's blobs and snapshots are not referenced while
-they are being brought in; the lease is what keeps them.
+Blobs go in three steps. What seems to be needed by nobody is marked, and counts as absent; then names, leases and containers are
+looked at again, and what they lead to by now is unmarked; the rest is swept. Whoever works on images leases a thing before asking
+whether it exists, under the gate that the first two steps hold: so it is either found leased here, or absent when it is asked
+for, never marked for a moment only. Snapshots are removed one by one, each under the gate.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from wherry.api import Descriptor, Digest, Error, GcReport, InUse, Invalid, NotFound, SnapshotInfo, Snapshotter, Store
-from wherry.engine.content import Content, Documents, bare
+from wherry.api import (
+    BlobInfo,
+    Descriptor,
+    Digest,
+    Error,
+    GcReport,
+    InUse,
+    Invalid,
+    NotFound,
+    SnapshotInfo,
+    Snapshotter,
+    Store,
+)
+from wherry.engine.content import Content, Documents
 from wherry.engine.unpacking import PREFIX
 from wherry.spec.distribution import MANIFESTS, Manifest
 
@@ -22,80 +35,79 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    def __init__(self, kernel: Kernel, leases: Leases, documents: Documents, gate: threading.Lock) -> None:
+    """live answers what containers and plugins hold, written as in Context.hold."""
+
+    def __init__(
+        self, kernel: Kernel, leases: Leases, documents: Documents, gate: threading.Lock,
+        live: Callable[[], Collection[str]],
+    ) -> None:  # fmt: skip
         self._kernel = kernel
         self._leases = leases
         self._documents = documents
         self._gate = gate
+        self._live = live
+        self._one = threading.Lock()  # a sweep takes all that is marked, so no two run at once
+        #: Counts the names that were given or moved; to be raised under the gate.
+        self.named = 0
 
-    def collect(self, live: Collection[str]) -> GcReport:
+    def collect(self) -> GcReport:
         """One run over every store and snapshotter that this engine can use."""
-        live = {*live, *self._kernel.gc_roots()}
         blobs: list[str] = []
         snapshots: list[str] = []
         freed = 0
-        wanted: set[str] = set()
         for store in self._stores():
-            keep = self._reachable(store, live)
-            wanted |= self._chains(store)
-            for info in list(store.walk()):
-                if info.digest not in keep and self._delete(store, info.digest):
-                    blobs.append(info.digest)
-                    freed += info.size
-            freed += self._abandoned(store)
+            keep = self._reachable(store)
+            gone = self._delete(store, [info.digest for info in list(store.walk()) if info.digest not in keep])
+            blobs += [info.digest for info in gone]
+            freed += sum(info.size for info in gone) + self._abandoned(store)
         for id, snapshotter in self._snapshotters():
-            snapshots += self._sweep(id, snapshotter, wanted, live)
+            snapshots += self._sweep(id, snapshotter)
             freed += snapshotter.cleanup()
         return GcReport(tuple(blobs), tuple(snapshots), freed)
 
-    def drop(self, store: Store, target: Descriptor, live: Collection[str]) -> list[str]:
+    def drop(self, store: Store, target: Descriptor) -> list[str]:
         """What only this image had, after its last name went: its id first, then its layers, the topmost first."""
         try:
             contents = self._contents(store, target)
         except (NotFound, Invalid):
             contents = []
-        mine = list(dict.fromkeys(item.digest for item in self._documents.references(store, target)))
-        keep = self._reachable(store, live)
+        mine = dict.fromkeys(item.digest for item in self._documents.references(store, target))
+        keep = self._reachable(store)
         chains = [content.config.chain_ids() for content in contents]
-        gone = [digest for digest in mine if digest not in keep and self._delete(store, Digest(digest))]
+        gone = {info.digest for info in self._delete(store, [digest for digest in mine if digest not in keep])}
         configs = [content.manifest.config.digest for content in contents]
         layers = [layer.digest for content in contents for layer in reversed(content.manifest.layers)]
-        wanted = self._chains(store)
+        wanted = _Wanted(self)
         for id, snapshotter in self._snapshotters():
             for chain in chains:
                 for name in reversed(chain):
-                    if name not in wanted:
-                        self._remove(id, snapshotter, name, live)
+                    self._remove(id, snapshotter, name, wanted)
         shown = dict.fromkeys([*configs, target.digest, *layers])
         return [digest for digest in shown if digest in gone]
 
     # what is kept
 
-    def _reachable(self, store: Store, live: Collection[str]) -> set[str]:
-        keep = {resource.removeprefix("blob/") for resource in live if resource.startswith("blob/")}
+    def _reachable(self, store: Store) -> set[str]:
+        held = {*self._live(), *self._leases.resources()}
+        keep = {resource.removeprefix("blob/") for resource in held if resource.startswith("blob/")}
         targets = [image.target for image in store.list()]
         known = {target.digest for target in targets}
-        for digest in keep - known:  # a container's image that has no name any more: its config is still read
-            targets += self._unnamed(store, digest)
+        for digest in keep - known:  # of a container whose image has no name any more, or of work under way
+            targets += self._documents.unnamed(store, digest)
         for target in targets:
             keep.update(item.digest for item in self._documents.references(store, target))
         return keep
 
-    def _unnamed(self, store: Store, digest: str) -> list[Descriptor]:
-        try:
-            return [bare(store, digest)]
-        except (Error, OSError):
-            return []
-
-    def _chains(self, store: Store) -> set[str]:
-        """Chain-ids of all images; a layer in common is a chain in common."""
+    def chains(self) -> set[str]:
+        """Chain-ids of all images in all stores; a layer in common is a chain in common."""
         names: set[str] = set()
-        for image in store.list():
-            try:
-                for content in self._contents(store, image.target):
-                    names.update(content.config.chain_ids())
-            except (NotFound, Invalid):
-                continue
+        for store in self._stores():
+            for image in store.list():
+                try:
+                    for content in self._contents(store, image.target):
+                        names.update(content.config.chain_ids())
+                except (NotFound, Invalid):
+                    continue
         return names
 
     def _contents(self, store: Store, target: Descriptor) -> list[Content]:
@@ -113,13 +125,21 @@ class Collector:
 
     # what goes
 
-    def _delete(self, store: Store, digest: Digest) -> bool:
-        with self._gate:
-            if f"blob/{digest}" in self._leases.resources():
-                return False
-            store.delete(digest)
-        self._documents.forget(digest)
-        return True
+    def _delete(self, store: Store, doomed: Collection[Digest]) -> tuple[BlobInfo, ...]:
+        """What of it really went. A document that is marked can't be read: what it leads to comes back one round after it."""
+        if not doomed:
+            return ()
+        with self._one:
+            left = set(doomed)
+            with self._gate:
+                store.mark(doomed)
+                while back := left & self._reachable(store):
+                    store.unmark(tuple(back))
+                    left -= back
+            gone = store.sweep()
+        for info in gone:
+            self._documents.forget(info.digest)
+        return gone
 
     def _abandoned(self, store: Store) -> int:
         """Writes that nobody is about to resume."""
@@ -136,30 +156,32 @@ class Collector:
             freed += offset
         return freed
 
-    def _sweep(self, id: str, snapshotter: Snapshotter, wanted: Collection[str], live: Collection[str]) -> list[str]:
+    def _sweep(self, id: str, snapshotter: Snapshotter) -> list[str]:
         """Children before parents, until a round removes nothing: a parent is in use while it has a child."""
         gone: list[str] = []
+        wanted, live = _Wanted(self), self._live()
         while True:
             infos = list(snapshotter.walk())
             parents = {info.parent for info in infos}
-            doomed = [info for info in infos if info.name not in parents and self._is_ours(info, wanted)]
-            removed = [info.name for info in doomed if self._remove(id, snapshotter, info.name, live)]
+            doomed = [
+                info
+                for info in infos
+                if info.name not in parents and self._is_ours(info) and f"snapshot/{id}/{info.name}" not in live
+            ]
+            removed = [info.name for info in doomed if self._remove(id, snapshotter, info.name, wanted)]
             if not removed:
                 return gone
             gone += [f"{id}/{name}" for name in removed]
 
     @staticmethod
-    def _is_ours(info: SnapshotInfo, wanted: Collection[str]) -> bool:
+    def _is_ours(info: SnapshotInfo) -> bool:
         """Layers of images, whole or in the making. Containers' snapshots are their containers' business."""
-        if info.kind == "committed":
-            return info.name.startswith("sha256:") and info.name not in wanted
-        return info.name.startswith(PREFIX)
+        return info.name.startswith("sha256:" if info.kind == "committed" else PREFIX)
 
-    def _remove(self, id: str, snapshotter: Snapshotter, name: str, live: Collection[str]) -> bool:
+    def _remove(self, id: str, snapshotter: Snapshotter, name: str, wanted: _Wanted) -> bool:
         with self._gate:
-            resource = f"snapshot/{id}/{name}"
-            if resource in live or resource in self._leases.resources():
-                return False
+            if f"snapshot/{id}/{name}" in self._leases.resources() or name in wanted.now():
+                return False  # a container's parent is in use without a lease: it has a child
             try:
                 snapshotter.remove(name)
             except InUse:
@@ -187,6 +209,21 @@ class Collector:
             except (Error, OSError):
                 continue
         return result
+
+
+class _Wanted:
+    """The chain-ids of all images, worked out anew when a name was given since: to be asked under the gate."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self._named = -1
+        self._names: Collection[str] = ()
+
+    def now(self) -> Collection[str]:
+        if self._named != self._collector.named:
+            self._named = self._collector.named
+            self._names = self._collector.chains()
+        return self._names
 
 
 __all__ = ["Collector"]

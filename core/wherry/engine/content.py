@@ -77,6 +77,14 @@ class Documents:
         for item in document.manifests:
             yield from self.references(store, item, depth + 1)
 
+    def unnamed(self, store: Store, digest: str) -> list[Descriptor]:
+        """A descriptor for a blob that no name leads to; none where it is not here, or is no document."""
+        try:
+            store.info(Digest(digest))
+        except (NotFound, Invalid):
+            return []
+        return self._once((digest, "unnamed"), lambda: _unnamed(store, digest))
+
     def forget(self, digest: str) -> None:
         """A blob went: what was parsed from it is no answer any more."""
         with self._lock:
@@ -132,6 +140,16 @@ def bare(store: Store, digest: str) -> Descriptor:
     if not isinstance(media_type, str):
         raise Invalid(f'manifest "{digest}"', "its mediaType is not a string")
     return Descriptor(media_type, info.digest, info.size)
+
+
+def _unnamed(store: Store, digest: str) -> list[Descriptor]:
+    with store.open(Digest(digest)) as file:
+        if file.read(1) != b"{":  # a layer, most often: not to be read whole
+            return []
+    try:
+        return [bare(store, digest)]
+    except Invalid:
+        return []
 
 
 __all__ = ["Content", "Documents", "bare", "read"]

@@ -6,10 +6,10 @@ import contextvars
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from wherry.api import AlreadyExists, Descriptor, Digest, InUse, Invalid, Progress, Store, Transport
+from wherry.api import AlreadyExists, Descriptor, Digest, Ingest, InUse, Invalid, Progress, Store, Transport
 from wherry.engine.content import Content, Documents
 from wherry.engine.keyed import KeyedLocks
 from wherry.spec.distribution import Index, choose, host_platform
@@ -106,29 +106,39 @@ class Fetcher:
         ref = f"fetch-{target.digest}"
         ingest = self._store.ingest(ref, target)
         try:
-            if ingest.offset > target.size:
+            resumed = ingest.offset > 0
+            try:
+                self._write(ingest, target)
+            except Invalid:
+                if not resumed:
+                    raise
+                # Not the source's fault perhaps: what was resumed may be what a power cut left, zeros for instance.
                 ingest.truncate()
-            offset = ingest.offset
-            self._tell(Progress(target.digest, "fetching", offset, target.size))
-            if offset < target.size or not target.size:
-                with self._transport.fetch(self._reference, target, offset) as stream:
-                    while chunk := stream.read(_CHUNK):
-                        offset += len(chunk)
-                        if offset > target.size:
-                            raise Invalid(
-                                f'blob "{target.digest}"', f"is longer than the {target.size} bytes announced"
-                            )
-                        ingest.write(chunk)
-                        self._tell(Progress(target.digest, "fetching", offset, target.size))
-            ingest.commit(target.size, target.digest, {})
+                self._write(ingest, target)
         except Invalid:
             ingest.close()
-            self._store.abort(ref)  # nothing to resume: these bytes can't become the blob
+            with suppress(InUse):  # somebody began anew
+                self._store.abort(ref)  # nothing to resume: these bytes can't become the blob
             raise
         except BaseException:
             ingest.close()
             raise
         self._tell(Progress(target.digest, "done", target.size, target.size))
+
+    def _write(self, ingest: Ingest, target: Descriptor) -> None:
+        if ingest.offset > target.size:
+            ingest.truncate()
+        offset = ingest.offset
+        self._tell(Progress(target.digest, "fetching", offset, target.size))
+        if offset < target.size or not target.size:
+            with self._transport.fetch(self._reference, target, offset) as stream:
+                while chunk := stream.read(_CHUNK):
+                    offset += len(chunk)
+                    if offset > target.size:
+                        raise Invalid(f'blob "{target.digest}"', f"is longer than the {target.size} bytes announced")
+                    ingest.write(chunk)
+                    self._tell(Progress(target.digest, "fetching", offset, target.size))
+        ingest.commit(target.size, target.digest, {})
 
 
 __all__ = ["Fetcher", "Report"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import frozen
 
 from wherry.api import (
+    Descriptor,
     Error,
     GcReport,
     Image,
@@ -23,6 +24,7 @@ from wherry.api import (
     Named,
     NotFound,
     Progress,
+    Store,
 )
 from wherry.engine.catalogue import Catalogue, image_info
 from wherry.engine.collecting import Collector
@@ -59,9 +61,9 @@ class Images:
         self._locks = KeyedLocks()
         self._gate = threading.Lock()  # an item is leased, or found unleased and deleted: never both at once
         self._unpacker = Unpacker(kernel, kernel.workers, self._hold)
-        self._collector = Collector(kernel, leases, self._documents, self._gate)
-        #: What containers and others hold, written as in Context.hold; the engine says it, for ``remove`` to leave it alone.
-        self.live: Callable[[], Collection[str]] = tuple
+        #: What containers and others hold, written as in Context.hold; the engine says it, for gc to leave it alone.
+        self.live: Callable[[], Collection[str]] = kernel.gc_roots
+        self._collector = Collector(kernel, leases, self._documents, self._gate, self._alive)
 
     # from elsewhere
 
@@ -73,8 +75,8 @@ class Images:
         def work(report: Report) -> None:
             with self._leases.hold() as lease:
                 report(Progress(reference, "resolving"))
-                name, _content = self._fetch(transport, rest, platform, drivers, lease, report)[0]
-                report(Progress(name, "done"))
+                image, _content = self._fetch(transport, rest, platform, drivers, lease, report)[0]
+                report(Progress(image.name, "done"))
 
         return _stream(work)
 
@@ -84,8 +86,10 @@ class Images:
         drivers = self._kernel.variant()
         with self._leases.hold() as lease:
             found = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None, all_of_them=True)
-            first = {content.target.digest: name for name, content in reversed(found)}
-            return tuple(self._catalogue.info(drivers.store, name, platform) for name in reversed(first.values()))
+            first = {image.target.digest: (image, content) for image, content in reversed(found)}
+            return tuple(
+                self._catalogue.held(drivers.store, image, content) for image, content in reversed(first.values())
+            )
 
     def ensure(
         self,
@@ -108,8 +112,8 @@ class Images:
                     if pull == "never" or not self._can_fetch(reference):
                         raise
             transport, rest = self._source(reference)
-            name, _content = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None)[0]
-            return self._ready(drivers.store.resolve(name), drivers, platform, lease)
+            image, _content = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None)[0]
+            return self._ready(image, drivers, platform, lease)
 
     # what is here
 
@@ -136,10 +140,10 @@ class Images:
         if "@" in name:
             raise Invalid(f'image "{target}"', "a digest can't be given as a name")
         with self._leases.hold() as lease:
-            images = self._catalogue.find(store, source)
-            self._hold(lease, f"blob/{images[0].target.digest}")
-            store.tag(name, images[0].target, {})
-        return self._catalogue.info(store, name, "")
+            image = self._catalogue.find(store, source)[0]
+            self._lease(lease, store, image)
+            self._tag(store, name, image.target)
+            return self._catalogue.info(store, name, "")
 
     def remove(self, name: str, *, force: bool = False) -> tuple[str, ...]:
         """Removes a name; with the last name goes the image. By id all names go, which needs force when there are several.
@@ -162,12 +166,12 @@ class Images:
             if not image.name.startswith(NAMELESS):
                 lines.append(f"Untagged: {familiar(image.name)}")
         if len(doomed) == len(images):
-            lines += [f"Deleted: {digest}" for digest in self._collector.drop(store, images[0].target, self.live())]
+            lines += [f"Deleted: {digest}" for digest in self._collector.drop(store, images[0].target)]
         return tuple(lines)
 
-    def gc(self, live: Collection[str]) -> GcReport:
-        """Removes blobs and snapshots that no image, lease, container or plugin holds. live is written as in Context.hold."""
-        return self._collector.collect(live)
+    def gc(self) -> GcReport:
+        """Removes blobs and snapshots that no image, lease, container or plugin holds."""
+        return self._collector.collect()
 
     # parts
 
@@ -200,7 +204,7 @@ class Images:
         report: Report,
         *,
         all_of_them: bool = False,
-    ) -> Sequence[tuple[str, Content]]:
+    ) -> Sequence[tuple[Image, Content]]:
         """(name in the store, content) of what a transport finds: the first, unpacked as it comes, or all, as they are."""
         source = self._kernel.transport(transport)
         found = source.resolve(rest, platform or host_platform())
@@ -209,7 +213,7 @@ class Images:
         fetcher = Fetcher(
             drivers.store, source, rest, self._documents, self._locks, lease=lease, hold=self._hold, report=report
         )
-        result: Sequence[tuple[str, Content]] = ()
+        result: Sequence[tuple[Image, Content]] = ()
         names = self._names(transport, rest, found)
         for named, name in zip(found, names, strict=True):
             if not all_of_them and result and named.target.digest != found[0].target.digest:
@@ -219,8 +223,7 @@ class Images:
             with fetcher.layers(content) as landed:
                 if not all_of_them:
                     self._unpacker.unpack(content, drivers, lease, report, landed)
-            drivers.store.tag(name, named.target, {})
-            result = (*result, (name, content))
+            result = (*result, (self._tag(drivers.store, name, named.target), content))
         return result
 
     def _names(self, transport: str, rest: str, found: tuple[Named, ...]) -> Sequence[str]:
@@ -237,7 +240,7 @@ class Images:
         return names
 
     def _ready(self, image: Image, drivers: Drivers, platform: str, lease: Lease) -> Ready:
-        self._hold(lease, f"blob/{image.target.digest}")
+        self._lease(lease, drivers.store, image)
         self._kernel.verify(image.name, image.target)
         content = self._documents.content(drivers.store, image.target, platform)
         if platform and split(content.config.platform)[:2] != split(platform)[:2]:
@@ -245,9 +248,26 @@ class Images:
         chain_id = self._unpacker.unpack(content, drivers, lease, lambda _progress: None)
         return Ready(image_info([image], content), content.config.document, chain_id)
 
+    def _alive(self) -> Collection[str]:
+        return self.live()
+
     def _hold(self, lease: Lease, resource: str) -> None:
         with self._gate:
             lease.add(resource)
+
+    def _lease(self, lease: Lease, store: Store, image: Image) -> None:
+        """Keeps an image and all that it leads to. NotFound where it went between the look-up of its name and now."""
+        self._hold(lease, f"blob/{image.target.digest}")
+        try:
+            store.info(image.target.digest)
+        except NotFound:
+            raise NotFound(f'image "{familiar(image.name)}"', "it was removed just now") from None
+
+    def _tag(self, store: Store, name: str, target: Descriptor) -> Image:
+        """Under the gate: gc looks at names when it holds it."""
+        with self._gate:
+            self._collector.named += 1
+            return store.tag(name, target, {})
 
 
 def _normal(name: str) -> str:

@@ -96,7 +96,7 @@ class System:
         return held
 
     def gc(self) -> GcReport:
-        report = self._state.images.gc(self.live())
+        report = self._state.images.gc()
         self._state.database.prune_events()
         return report
 
@@ -206,7 +206,7 @@ class System:
                 except (Error, OSError) as error:
                     problem = problem or error
         self._recovery.sweep()
-        state.images.gc(self.live())
+        state.images.gc()
         for finding in self._snapshots(repair=True):
             log.info("reset: {}: {}", finding.what, finding.repair)
         if problem is not None:

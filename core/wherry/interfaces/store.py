@@ -7,11 +7,17 @@ Modelled on containerd's core/content and core/images. A worked example, the wri
     while chunk := stream.read(1 << 20):
         ingest.write(chunk)
     ingest.commit(descriptor.size, descriptor.digest, {})
+
+Garbage collection deletes in two steps, so that it need not stop the rest of the engine while it decides:
+
+    store.mark(doomed)                      # absent for everybody from here on
+    store.unmark(leased_meanwhile)          # whoever leased one before it was marked may have seen it
+    store.sweep()                           # only now bytes go
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import BinaryIO, Protocol
 
 from attrs import frozen
@@ -54,7 +60,8 @@ class Ingest(Protocol):
         ...
 
     def commit(self, size: int | None, digest: Digest, labels: Labels) -> BlobInfo:
-        """Makes the blob visible and durable. Invalid when size or digest do not match; then the blob is not visible."""
+        """Makes the blob visible and durable, also one that is marked. Invalid when size or digest do not match; then the blob
+        is not visible."""
         ...
 
     def close(self) -> None:
@@ -71,10 +78,14 @@ class Store(Protocol):
         ...
 
     def ingest(self, ref: str, expected: Descriptor | None = None) -> Ingest:
-        """Opens or resumes a write. AlreadyExists if the expected blob is there; InUse while another writer has the ref."""
+        """Opens or resumes a write. AlreadyExists if the expected blob is there; InUse while another writer has the ref, or the
+        expected blob is marked: it can be written again when it is gone."""
         ...
 
-    def abort(self, ref: str) -> None: ...
+    def abort(self, ref: str) -> None:
+        """Throws a write away. InUse while a writer has the ref."""
+        ...
+
     def ingests(self) -> Iterator[tuple[str, int]]:
         """(ref, offset) of each write that is neither committed nor aborted."""
         ...
@@ -84,6 +95,19 @@ class Store(Protocol):
         ...
 
     def delete(self, digest: Digest) -> None: ...
+    def mark(self, digests: Collection[Digest]) -> None:
+        """In one transaction: these blobs count as absent, until ``unmark``, ``sweep`` or a commit of the same bytes. What is
+        absent is passed over. A mark that a restart finds is taken away where the bytes are there still."""
+        ...
+
+    def unmark(self, digests: Collection[Digest]) -> None:
+        """Takes marks away; blobs without one, and blobs that are gone, are passed over."""
+        ...
+
+    def sweep(self) -> tuple[BlobInfo, ...]:
+        """Deletes what is marked; what went."""
+        ...
+
     def walk(self) -> Iterator[BlobInfo]: ...
     def resolve(self, name: str) -> Image: ...
     def tag(self, name: str, target: Descriptor, labels: Labels, *, expected: Digest | None = None) -> Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -143,6 +143,99 @@ class DeletesOnce(FileStore):
         super().delete(digest)
 
 
+@breaks("marked_blob_counts_as_absent", "marked_blob_is_not_written_before_it_is_gone")
+class MarksNothing(FileStore):
+    def mark(self, digests: Collection[Digest]) -> None:
+        return
+
+
+@breaks("marked_blob_counts_as_absent")
+class WalksMarked(FileStore):
+    def walk(self) -> Iterator[BlobInfo]:
+        marks, self.marks = self.marks, set()
+        try:
+            return super().walk()
+        finally:
+            self.marks = marks
+
+
+@breaks("unmarked_blob_is_as_before")
+class DeletesWhenMarked(FileStore):
+    def mark(self, digests: Collection[Digest]) -> None:
+        for digest in digests:
+            self.delete(digest)
+
+
+@breaks("unmarked_blob_is_as_before")
+class UnmarksNothing(FileStore):
+    def unmark(self, digests: Collection[Digest]) -> None:
+        return
+
+
+@breaks("sweep_deletes_what_is_marked")
+class SweepsTheMarksOnly(FileStore):
+    def sweep(self) -> tuple[BlobInfo, ...]:
+        self.marks.clear()
+        return ()
+
+
+@breaks("sweep_deletes_what_is_marked")
+class SweepsAll(FileStore):
+    def sweep(self) -> tuple[BlobInfo, ...]:
+        self.mark([Digest(digest) for digest in self.state.table("blobs")])
+        return super().sweep()
+
+
+@breaks("marked_blob_is_not_written_before_it_is_gone")
+class WritesOverMarks(FileStore):
+    def ingest(self, ref: str, expected: Descriptor | None = None) -> FileIngest:
+        marked = expected is not None and expected.digest in self.marks
+        return super().ingest(ref, None if marked else expected)
+
+
+@breaks("commit_over_a_mark_lasts")
+class KeepsTheMark(FileStore):
+    def publish(self, ingest: FileIngest, data: bytes, digest: Digest, labels: Labels) -> BlobInfo:
+        marked = digest in self.marks
+        info = super().publish(ingest, data, digest, labels)
+        if marked:
+            self.marks.add(digest)
+        return info
+
+
+@breaks("restart_takes_marks_away")
+class SweepsWhenClosed(FileStore):
+    def close(self) -> None:
+        self.sweep()
+
+
+@breaks("stream_outlives_the_sweep")
+class CutsFiles(FileStore):
+    def delete(self, digest: Digest) -> None:
+        self.file("blob", self.state.table("blobs")[digest]["number"]).write_bytes(b"")
+        super().delete(digest)
+
+
+@breaks("sweep_beside_writers")
+class SweepsWithoutALock(FileStore):
+    def publish(self, ingest: FileIngest, data: bytes, digest: Digest, labels: Labels) -> BlobInfo:
+        known = self.state.table("blobs").get(digest)
+        if known is None:
+            return super().publish(ingest, data, digest, labels)
+        self.mark([digest])
+        self.sweep()  # of another thread, between the look and the write
+        info = super().publish(ingest, data, digest, labels)
+        self.state.table("blobs")[digest] = known
+        return info
+
+
+@breaks("aborted_ref_is_the_next_writers")
+class AbortsUnderTheWriter(FileStore):
+    def abort(self, ref: str) -> None:
+        self.release(ref)
+        super().abort(ref)
+
+
 @breaks("labels_are_set_and_removed")
 class ReplacesLabels(FileStore):
     def label(self, digest: Digest, labels: Mapping[str, str | None]) -> BlobInfo:
@@ -239,7 +332,7 @@ class AbortsOnce(FileStore):
 @breaks("abort_is_idempotent")
 class AbortKeepsTheBytes(FileStore):
     def abort(self, ref: str) -> None:
-        self.release(ref)
+        return
 
 
 @breaks("open_writes_are_listed")

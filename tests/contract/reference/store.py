@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,6 +65,7 @@ class FileStore:
         self.context = context
         self.state = State(context.root)
         self.writers: set[str] = set()
+        self.marks: set[str] = set()
 
     def file(self, kind: str, number: int) -> Path:
         return self.context.root / f"{kind}-{number}"
@@ -76,10 +77,9 @@ class FileStore:
     # blobs
 
     def blob(self, digest: Digest) -> dict[str, Any]:
-        try:
-            return dict(self.state.table("blobs")[digest])
-        except KeyError:
-            raise NotFound(f"blob {digest}", "not in the store") from None
+        if digest in self.marks or digest not in self.state.table("blobs"):
+            raise NotFound(f"blob {digest}", "not in the store")
+        return dict(self.state.table("blobs")[digest])
 
     def info(self, digest: Digest) -> BlobInfo:
         blob = self.blob(digest)
@@ -97,17 +97,38 @@ class FileStore:
 
     def delete(self, digest: Digest) -> None:
         with self.state.change():
+            self.marks.discard(digest)
             blob = self.state.table("blobs").pop(digest, None)
             if blob is not None:
                 self.file("blob", blob["number"]).unlink()
 
+    def mark(self, digests: Collection[Digest]) -> None:
+        with self.state.change():
+            self.marks.update(digest for digest in digests if digest in self.state.table("blobs"))
+
+    def unmark(self, digests: Collection[Digest]) -> None:
+        with self.state.change():
+            self.marks.difference_update(digests)
+
+    def sweep(self) -> tuple[BlobInfo, ...]:
+        with self.state.change():
+            doomed, self.marks = sorted(self.marks), set()
+            gone = tuple(self.info(Digest(digest)) for digest in doomed)
+            for info in gone:
+                self.delete(info.digest)
+            return gone
+
     def walk(self) -> Iterator[BlobInfo]:
-        return iter([self.info(Digest(digest)) for digest in list(self.state.table("blobs"))])
+        with self.state.change():
+            present = [digest for digest in self.state.table("blobs") if digest not in self.marks]
+            return iter([self.info(Digest(digest)) for digest in present])
 
     # writes
 
     def ingest(self, ref: str, expected: Descriptor | None = None) -> FileIngest:
         with self.state.change():
+            if expected is not None and expected.digest in self.marks:
+                raise InUse(f"blob {expected.digest}", "about to be deleted")
             if expected is not None and expected.digest in self.state.table("blobs"):
                 raise AlreadyExists(f"blob {expected.digest}", "in the store already")
             if ref in self.writers:
@@ -130,12 +151,15 @@ class FileStore:
                 self.file("blob", number).write_bytes(data)
                 created = time.time_ns()
                 blobs[digest] = {"number": number, "size": len(data), "created": created, "labels": dict(labels)}
+            self.marks.discard(digest)
+            self.release(ingest.ref)
             self.abort(ingest.ref)
             return self.info(digest)
 
     def abort(self, ref: str) -> None:
         with self.state.change():
-            self.release(ref)
+            if ref in self.writers:
+                raise InUse(f"ingest {ref!r}", "another writer has it")
             number = self.state.table("writes").pop(ref, None)
             if number is not None:
                 self.file("write", number).unlink()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wherry.api import BlobInfo, Digest, FailedPrecondition, InUse, Invalid, Labels, NotFound
+from wherry.api import BlobInfo, Digest, FailedPrecondition, InUse, Invalid, Labels
 
 if TYPE_CHECKING:
     from wherry_plugins.store.local.store import LocalStore
@@ -44,11 +44,6 @@ class Claim:
         self.path = path
         self.fd = fd
 
-    def discard(self) -> None:
-        if self.fd >= 0:
-            self.path.unlink(missing_ok=True)
-            self.release()
-
     def release(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
@@ -75,13 +70,10 @@ class LocalIngest:
             raise
 
     @staticmethod
-    def claim(path: Path, ref: str, *, create: bool = True) -> Claim:
-        """Opens and locks the partial file. InUse while another holds it; without create a missing one is an empty claim."""
+    def claim(path: Path, ref: str) -> Claim:
+        """Opens and locks the partial file, made where there is none. InUse while another holds it."""
         while True:
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-            except FileNotFoundError:
-                return Claim(path, -1)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 here, there = os.fstat(fd), None
@@ -94,7 +86,9 @@ class LocalIngest:
                 os.close(fd)
                 raise
             if there is not None and (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
-                return Claim(path, fd)
+                if here.st_nlink == 1:
+                    return Claim(path, fd)
+                path.unlink(missing_ok=True)  # it is a blob's file, too: a commit could not take this name away
             os.close(fd)  # its last holder committed or aborted between open and lock
 
     def write(self, data: bytes | memoryview, /) -> int:
@@ -129,24 +123,37 @@ class LocalIngest:
             self.truncate()
             raise Invalid(f'blob "{digest}"', f"the bytes have the digest {found}")
         if store.fsync:
-            os.fsync(fd)
-        with store.lock:
             try:
-                info = store.info(digest)
-            except NotFound:
-                self._claim.path.rename(target)
-                if store.fsync:
+                os.fsync(fd)
+            except OSError:
+                # Told once: a second fsync(2) would succeed, with the bytes lost (fsync(2), "EIO"). All have to come again.
+                self.truncate()
+                raise
+        with store.lock:
+            known = store.row(digest)
+            linked = known is None or not target.exists()
+            if linked:
+                # Linked, not renamed: until its row is gone the partial file keeps other writers of the ref away.
+                target.unlink(missing_ok=True)  # of a commit whose row could not be written
+                os.link(self._claim.path, target)
+            try:
+                if linked and store.fsync:
                     fsync_directory(target.parent)
                 info = BlobInfo(digest, self.offset, time.time_ns(), dict(labels))
-            else:
-                self._claim.path.unlink(missing_ok=True)
-                info = BlobInfo(digest, info.size, info.created, {**info.labels, **labels})
-            with store.database.write() as execute:
-                execute(
-                    "INSERT OR REPLACE INTO blobs (digest, size, created, labels) VALUES (?, ?, ?, ?)",
-                    (digest, info.size, info.created, dump(info.labels)),
-                )
-                execute("DELETE FROM ingests WHERE ref = ?", (self.ref,))
+                if known is not None and not known.deleting:
+                    info = BlobInfo(digest, known.info.size, known.info.created, {**known.info.labels, **labels})
+                with store.database.write() as execute:
+                    execute(
+                        "INSERT OR REPLACE INTO blobs (digest, size, created, labels) VALUES (?, ?, ?, ?)",
+                        (digest, info.size, info.created, dump(info.labels)),
+                    )
+                    execute("DELETE FROM ingests WHERE ref = ?", (self.ref,))
+            except BaseException:
+                if linked:
+                    target.unlink(missing_ok=True)
+                raise
+        with suppress(OSError):  # else it is a stray, which goes when the store is opened
+            self._claim.path.unlink()
         self._claim.release()
         return info
 

@@ -7,10 +7,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from wherry.api import (
     AlreadyExists,
@@ -20,6 +20,7 @@ from wherry.api import (
     Error,
     FailedPrecondition,
     Image,
+    InUse,
     Invalid,
     Labels,
     NotFound,
@@ -33,7 +34,7 @@ CREATE TABLE blobs (
     size     INTEGER NOT NULL,
     created  INTEGER NOT NULL,
     labels   TEXT NOT NULL DEFAULT '{}',
-    deleting INTEGER NOT NULL DEFAULT 0   -- counts as absent; the file may be gone
+    deleting INTEGER NOT NULL DEFAULT 0   -- marked: counts as absent; the file may be gone
 ) WITHOUT ROWID;
 CREATE TABLE images (
     name        TEXT PRIMARY KEY,
@@ -51,6 +52,7 @@ VERSION = 1
 _INDEX_SHARE = 10  # index.json may take a tenth of the time of many tags, no more
 REF_NAME = "org.opencontainers.image.ref.name"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_BLOB = "digest, size, created, labels, deleting"
 _IMAGE = "name, media_type, digest, size, annotations, platform, labels, updated"
 
 
@@ -60,6 +62,13 @@ def hex_of(digest: str) -> str:
     if match is None:
         raise Invalid(f'digest "{digest[:100]}"', "is not sha256:<64 lower-case hex digits>")
     return match[1]
+
+
+class BlobRow(NamedTuple):
+    """A blob's row; deleting: it is marked."""
+
+    info: BlobInfo
+    deleting: bool
 
 
 class LocalStore:
@@ -84,19 +93,16 @@ class LocalStore:
             if fsync:
                 for directory in (self.blobs.parent, root, root.parent):
                     fsync_directory(directory)
-        self._sweep()
+        self._recover()
         self._write_index()
 
     # content
 
     def info(self, digest: Digest) -> BlobInfo:
-        hex_of(digest)
-        row = self.database.row(
-            "SELECT digest, size, created, labels FROM blobs WHERE digest = ? AND NOT deleting", (digest,)
-        )
-        if row is None:
+        row = self.row(digest)
+        if row is None or row.deleting:
             raise NotFound(f'blob "{digest}"', "is not in the store")
-        return _blob(row)
+        return row.info
 
     def open(self, digest: Digest) -> BinaryIO:
         self.info(digest)
@@ -109,16 +115,21 @@ class LocalStore:
         if not ref or len(ref) > 1024:
             raise Invalid(f'ingest "{ref[:100]}"', "a ref has 1 to 1024 characters")
         if expected is not None:
-            with suppress(NotFound):
-                self.info(expected.digest)
+            row = self.row(expected.digest)
+            if row is not None and row.deleting:
+                raise InUse(f'blob "{expected.digest}"', "is about to be deleted")
+            if row is not None:
                 raise AlreadyExists(f'blob "{expected.digest}"', "is in the store already")
         return LocalIngest(self, ref)
 
     def abort(self, ref: str) -> None:
-        path = ingest_file(self.partial, ref)
-        LocalIngest.claim(path, ref, create=False).discard()
-        with self.database.write() as execute:
-            execute("DELETE FROM ingests WHERE ref = ?", (ref,))
+        claim = LocalIngest.claim(ingest_file(self.partial, ref), ref)
+        try:
+            with self.database.write() as execute:
+                execute("DELETE FROM ingests WHERE ref = ?", (ref,))
+            claim.path.unlink(missing_ok=True)  # only now may another writer begin, with a row of its own
+        finally:
+            claim.release()
 
     def ingests(self) -> Iterator[tuple[str, int]]:
         for (ref,) in self.database.all("SELECT ref FROM ingests ORDER BY ref"):
@@ -141,15 +152,41 @@ class LocalStore:
     def delete(self, digest: Digest) -> None:
         path = self.path(digest)
         with self.lock:
-            with self.database.write() as execute:
-                execute("UPDATE blobs SET deleting = 1 WHERE digest = ?", (digest,))
+            self.mark((digest,))
             path.unlink(missing_ok=True)
-            with self.database.write() as execute:
+            with self.database.write(durable=False) as execute:
                 execute("DELETE FROM blobs WHERE digest = ?", (digest,))
 
+    def mark(self, digests: Collection[Digest]) -> None:
+        self._set_marks(digests, 1)
+
+    def unmark(self, digests: Collection[Digest]) -> None:
+        self._set_marks(digests, 0)
+
+    def _set_marks(self, digests: Collection[Digest], value: int) -> None:
+        for digest in digests:
+            hex_of(digest)
+        with self.database.write() as execute:
+            for digest in digests:
+                execute("UPDATE blobs SET deleting = ? WHERE digest = ?", (value, digest))
+
+    def sweep(self) -> tuple[BlobInfo, ...]:
+        gone = []
+        for (digest,) in self.database.all("SELECT digest FROM blobs WHERE deleting ORDER BY digest"):
+            with self.lock:  # against a commit of the same bytes
+                row = self.row(digest)
+                if row is None or not row.deleting:
+                    continue
+                self.path(digest).unlink(missing_ok=True)
+                # A power cut may bring the row back, never without its mark.
+                with self.database.write(durable=False) as execute:
+                    execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+            gone.append(row.info)
+        return tuple(gone)
+
     def walk(self) -> Iterator[BlobInfo]:
-        rows = self.database.all("SELECT digest, size, created, labels FROM blobs WHERE NOT deleting ORDER BY digest")
-        return (_blob(row) for row in rows)
+        rows = self.database.all(f"SELECT {_BLOB} FROM blobs WHERE NOT deleting ORDER BY digest")  # noqa: S608 - constants
+        return (_blob(row).info for row in rows)
 
     # references
 
@@ -193,6 +230,12 @@ class LocalStore:
 
     # for the ingest, and for whoever ends the engine
 
+    def row(self, digest: Digest) -> BlobRow | None:
+        """What the database has of a blob, be it marked."""
+        hex_of(digest)
+        row = self.database.row(f"SELECT {_BLOB} FROM blobs WHERE digest = ?", (digest,))  # noqa: S608 - constants
+        return None if row is None else _blob(row)
+
     def path(self, digest: str) -> Path:
         """Where a blob's file is or would be."""
         return self.blobs / hex_of(digest)
@@ -210,12 +253,14 @@ class LocalStore:
             now = f"it points at {found[0][0]} now" if found else "it does not exist now"
             raise FailedPrecondition(f'image "{name}"', f"{now}, not at {expected}")
 
-    def _sweep(self) -> None:
-        """Ends what a crash cut short: deletions half done, files whose row was never written."""
+    def _recover(self) -> None:
+        """Ends what a crash cut short. A marked blob whose file is there was perhaps leased and named after its mark: only the
+        next collection can tell. Files whose row was never written go."""
         with self.database.write() as execute:
             for (digest,) in execute("SELECT digest FROM blobs WHERE deleting").fetchall():
-                self.path(digest).unlink(missing_ok=True)
-            execute("DELETE FROM blobs WHERE deleting")
+                if not self.path(digest).exists():
+                    execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+            execute("UPDATE blobs SET deleting = 0 WHERE deleting")
             known = {digest.partition(":")[2] for (digest,) in execute("SELECT digest FROM blobs").fetchall()}
             refs = {ingest_file(self.partial, ref) for (ref,) in execute("SELECT ref FROM ingests").fetchall()}
         for entry in os.scandir(self.blobs):
@@ -250,8 +295,12 @@ class LocalStore:
         text = json.dumps(_index(self.list()), indent=1, sort_keys=True)
         path = self.root / "index.json"
         temporary = path.with_name("index.json.new")
-        temporary.write_text(text)
-        temporary.replace(path)  # not synced: written anew when the store is opened
+        try:
+            temporary.write_text(text)
+            temporary.replace(path)  # not synced: written anew when the store is opened
+        except OSError:  # a full disk: what the database says is done all the same, and the next change tries again
+            with suppress(OSError):
+                temporary.unlink()
         self._index_written = time.monotonic()
         self._index_took = self._index_written - started
 
@@ -273,9 +322,9 @@ def _index(images: Iterator[Image]) -> dict[str, Any]:
     return {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests}
 
 
-def _blob(row: Any) -> BlobInfo:
-    digest, size, created, labels = row
-    return BlobInfo(Digest(digest), size, created, json.loads(labels))
+def _blob(row: Any) -> BlobRow:
+    digest, size, created, labels, deleting = row
+    return BlobRow(BlobInfo(Digest(digest), size, created, json.loads(labels)), bool(deleting))
 
 
 def _image(row: Any) -> Image:

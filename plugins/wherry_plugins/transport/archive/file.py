@@ -97,8 +97,8 @@ class ArchiveFile:
                     raise Invalid(self.what, f"unpacks to more than {limit} bytes")
                 target.write(piece)
             target.flush()
-            os.close(self._fd)
-            self._fd = os.dup(target.fileno())
+            # Onto the number that is ours already: with none to be had it can neither fail nor close another thread's.
+            os.dup2(target.fileno(), self._fd, inheritable=False)
 
     def _scan(self) -> None:
         source = _Source(self._fd, self._size)

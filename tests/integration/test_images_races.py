@@ -1,0 +1,298 @@
+"""Verbs on images that meet gc or each other at the worst moment, which each test brings about. The twins lack one step."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.images_area import World, image_layout, pack, world
+from support.layers import digest, member, tar
+from wherry.api import FailedPrecondition, Invalid, NotFound
+from wherry.engine.catalogue import Catalogue
+from wherry.engine.collecting import Collector
+from wherry.engine.images import Images
+from wherry_plugins.store.local.store import LocalStore
+from wherry_plugins.transport.archive.file import ArchiveFile
+
+A, B = tar(member("a", data=b"a" * 1000)), tar(member("b", data=b"b" * 1000))
+NAME, OTHER = "docker.io/library/x:1", "docker.io/library/y:1"
+
+
+def archive(directory: Path, *refs: str) -> str:
+    layout = directory / "layout"
+    image_layout(layout, [A, B])
+    index = json.loads((layout / "index.json").read_text())
+    (entry,) = index["manifests"]
+    index["manifests"] = [{**entry, "annotations": {"org.opencontainers.image.ref.name": ref}} for ref in refs]
+    (layout / "index.json").write_text(json.dumps(index))
+    return f"archive:{pack(layout, directory / 'x.tar')}"
+
+
+def broken(made: World) -> list[str]:
+    """Names that lead to something that is not there."""
+    store = made.drivers.store
+    there = {info.digest for info in store.walk()}
+    made.images._documents._parsed.clear()
+    return [
+        image.name
+        for image in store.list()
+        if not {item.digest for item in made.images._documents.references(store, image.target)} <= there
+        or len(list(made.images._documents.references(store, image.target))) != 4
+    ]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[World]:
+    with world(tmp_path / "w") as made:
+        made.images.ensure(archive(tmp_path, "x:1"), made.drivers)
+        yield made
+
+
+def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, act: Callable[[], None], *, after: bool) -> None:
+    """At the first call of a method, before or after it, something else happens, on a thread of its own and to its end."""
+    real = getattr(owner, name)
+    left = [act]
+
+    def meet() -> None:
+        if left:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(left.pop()).result(timeout=30)
+
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        if not after:
+            meet()
+        answer = real(self, *arguments, **options)
+        if after:
+            meet()
+        return answer
+
+    monkeypatch.setattr(owner, name, method)
+
+
+def no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Images, "_lease", lambda self, lease, store, image: None)
+
+
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalStore, "unmark", lambda self, digests: None)
+
+
+def gone(made: World) -> None:
+    made.images.remove("x:1")
+    made.images.gc()
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_tag_when_the_image_goes(made: World, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    """Found by tag, then removed and collected: no name may be left that leads nowhere."""
+    if twin:
+        no_look(monkeypatch)
+    once(monkeypatch, Catalogue, "find", lambda: gone(made), after=True)
+    if twin:
+        with pytest.raises(NotFound):
+            made.images.tag("x:1", "y:1")
+        assert broken(made) == [OTHER]
+        return
+    with pytest.raises(NotFound, match="removed just now"):
+        made.images.tag("x:1", "y:1")
+    assert broken(made) == []
+    assert list(made.drivers.store.list()) == []
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_tag_between_the_looks_of_gc(made: World, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    """gc has seen that nobody needs the image; then it gets a name again by a client that found it before."""
+    if twin:
+        no_second_look(monkeypatch)
+    image = made.drivers.store.resolve(NAME)
+
+    def tag() -> None:
+        with made.leases.hold() as lease:
+            made.images._lease(lease, made.drivers.store, image)
+            made.images._tag(made.drivers.store, OTHER, image.target)
+
+    made.drivers.store.untag(NAME)
+    once(monkeypatch, Collector, "_delete", tag, after=False)
+    if twin:
+        monkeypatch.setattr(Collector, "_reachable", limited(Collector._reachable))
+    made.images.gc()
+    assert broken(made) == ([OTHER] if twin else [])
+    if not twin:
+        assert made.images.get("y:1").names == (OTHER,)
+
+
+def limited(real: Any) -> Any:
+    """The twin does not loop for ever over what it does not unmark: its later looks find nothing."""
+    calls: list[int] = []
+
+    def reachable(self: Any, store: Any) -> set[str]:
+        calls.append(1)
+        return real(self, store) if len(calls) < 2 else set()
+
+    return reachable
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_run_when_the_image_goes(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    """A container found its image by name; it went. The container gets it again or fails, but never lacks its blobs."""
+    if twin:
+        no_look(monkeypatch)
+    once(monkeypatch, Catalogue, "local", lambda: gone(made), after=True)
+    with made.leases.hold():
+        if twin:
+            with pytest.raises(NotFound):
+                made.images.ensure(f"archive:{tmp_path}/absent.tar", made.drivers)
+            return
+        with pytest.raises(NotFound):
+            made.images.ensure("x:1", made.drivers)
+    assert list(made.drivers.snapshotter.walk()) == []
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_layer_is_kept_for_a_name_that_came_late(made: World, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    """Which chains are wanted is asked anew when a name was given since."""
+    image = made.drivers.store.resolve(NAME)
+    made.drivers.store.untag(NAME)
+
+    def tag() -> None:
+        made.images._tag(made.drivers.store, OTHER, image.target)
+        if twin:
+            made.images._collector.named -= 1
+
+    monkeypatch.setattr(Collector, "_delete", lambda self, store, doomed: ())  # its blobs are another test's matter
+    real, calls = Collector._remove, []
+
+    def remove(self: Collector, id: str, snapshotter: Any, name: str, wanted: Any) -> bool:
+        calls.append(name)
+        wanted.now()
+        if len(calls) == 1:
+            tag()
+        return real(self, id, snapshotter, name, wanted)
+
+    monkeypatch.setattr(Collector, "_remove", remove)
+    made.images.gc()
+    assert len(list(made.drivers.snapshotter.walk())) == (0 if twin else 2)
+    assert calls
+
+
+def test_loads_of_one_image_at_once(tmp_path: Path) -> None:
+    source = archive(tmp_path, "x:1", "y:1")
+    with world(tmp_path / "w") as made:
+        gate = threading.Barrier(6)
+
+        def load(number: int) -> tuple[str, ...]:
+            gate.wait(30)
+            if number % 2:
+                return made.images.load(source)[0].names
+            return made.images.ensure(source, made.drivers).image.names
+
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(load, range(6)))
+        assert all(NAME in names for names in found)
+        assert broken(made) == []
+        assert len(list(made.drivers.snapshotter.walk())) == 2
+        assert list(made.drivers.store.ingests()) == []
+
+
+def test_clients_of_all_kinds_at_once(tmp_path: Path) -> None:
+    """pull, tag, rmi, gc and list beside each other: what fails says that the image is not there; nothing is broken after it."""
+    source = archive(tmp_path, "x:1")
+    with world(tmp_path / "w") as made:
+
+        def client(number: int) -> None:
+            for turn in range(6):
+                try:
+                    match (number + turn) % 6:
+                        case 0 | 1:
+                            made.images.ensure(source, made.drivers)
+                        case 2:
+                            made.images.tag("x:1", f"t{number}:1")
+                        case 3:
+                            made.images.remove("x:1", force=True)
+                        case 4:
+                            made.images.gc()
+                        case 5:
+                            made.images.list()
+                except (NotFound, FailedPrecondition):
+                    continue
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(client, range(6)))
+        assert broken(made) == []
+        for image in list(made.drivers.store.list()):
+            made.drivers.store.untag(image.name)
+        made.images.gc()
+        assert list(made.drivers.store.walk()) == []
+        assert list(made.drivers.snapshotter.walk()) == []
+        assert os.listdir(made.root / "store/local/blobs/sha256") == []
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_power_cut_leaves_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    """The length of a partial file may be on disk before its bytes are: the pull after it begins that blob anew."""
+    source = archive(tmp_path, "x:1")
+    with world(tmp_path / "w") as made:
+        ingest = made.drivers.store.ingest(f"fetch-{digest(A)}")
+        ingest.write(bytes(700))
+        ingest.close()
+        if twin:
+            from wherry.engine.fetching import Fetcher
+
+            monkeypatch.setattr(Fetcher, "_ingest", without_second_try(Fetcher))
+            with pytest.raises(Invalid):
+                list(made.images.pull(source))
+            return
+        assert list(made.images.pull(source))[-1].status == "done"
+        assert list(made.drivers.store.ingests()) == []
+
+
+def without_second_try(fetcher: Any) -> Any:
+    def ingest(self: Any, target: Any) -> None:
+        writer = self._store.ingest(f"fetch-{target.digest}", target)
+        try:
+            self._write(writer, target)
+        finally:
+            writer.close()
+
+    return ingest
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_no_descriptor_of_another_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    """A packed archive that is unpacked when no descriptor is to be had: the number it gave back may be another thread's by then."""
+    import gzip
+
+    from wherry_plugins.transport.archive import file as module
+
+    plain = tmp_path / "x.tar"
+    plain.write_bytes(tar(member("a", data=b"x")))
+    packed = tmp_path / "x.tar.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    others: list[int] = []
+
+    def full(fd: int, *arguments: Any, **options: Any) -> int:
+        raise OSError(24, "too many open files")
+
+    if twin:
+
+        def careless(fd: int, fd2: int, inheritable: bool = True) -> int:
+            os.close(fd2)
+            others.append(os.open("/dev/null", os.O_RDONLY))  # another thread gets the number
+            raise OSError(24, "too many open files")
+
+        monkeypatch.setattr(module.os, "dup2", careless)
+    else:
+        monkeypatch.setattr(module.os, "dup2", full)
+    with pytest.raises(OSError, match="too many"):
+        ArchiveFile(packed, tmp_path, 1 << 20)
+    monkeypatch.undo()
+    if twin:
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(others[0])
