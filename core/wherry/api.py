@@ -49,6 +49,7 @@ from wherry.interfaces.engine import (
     RunRequest,
     Span,
 )
+from wherry.interfaces.images import ArchiveFormat, ContainerUse, DiskUsage, ImageUse, LayerFile, LayerUse
 from wherry.interfaces.isolation import Checkpointer, CreateRequest, Isolation
 from wherry.interfaces.kernel import API, Context, Registration, Workers
 from wherry.interfaces.network import Attachment, AttachRequest, Join, Network, NetworkConfig, Port, Reservation
@@ -60,6 +61,7 @@ from wherry.interfaces.tracing import span, trace_events
 __all__ = [
     "API",
     "AlreadyExists",
+    "ArchiveFormat",
     "AttachRequest",
     "Attachment",
     "Bind",
@@ -71,12 +73,14 @@ __all__ = [
     "Config",
     "Connection",
     "Container",
+    "ContainerUse",
     "Context",
     "CreateRequest",
     "DeadlineExceeded",
     "Denied",
     "Descriptor",
     "Digest",
+    "DiskUsage",
     "Engine",
     "EngineConfig",
     "Error",
@@ -92,6 +96,7 @@ __all__ = [
     "IdMap",
     "Image",
     "ImageInfo",
+    "ImageUse",
     "InUse",
     "Info",
     "Ingest",
@@ -100,7 +105,9 @@ __all__ = [
     "Join",
     "Kind",
     "Labels",
+    "LayerFile",
     "LayerSnapshotter",
+    "LayerUse",
     "LogDriver",
     "LogLine",
     "LogSink",

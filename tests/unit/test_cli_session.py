@@ -193,7 +193,7 @@ def test_many_clients_at_once_keep_to_themselves() -> None:
     for thread in threads:
         thread.join(20)
     assert found == {number: (0, f"c{number}\n", "") for number in range(40)}
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert cli.hub.sessions == {}
     cli.stop()
 

@@ -78,11 +78,12 @@ class Catalogue:
         for image in store.list():
             digests = [image.target.digest]
             try:
-                digests.append(self._documents.content(store, image.target, "").manifest.config.digest)
+                digests.insert(0, self._documents.content(store, image.target, "").manifest.config.digest)
             except (NotFound, Invalid):
                 pass
-            if any(digest.removeprefix("sha256:").startswith(match[1]) for digest in digests):
-                found.setdefault(image.target.digest, []).append(image)
+            meant = [digest for digest in digests if digest.removeprefix("sha256:").startswith(match[1])]
+            if meant:  # by its id first: layers packed in another way make another manifest of the same image
+                found.setdefault(meant[0], []).append(image)
         if not found:
             raise NotFound(f'image "{name}"', "no such image")
         if len(found) > 1:

@@ -1,9 +1,9 @@
 """Garbage collection of blobs and snapshots: what no image, lease, container or plugin leads to may go.
 
-Blobs go in three steps. What seems to be needed by nobody is marked, and counts as absent; then names, leases and containers are
-looked at again, and what they lead to by now is unmarked; the rest is swept. Whoever works on images leases a thing before asking
-whether it exists, under the gate that the first two steps hold: so it is either found leased here, or absent when it is asked
-for, never marked for a moment only. Snapshots are removed one by one, each under the gate.
+First names, leases and containers are looked at, while all other work goes on. Then, under the gate by which work takes leases and
+gives names, once more if there was any of either since; what is needed by nobody is marked, and counts as absent from then. What
+was leased meanwhile, by a driver that knows no gate, is unmarked. The rest is swept, which stops nobody. Whoever works on
+images leases a thing before asking whether it exists: so it is either found leased here, or absent when it is asked for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from wherry.api import (
     GcReport,
     InUse,
     Invalid,
+    Kind,
     NotFound,
     SnapshotInfo,
     Snapshotter,
@@ -56,12 +57,13 @@ class Collector:
         snapshots: list[str] = []
         freed = 0
         for store in self._stores():
+            moment = self._moment()
             keep = self._reachable(store)
-            gone = self._delete(store, [info.digest for info in list(store.walk()) if info.digest not in keep])
+            gone = self._delete(store, [info.digest for info in list(store.walk()) if info.digest not in keep], moment)
             blobs += [info.digest for info in gone]
             freed += sum(info.size for info in gone) + self._abandoned(store)
         for id, snapshotter in self._snapshotters():
-            snapshots += self._sweep(id, snapshotter)
+            snapshots += [f"{id}/{name}" for name in self._sweep(id, snapshotter)]
             freed += snapshotter.cleanup()
         return GcReport(tuple(blobs), tuple(snapshots), freed)
 
@@ -72,16 +74,15 @@ class Collector:
         except (NotFound, Invalid):
             contents = []
         mine = dict.fromkeys(item.digest for item in self._documents.references(store, target))
+        moment = self._moment()
         keep = self._reachable(store)
         chains = [content.config.chain_ids() for content in contents]
-        gone = {info.digest for info in self._delete(store, [digest for digest in mine if digest not in keep])}
+        gone = {info.digest for info in self._delete(store, [digest for digest in mine if digest not in keep], moment)}
         configs = [content.manifest.config.digest for content in contents]
         layers = [layer.digest for content in contents for layer in reversed(content.manifest.layers)]
-        wanted = _Wanted(self)
+        names = {name for chain in chains for name in chain}
         for id, snapshotter in self._snapshotters():
-            for chain in chains:
-                for name in reversed(chain):
-                    self._remove(id, snapshotter, name, wanted)
+            self._sweep(id, snapshotter, names)
         shown = dict.fromkeys([*configs, target.digest, *layers])
         return [digest for digest in shown if digest in gone]
 
@@ -125,17 +126,25 @@ class Collector:
 
     # what goes
 
-    def _delete(self, store: Store, doomed: Collection[Digest]) -> tuple[BlobInfo, ...]:
-        """What of it really went. A document that is marked can't be read: what it leads to comes back one round after it."""
+    def _moment(self) -> tuple[int, int]:
+        """Stays the same as long as nothing was leased or named."""
+        return self.named, self._leases.count
+
+    def _delete(self, store: Store, doomed: Collection[Digest], moment: tuple[int, int]) -> tuple[BlobInfo, ...]:
+        """Of what nobody needed at a moment, what really went."""
         if not doomed:
             return ()
         with self._one:
             left = set(doomed)
             with self._gate:
-                store.mark(doomed)
-                while back := left & self._reachable(store):
-                    store.unmark(tuple(back))
-                    left -= back
+                if moment != (moment := self._moment()):
+                    left -= self._reachable(store)
+                store.mark(tuple(left))
+                if moment != self._moment():
+                    # A document that is marked can't be read: what it leads to comes back one round after it.
+                    while back := left & self._reachable(store):
+                        store.unmark(tuple(back))
+                        left -= back
             gone = store.sweep()
         for info in gone:
             self._documents.forget(info.digest)
@@ -156,63 +165,64 @@ class Collector:
             freed += offset
         return freed
 
-    def _sweep(self, id: str, snapshotter: Snapshotter) -> list[str]:
-        """Children before parents, until a round removes nothing: a parent is in use while it has a child."""
-        gone: list[str] = []
-        wanted, live = _Wanted(self), self._live()
-        while True:
-            infos = list(snapshotter.walk())
-            parents = {info.parent for info in infos}
-            doomed = [
-                info
-                for info in infos
-                if info.name not in parents and self._is_ours(info) and f"snapshot/{id}/{info.name}" not in live
-            ]
-            removed = [info.name for info in doomed if self._remove(id, snapshotter, info.name, wanted)]
-            if not removed:
-                return gone
-            gone += [f"{id}/{name}" for name in removed]
+    def _sweep(self, id: str, snapshotter: Snapshotter, names: Collection[str] | None = None) -> tuple[str, ...]:
+        """Of the snapshots with these names, or of all, what really went. What has a child that stays is not marked."""
+        wanted = _Wanted(self)
+        keep = wanted.now()
+        live = self._live()
+        doomed = [
+            info.name
+            for info in list(snapshotter.walk())
+            if _is_ours(info)
+            and (names is None or info.name in names)
+            and info.name not in keep
+            and f"snapshot/{id}/{info.name}" not in live
+        ]
+        if not doomed:
+            return ()
+        with self._one:
+            with self._gate:
+                keep, held = wanted.now(), self._leased(id)
+                # A container's parent needs no lease: it has a child.
+                marked = snapshotter.mark([name for name in doomed if name not in keep and name not in held])
+                snapshotter.unmark(self._leased(id).intersection(marked))
+            return snapshotter.sweep()
 
-    @staticmethod
-    def _is_ours(info: SnapshotInfo) -> bool:
-        """Layers of images, whole or in the making. Containers' snapshots are their containers' business."""
-        return info.name.startswith("sha256:" if info.kind == "committed" else PREFIX)
-
-    def _remove(self, id: str, snapshotter: Snapshotter, name: str, wanted: _Wanted) -> bool:
-        with self._gate:
-            if f"snapshot/{id}/{name}" in self._leases.resources() or name in wanted.now():
-                return False  # a container's parent is in use without a lease: it has a child
-            try:
-                snapshotter.remove(name)
-            except InUse:
-                return False
-        return True
+    def _leased(self, id: str) -> set[str]:
+        prefix = f"snapshot/{id}/"
+        return {name.removeprefix(prefix) for name in self._leases.resources() if name.startswith(prefix)}
 
     # where
 
     def _stores(self) -> Iterable[Store]:
-        return [store for _id, store in self._drivers("store")]
+        return [store for _id, store in present(self._kernel, "store")]
 
     def _snapshotters(self) -> list[tuple[str, Any]]:
-        return self._drivers("snapshotter")
+        return present(self._kernel, "snapshotter")
 
-    def _drivers(self, kind: str) -> list[tuple[str, Any]]:
-        """Those that can run here and have state on disk, or are in use already."""
-        result = []
-        for plugin in self._kernel.plugins():
-            if plugin.family != kind or plugin.state not in ("ready", "available"):
-                continue
-            if plugin.state == "available" and not (self._kernel.root / kind / plugin.id).is_dir():
-                continue
-            try:
-                result.append((plugin.id, self._kernel.driver(kind, plugin.id)))
-            except (Error, OSError):
-                continue
-        return result
+
+def present(kernel: Kernel, kind: Kind) -> list[tuple[str, Any]]:
+    """Drivers that can run here and have state on disk, or are in use already, by their ids."""
+    result = []
+    for plugin in kernel.plugins():
+        if plugin.family != kind or plugin.state not in ("ready", "available"):
+            continue
+        if plugin.state == "available" and not (kernel.root / kind / plugin.id).is_dir():
+            continue
+        try:
+            result.append((plugin.id, kernel.driver(kind, plugin.id)))
+        except (Error, OSError):
+            continue
+    return result
+
+
+def _is_ours(info: SnapshotInfo) -> bool:
+    """Layers of images, whole or in the making. Containers' snapshots are their containers' business."""
+    return info.name.startswith("sha256:" if info.kind == "committed" else PREFIX)
 
 
 class _Wanted:
-    """The chain-ids of all images, worked out anew when a name was given since: to be asked under the gate."""
+    """The chain-ids of all images, worked out anew when a name was given since, as is sure under the gate."""
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
@@ -226,4 +236,4 @@ class _Wanted:
         return self._names
 
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "present"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
@@ -25,18 +25,24 @@ from wherry.api import (
     NotFound,
     Progress,
     Store,
+    Transport,
 )
 from wherry.engine.catalogue import Catalogue, image_info
 from wherry.engine.collecting import Collector
 from wherry.engine.content import Content, Documents, bare
 from wherry.engine.fetching import Fetcher, Report
+from wherry.engine.importing import Changed
 from wherry.engine.keyed import KeyedLocks
-from wherry.engine.references import NAMELESS, familiar, normalize, split_transport
+from wherry.engine.references import NAMELESS, familiar, normalize, repository, split_transport
+from wherry.engine.saving import Saver
+from wherry.engine.sizes import Sizes
 from wherry.engine.unpacking import Unpacker
+from wherry.interfaces.images import ArchiveFormat, DiskUsage, LayerFile, LayerUse
 from wherry.spec.distribution import host_platform, split
 
 if TYPE_CHECKING:
     from wherry.engine.leases import Lease, Leases
+    from wherry.engine.records import Record
     from wherry.kernel import Drivers, Kernel
 
 
@@ -64,6 +70,8 @@ class Images:
         #: What containers and others hold, written as in Context.hold; the engine says it, for gc to leave it alone.
         self.live: Callable[[], Collection[str]] = kernel.gc_roots
         self._collector = Collector(kernel, leases, self._documents, self._gate, self._alive)
+        self._saver = Saver(self._documents, self._catalogue, self._lease)
+        self._sizes = Sizes(kernel, self._documents)
 
     # from elsewhere
 
@@ -90,6 +98,45 @@ class Images:
             return tuple(
                 self._catalogue.held(drivers.store, image, content) for image, content in reversed(first.values())
             )
+
+    def import_image(
+        self, reference: str, name: str, changes: tuple[str, ...], message: str, platform: str = ""
+    ) -> ImageInfo:
+        """The one image that a reference stands for, with a config changed by lines as of a Dockerfile, under a name of its own or
+        under none."""
+        transport, rest = self._source(reference)
+        full = normalize(name) if name else ""
+        if "@" in full:
+            raise Invalid(f'image "{name}"', "a digest can't be given as a name")
+        drivers = self._kernel.variant()
+        with self._leases.hold() as lease:
+            source = Changed(self._kernel.transport(transport), rest, platform or host_platform(), changes, message)
+            (named,) = source.resolve(rest, platform)
+            found = [(named, full or f"{NAMELESS}{named.target.digest}")]
+            ((image, content),) = self._bring(
+                source, rest, found, platform, drivers, lease, lambda _progress: None, unpack=False
+            )
+            return self._catalogue.held(drivers.store, image, content)
+
+    def save(self, names: Collection[str], form: ArchiveFormat, platform: str = "") -> Iterator[bytes]:
+        """Images as an archive, in pieces. All errors come from the iterator."""
+        with self._leases.apart() as lease:
+            yield from self._saver.save(self._kernel.variant().store, names, form, platform, lease)
+
+    def layers(self, name: str, platform: str = "") -> tuple[LayerUse, ...]:
+        """The layers of an image, the lowest first."""
+        store = self._kernel.variant().store
+        image = self._catalogue.find(store, name)[0]
+        return self._sizes.layers(store, self._documents.content(store, image.target, platform))
+
+    def layer_files(self, name: str, layer: str, platform: str = "") -> Iterator[LayerFile]:
+        """What is in a layer."""
+        store = self._kernel.variant().store
+        image = self._catalogue.find(store, name)[0]
+        return self._sizes.files(store, self._documents.content(store, image.target, platform), layer)
+
+    def disk_usage(self, records: Iterable[Record]) -> DiskUsage:
+        return self._sizes.usage(self._kernel.variant().store, records)
 
     def ensure(
         self,
@@ -157,7 +204,7 @@ class Images:
             doomed: Sequence[Image] = [by_name]
         else:
             doomed = images
-            if len({_repository(image.name) for image in images}) > 1 and not force:
+            if len({repository(image.name) for image in images}) > 1 and not force:
                 names = ", ".join(familiar(image.name) for image in images)
                 raise Error(f'image "{name}"', f"has several names: {names}", "remove one name after another, or force")
         lines = []
@@ -166,7 +213,8 @@ class Images:
             if not image.name.startswith(NAMELESS):
                 lines.append(f"Untagged: {familiar(image.name)}")
         if len(doomed) == len(images):
-            lines += [f"Deleted: {digest}" for digest in self._collector.drop(store, images[0].target)]
+            for target in {image.target.digest: image.target for image in images}.values():
+                lines += [f"Deleted: {digest}" for digest in self._collector.drop(store, target)]
         return tuple(lines)
 
     def gc(self) -> GcReport:
@@ -210,18 +258,33 @@ class Images:
         found = source.resolve(rest, platform or host_platform())
         if not found:
             raise NotFound(f'image "{transport}:{rest}"', "the source has no image")
+        names = self._names(transport, rest, found)
+        named = list(zip(found, names, strict=True))
+        if not all_of_them:
+            named = [item for item in named if item[0].target.digest == found[0].target.digest]
+        return self._bring(source, rest, named, platform, drivers, lease, report, unpack=not all_of_them)
+
+    def _bring(
+        self,
+        source: Transport,
+        rest: str,
+        found: Sequence[tuple[Named, str]],
+        platform: str,
+        drivers: Drivers,
+        lease: Lease,
+        report: Report,
+        *,
+        unpack: bool,
+    ) -> Sequence[tuple[Image, Content]]:
         fetcher = Fetcher(
             drivers.store, source, rest, self._documents, self._locks, lease=lease, hold=self._hold, report=report
         )
         result: Sequence[tuple[Image, Content]] = ()
-        names = self._names(transport, rest, found)
-        for named, name in zip(found, names, strict=True):
-            if not all_of_them and result and named.target.digest != found[0].target.digest:
-                continue
+        for named, name in found:
             self._kernel.verify(name, named.target)
             content = fetcher.documents(named.target, platform)
             with fetcher.layers(content) as landed:
-                if not all_of_them:
+                if unpack:
                     self._unpacker.unpack(content, drivers, lease, report, landed)
             result = (*result, (self._tag(drivers.store, name, named.target), content))
         return result
@@ -276,12 +339,6 @@ def _normal(name: str) -> str:
         return normalize(name)
     except Invalid:
         return ""
-
-
-def _repository(name: str) -> str:
-    rest = name.partition("@")[0]
-    colon = rest.rfind(":")
-    return rest[:colon] if colon > rest.rfind("/") else rest
 
 
 class _Stopped(BaseException):

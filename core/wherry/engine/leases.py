@@ -42,6 +42,8 @@ class Leases:
         self._engine = engine
         self._lock = threading.Lock()
         self._active: dict[str, Lease] = {}
+        #: How many resources were ever leased: as long as it stays, nothing was since one looked.
+        self.count = 0
         #: Set to ``Kernel.holding``: makes ``Context.hold`` of the drivers called by this thread end in this lease.
         self.holding: Callable[[Callable[[str], None]], AbstractContextManager[object]] = lambda add: nullcontext()
 
@@ -68,6 +70,22 @@ class Leases:
             finally:
                 with self._database.transaction(durable=False) as tx:
                     self.erase(tx, id)
+
+    @contextmanager
+    def apart(self) -> Iterator[Lease]:
+        """A lease for the time of a stream, whose pieces may be taken by several threads: none of them has it as its current one."""
+        lease = Lease(self, secrets.token_hex(16))
+        with self._database.transaction(durable=False) as tx:
+            self.write(tx, lease.id)
+        with self._lock:
+            self._active[lease.id] = lease
+        try:
+            yield lease
+        finally:
+            with self._lock:
+                self._active.pop(lease.id, None)
+            with self._database.transaction(durable=False) as tx:
+                self.erase(tx, lease.id)
 
     def write(self, tx: Transaction, id: str) -> None:
         """Writes a lease's row in a transaction that does more, e.g. reserves a container's name."""
@@ -96,6 +114,7 @@ class Leases:
         """The engine's memory is enough: a resource of a lease only counts while its engine lives."""
         with self._lock:
             lease.resources.add(resource)
+            self.count += 1
 
     def current(self) -> Lease | None:
         return _current.get()

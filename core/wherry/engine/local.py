@@ -9,7 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from wherry.api import (
+    ArchiveFormat,
     Container,
+    DiskUsage,
     Event,
     ExecRequest,
     Exit,
@@ -18,6 +20,8 @@ from wherry.api import (
     ImageInfo,
     Info,
     Join,
+    LayerFile,
+    LayerUse,
     LogLine,
     NetworkConfig,
     NetworkInfo,
@@ -99,6 +103,16 @@ class Engine:
     def load(self, reference: str, *, platform: str = "") -> tuple[ImageInfo, ...]:
         return tuple(self._p.state.images.load(reference, platform))
 
+    def import_image(
+        self, reference: str, *, name: str = "", changes: tuple[str, ...] = (), message: str = "", platform: str = ""
+    ) -> ImageInfo:
+        return self._p.state.images.import_image(reference, name, changes, message, platform)
+
+    def save(
+        self, names: Collection[str], *, format: ArchiveFormat = "docker-archive", platform: str = ""
+    ) -> Iterator[bytes]:
+        return self._p.state.images.save(names, format, platform)
+
     def images(self, prefix: str = "") -> tuple[ImageInfo, ...]:
         return tuple(self._p.state.images.list(prefix))
 
@@ -110,6 +124,12 @@ class Engine:
 
     def remove_image(self, name: str, *, force: bool = False) -> tuple[str, ...]:
         return self._p.images.remove(name, force=force)
+
+    def layers(self, image: str, *, platform: str = "") -> tuple[LayerUse, ...]:
+        return self._p.state.images.layers(image, platform)
+
+    def layer_files(self, image: str, layer: str, *, platform: str = "") -> Iterator[LayerFile]:
+        return self._p.state.images.layer_files(image, layer, platform)
 
     # containers
 
@@ -205,6 +225,9 @@ class Engine:
 
     def config(self) -> tuple[Origin, ...]:
         return self._p.system.config()
+
+    def disk_usage(self) -> DiskUsage:
+        return self._p.state.images.disk_usage(list(self._p.state.registry))
 
     def gc(self) -> GcReport:
         return self._p.system.gc()

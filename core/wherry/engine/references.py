@@ -21,4 +21,11 @@ def split_transport(reference: str, transports: Collection[str]) -> tuple[str, s
     return "", reference
 
 
-__all__ = ["DEFAULT_DOMAIN", "NAMELESS", "familiar", "normalize", "split_transport"]
+def repository(name: str) -> str:
+    """A full name without its tag and digest."""
+    rest = name.partition("@")[0]
+    colon = rest.rfind(":")
+    return rest[:colon] if colon > rest.rfind("/") else rest
+
+
+__all__ = ["DEFAULT_DOMAIN", "NAMELESS", "familiar", "normalize", "repository", "split_transport"]

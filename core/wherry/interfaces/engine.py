@@ -15,6 +15,7 @@ from wherry.errors import Invalid
 from wherry.interfaces.common import Descriptor, Event, Kind, Labels
 from wherry.interfaces.config import Info, Origin, PluginInfo
 from wherry.interfaces.contributions import LogLine
+from wherry.interfaces.images import ArchiveFormat, DiskUsage, LayerFile, LayerUse
 from wherry.interfaces.network import Attachment, Join, NetworkConfig, Port
 from wherry.interfaces.process import Exit, Stdio
 
@@ -249,11 +250,32 @@ class Engine(Protocol):
         """All images that a reference stands for, e.g. "archive:/path/x.tar", into the store."""
         ...
 
+    def import_image(
+        self, reference: str, *, name: str = "", changes: tuple[str, ...] = (), message: str = "", platform: str = ""
+    ) -> ImageInfo:
+        """One image from elsewhere, most often a tree in a tar, "archive:rootfs:/path/x.tar", under a name or none. changes are lines
+        of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME, WORKDIR."""
+        ...
+
+    def save(
+        self, names: Collection[str], *, format: ArchiveFormat = "docker-archive", platform: str = ""
+    ) -> Iterator[bytes]:
+        """The images as one tar, in pieces; docker, podman, skopeo and ``load`` read it."""
+        ...
+
     def images(self, prefix: str = "") -> tuple[ImageInfo, ...]: ...
     def image(self, name: str) -> ImageInfo: ...
     def tag(self, source: str, target: str) -> ImageInfo: ...
     def remove_image(self, name: str, *, force: bool = False) -> tuple[str, ...]:
         """What went, docker-like: "Untagged: NAME", "Deleted: DIGEST". InUse while a container uses it, unless force."""
+        ...
+
+    def layers(self, image: str, *, platform: str = "") -> tuple[LayerUse, ...]:
+        """The layers of an image, the lowest first, and who shares them."""
+        ...
+
+    def layer_files(self, image: str, layer: str, *, platform: str = "") -> Iterator[LayerFile]:
+        """What the layer with that digest has, in its own order."""
         ...
 
     # containers
@@ -336,6 +358,7 @@ class Engine(Protocol):
         """The effective config, each value with its origin."""
         ...
 
+    def disk_usage(self) -> DiskUsage: ...
     def gc(self) -> GcReport: ...
     def doctor(self, *, repair: bool = False) -> tuple[Finding, ...]: ...
     def reset(self) -> None:

@@ -92,7 +92,10 @@ class Session:
     def reference(self, text: str) -> str:
         """An image reference in which a transport's relative path is made absolute: "archive:x.tar" is the client's file."""
         transport, colon, rest = text.partition(":")
-        return f"{transport}:{self.path(rest)}" if colon and rest and transport in PATH_TRANSPORTS else text
+        if not colon or not rest or transport not in PATH_TRANSPORTS:
+            return text
+        tree = "rootfs:" if transport == "archive" and rest.startswith("rootfs:") else ""
+        return f"{transport}:{tree}{self.path(rest.removeprefix(tree))}"
 
     def read(self, text: str, limit: int = 16 << 20) -> str:
         """The text of a regular file (or a pipe) of the client, at most limit bytes. Invalid, OSError."""

@@ -1,7 +1,10 @@
 """transport.archive: image archives as files, ``archive:/path/x.tar``.
 
 Both forms that tools write: OCI image-layout in a tar (index.json) and ``docker save`` (manifest.json); a file that is both is read
-as OCI. The whole may be compressed by gzip or zstd. Members are read in place; layers stay as they are.
+as OCI. The whole may be compressed by gzip, zstd, xz or bzip2. Members are read in place; layers stay as they are.
+
+``archive:rootfs:/path/x.tar`` is a tree without any word about an image, as debootstrap, mmdebstrap or ``docker export`` write one: an
+image of one layer.
 """
 
 from __future__ import annotations

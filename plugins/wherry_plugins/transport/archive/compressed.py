@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from wherry.api import Invalid
 from wherry.layers.compression import CHUNK, FREE, RATIO, Layer, compression_of
 
+LAYER_PACKINGS = frozenset(("gzip", "zstd"))
 HEAD = 6
 """So many bytes of a file tell how it is packed."""
 

@@ -14,7 +14,7 @@ from wherry.api import Invalid, NotFound
 from wherry.layers.archive import DIRECTORY, LINK, REGULAR, SYMLINK, Archive
 from wherry.layers.paths import clean
 from wherry.spec.document import DOCUMENT_MAX
-from wherry_plugins.transport.archive.compressed import HEAD, packing_of, unpacked
+from wherry_plugins.transport.archive.compressed import HEAD, LAYER_PACKINGS, packing_of, unpacked
 
 _MEMBERS_MAX = 200_000
 _HOPS = 8
@@ -28,9 +28,11 @@ class Member:
 
 
 class ArchiveFile:
-    """The members of one archive. Close it when done; windows that were given out go on."""
+    """The members of one archive. Close it when done; windows that were given out go on.
 
-    def __init__(self, path: Path, scratch: Path, max_unpacked: int) -> None:
+    whole: the file is one layer; it has no members but itself, and stays packed as layers may be."""
+
+    def __init__(self, path: Path, scratch: Path, max_unpacked: int, *, whole: bool = False) -> None:
         self.what = f'archive "{path}"'
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -43,10 +45,12 @@ class ArchiveFile:
             self.identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
             self._members: dict[bytes, Member] = {}
             self._links: dict[bytes, bytes] = {}
-            if packing := packing_of(os.pread(self._fd, HEAD, 0)):
+            packing = packing_of(os.pread(self._fd, HEAD, 0))
+            if packing and not (whole and packing in LAYER_PACKINGS):
                 self._unpack(packing, scratch, max_unpacked)
             self._size = os.fstat(self._fd).st_size
-            self._scan()
+            if not whole:
+                self._scan()
         except Invalid as error:  # the readers of layers know no name of theirs
             os.close(self._fd)
             raise Invalid(self.what, error.cause, error.hint) from error
@@ -56,6 +60,11 @@ class ArchiveFile:
 
     def close(self) -> None:
         os.close(self._fd)
+
+    @property
+    def all(self) -> Member:
+        """The file itself."""
+        return Member(0, self._size)
 
     def find(self, name: str) -> Member | None:
         """A member by its name, links followed inside the archive: older ``docker save`` wrote a layer once and linked to it."""

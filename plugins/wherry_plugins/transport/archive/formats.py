@@ -1,15 +1,19 @@
-"""What an archive says about its images: OCI image-layout (image-spec, image-layout.md) or docker save's manifest.json."""
+"""What an archive says about its images: OCI image-layout (image-spec, image-layout.md), docker save's manifest.json, or nothing,
+being the tree of one image."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from attrs import frozen
 
 from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
-from wherry.layers.compression import compression_of
+from wherry.layers.archive import Archive
+from wherry.layers.compression import Layer, compression_of
 from wherry.spec.distribution import CONFIG, LAYER, MANIFEST, Index, parse_target
 from wherry.spec.document import Fields, check_digest, parse, parse_value
 from wherry.spec.image import parse_config
@@ -37,6 +41,52 @@ def read_contents(archive: ArchiveFile) -> Contents:
     if archive.find("manifest.json") is not None:
         return _docker(archive)
     raise Invalid(archive.what, "is neither an OCI archive nor one of docker save: no index.json, no manifest.json")
+
+
+def read_tree(archive: ArchiveFile, platform: str) -> Contents:
+    """One image of one layer, which is the whole file: a tree as tar, debootstrap or ``docker export`` write it. Its config says the
+    platform and no more. The same file gives the same image."""
+    with archive.window(archive.all, 0) as stream:
+        layer = Layer(stream)
+        reader = Archive(layer)
+        if not sum(1 for _entry in reader):
+            raise Invalid(archive.what, "is an empty tar")
+        reader.drain()
+    system, _, rest = platform.partition("/")
+    architecture, _, variant = rest.partition("/")
+    config = {
+        "architecture": architecture,
+        "os": system,
+        **({"variant": variant} if variant else {}),
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
+    }
+    described = Descriptor(
+        LAYER + (f"+{layer.compression}" if layer.compression else ""), Digest(layer.digest), layer.compressed
+    )
+    documents: dict[str, bytes] = {}
+    target = _manifest(_add(documents, config), CONFIG, [described], documents)
+    return Contents((Named("", target),), documents, {layer.digest: archive.all})
+
+
+def _add(documents: dict[str, bytes], document: Any) -> bytes:
+    data = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+    documents[f"sha256:{hashlib.sha256(data).hexdigest()}"] = data
+    return data
+
+
+def _manifest(config: bytes, media_type: str, layers: Sequence[Descriptor], documents: dict[str, bytes]) -> Descriptor:
+    digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
+    text = _add(
+        documents,
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": media_type, "digest": digest, "size": len(config)},
+            "layers": [{"mediaType": d.media_type, "digest": d.digest, "size": d.size} for d in layers],
+        },
+    )
+    return Descriptor(MANIFEST, Digest(f"sha256:{hashlib.sha256(text).hexdigest()}"), len(text))
 
 
 def _oci(archive: ArchiveFile) -> Contents:
@@ -77,21 +127,10 @@ def _docker(archive: ArchiveFile) -> Contents:
         if len(paths) != len(diff_ids):
             raise Invalid(what, f"an image has {len(paths)} layers and {len(diff_ids)} diff-ids")
         described = [_layer(archive, path, diff_id, layers) for path, diff_id in zip(paths, diff_ids, strict=True)]
-        manifest = json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "config": {"mediaType": CONFIG, "digest": config_digest, "size": len(config)},
-                "layers": [{"mediaType": d.media_type, "digest": d.digest, "size": d.size} for d in described],
-            },
-            separators=(",", ":"),
-            sort_keys=True,
-        ).encode()
-        digest = Digest(f"sha256:{hashlib.sha256(manifest).hexdigest()}")
         documents[config_digest] = config
-        documents[digest] = manifest
+        target = _manifest(config, CONFIG, described, documents)
         names = fields.texts("RepoTags") or ("",)
-        images += [Named(name, Descriptor(MANIFEST, digest, len(manifest))) for name in names]
+        images += [Named(name, target) for name in names]
     return Contents(tuple(images), documents, layers)
 
 

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from wherry.api import Descriptor, Invalid, Named, NotFound
+from wherry.spec.distribution import host_platform
 from wherry_plugins.transport.archive.file import ArchiveFile
-from wherry_plugins.transport.archive.formats import Contents, read_contents
+from wherry_plugins.transport.archive.formats import Contents, read_contents, read_tree
+
+TREE = "rootfs:"
+"""Begins the reference of a file that is the tree of one image: ``archive:rootfs:/path/x.tar``."""
 
 _KEPT = 2
 _SECONDS = 60.0  # after the last use an archive is closed: an unpacked one takes space
@@ -29,7 +33,7 @@ class ArchiveTransport:
 
     def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
         with self._lock:
-            _archive, contents = self._get(reference)
+            _archive, contents = self._get(reference, platform)
             return contents.images
 
     def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
@@ -47,22 +51,25 @@ class ArchiveTransport:
     def push(self, reference: str, descriptor: Descriptor, stream: BinaryIO) -> None:
         raise Invalid(f'archive "{reference}"', "can't be pushed to")
 
-    def _get(self, reference: str) -> tuple[ArchiveFile, Contents]:
-        path = Path(reference)
+    def _get(self, reference: str, platform: str = "") -> tuple[ArchiveFile, Contents]:
+        """platform: for a tree, which has none of its own; "" is that of the last resolve."""
+        whole = reference.startswith(TREE)
+        path = Path(reference.removeprefix(TREE))
         if not path.is_absolute():
             raise Invalid(f'archive "{reference}"', "is not an absolute path")
         found = self._open.get(reference)
         if found is not None:
             with suppress(OSError):
                 now = path.stat()
-                if found[0].identity == (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns):
+                same = found[0].identity == (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+                if same and not (whole and platform):
                     self._open.move_to_end(reference)
                     self._wind()
                     return found
             self._open.pop(reference)[0].close()
-        archive = ArchiveFile(path, self._scratch, self._max_unpacked)
+        archive = ArchiveFile(path, self._scratch, self._max_unpacked, whole=whole)
         try:
-            contents = read_contents(archive)
+            contents = read_tree(archive, platform or host_platform()) if whole else read_contents(archive)
         except BaseException:
             archive.close()
             raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
+import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from wherry_plugins.frontend.cli.session import Session
 
 NONE = "<none>"
 DEFAULT_PREFIXES = ("docker.io/library/", "docker.io/")
-KEYS = ("dangling", "label", "reference", "before", "since")
+KEYS = ("dangling", "label", "reference", "before", "since", "until")
 
 
 @frozen
@@ -75,6 +76,20 @@ COLUMNS = (
 WITH_DIGEST = (*COLUMNS[:2], ("DIGEST", "Digest"), *COLUMNS[2:])
 
 
+@lru_cache(64)
+def _like(pattern: str) -> re.Pattern[str]:
+    """A shell's pattern in which "*" and "?" match no "/", as in Go's path.Match, which docker uses."""
+    parts = re.split(r"(\*|\?|\[[^\]]+\])", pattern)
+    words = {"*": "[^/]*", "?": "[^/]"}
+    found = "".join(
+        words.get(part) or (part if part.startswith("[") and part.endswith("]") else re.escape(part)) for part in parts
+    )
+    try:
+        return re.compile(found)
+    except re.error:
+        raise Invalid(f'filter "reference={pattern}"', "is no pattern") from None
+
+
 def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -> bool:
     """Whether all filters hold for a row; bounds are (since, before) in ns."""
     labels = row.image.labels
@@ -86,7 +101,7 @@ def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -
         return False
     patterns = filters.get("reference", ())
     names = (row.repository, f"{row.repository}:{row.tag}")
-    if patterns and not any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns):
+    if patterns and not any(_like(pattern).fullmatch(name) for name in names for pattern in patterns):
         return False
     return (not bounds[0] or row.image.created > bounds[0]) and (not bounds[1] or row.image.created < bounds[1])
 
@@ -99,7 +114,12 @@ def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -
 @option("--no-trunc", is_flag=True, help="Whole ids")
 @option("--digests", is_flag=True, help="Show digests")
 @option(
-    "-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="dangling, label, reference, before, since"
+    "-f",
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="dangling, label, reference, before, since, until",
 )
 @format_option()
 @json_option()
@@ -122,6 +142,12 @@ def command(
         if key not in KEYS:
             raise Invalid(f'filter "{key}"', "images have none of that name", hint(key, KEYS))
     bounds = tuple(session.engine.image(wanted[key][0]).created if key in wanted else 0 for key in ("since", "before"))
+    if "until" in wanted:
+        try:
+            until = values.moment(wanted["until"][0])
+        except ValueError as error:
+            raise Invalid('filter "until"', str(error)) from None
+        bounds = (bounds[0], min(bounds[1] or until, until))
     images = sorted(session.engine.images(), key=lambda image: -image.created)
     found = [row for row in rows(tuple(images)) if chosen(row, wanted, (bounds[0], bounds[1]))]
     if repository:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -26,15 +28,27 @@ CHUNK = 1 << 20
 @option("--platform", default="", metavar="OS/ARCH", help="Platform to choose of a multi-platform image")
 def command(session: Session, *, file: str, quiet: bool, platform: str) -> int:
     """Prints what was loaded."""
+    with spooled(session, file) as path:
+        for image in session.engine.load(f"archive:{path}", platform=platform):
+            for name in image.names or (image.id,):
+                kind = "" if quiet else "Loaded image: " if image.names else "Loaded image ID: "
+                session.line(f"{kind}{familiar(name)}")
+    return 0
+
+
+@contextmanager
+def spooled(session: Session, file: str) -> Iterator[str]:
+    """The path of a file of the client, or of what its stdin holds: an archive is read by position, so a pipe is spooled, beside
+    the state, where there is room for images."""
     if file:
-        return _load(session, session.path(file), platform, quiet=quiet)
+        yield session.path(file)
+        return
     if session.tty[0] or not session.fds:
-        raise Invalid("stdin", "it is a terminal and not an archive", "name a file with -i, or pipe one in")
-    # An archive is read by position, so a pipe is spooled; beside the state, where there is room for images.
+        raise Invalid("stdin", "it is a terminal and not an archive", "name a file, or pipe one in")
     with tempfile.TemporaryDirectory(prefix="load-", dir=_spool(session)) as directory:
         spool = Path(directory, "archive")
         _copy(session, spool)
-        return _load(session, str(spool), platform, quiet=quiet)
+        yield str(spool)
 
 
 def _spool(session: Session) -> Path:
@@ -47,11 +61,3 @@ def _copy(session: Session, target: Path) -> None:
     with target.open("wb") as sink:
         for piece in session.pieces(CHUNK):
             sink.write(piece)
-
-
-def _load(session: Session, path: str, platform: str, *, quiet: bool) -> int:
-    for image in session.engine.load(f"archive:{path}", platform=platform):
-        for name in image.names or (image.id,):
-            kind = "" if quiet else "Loaded image: " if image.names else "Loaded image ID: "
-            session.line(f"{kind}{familiar(name)}")
-    return 0

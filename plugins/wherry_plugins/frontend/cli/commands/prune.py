@@ -1,0 +1,86 @@
+"""``wherry image prune``."""
+
+from __future__ import annotations
+
+import click
+
+from wherry.api import Error, FailedPrecondition, ImageInfo, Invalid
+from wherry_plugins.frontend.cli import human, values
+from wherry_plugins.frontend.cli.command import Command, option
+from wherry_plugins.frontend.cli.nearest import hint
+from wherry_plugins.frontend.cli.session import Session
+
+KEYS = ("dangling", "until", "label", "label!")
+
+
+def _matches(image: ImageInfo, filters: dict[str, list[str]], until: int) -> bool:
+    def has(text: str) -> bool:
+        key, equals, value = text.partition("=")
+        return key in image.labels and (not equals or image.labels[key] == value)
+
+    if until and image.created >= until:
+        return False
+    return all(map(has, filters.get("label", ()))) and not any(map(has, filters.get("label!", ())))
+
+
+def _until(filters: dict[str, list[str]]) -> int:
+    """ns since the epoch, 0 where none is given."""
+    try:
+        return min(map(values.moment, filters.get("until", ())), default=0)
+    except ValueError as error:
+        raise Invalid('filter "until"', str(error)) from None
+
+
+def doomed(session: Session, filters: dict[str, list[str]], *, everything: bool) -> list[ImageInfo]:
+    """Images without a name, or all that no container was made from."""
+    used = {container.image_digest for container in session.engine.containers(all=True)}
+    until = _until(filters)
+    return [
+        image
+        for image in session.engine.images()
+        if (everything or not image.names)
+        and image.target.digest not in used
+        and image.id not in used
+        and _matches(image, filters, until)
+    ]
+
+
+@click.command(
+    "prune",
+    cls=Command,
+    help="Remove images without a name, or all that no container uses.",
+    examples="wherry image prune -f\nwherry image prune -a --filter until=24h",
+)
+@option("-a", "--all", "everything", is_flag=True, help="Those with names, too")
+@option("-f", "--force", is_flag=True, help="Do not ask")
+@option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="until, label, label!, dangling")
+def command(session: Session, *, everything: bool, force: bool, filters: tuple[str, ...]) -> int:
+    """Asks on a terminal; elsewhere --force is needed. Prints what went."""
+    wanted = values.filters(filters)
+    for key in wanted:
+        if key not in KEYS:
+            raise Invalid(f'filter "{key}"', "image prune has none of that name", hint(key, KEYS))
+    if "dangling" in wanted:
+        everything = everything or wanted["dangling"][0] in {"false", "0"}
+    if not force:
+        which = "without at least one container associated to them" if everything else "that have no name"
+        if not session.tty[0]:
+            raise FailedPrecondition("image prune", f"it removes all images {which}", "confirm it with --force")
+        session.out(f"WARNING! This will remove all images {which}.\nAre you sure you want to continue? [y/N] ")
+        if next(session.pieces(64), b"").strip().lower() not in {b"y", b"yes"}:
+            return 0
+    before = session.engine.disk_usage().layers
+    lines: list[str] = []
+    for image in doomed(session, wanted, everything=everything):
+        try:
+            lines += session.engine.remove_image(image.id, force=True)
+        except Error:
+            continue  # it got a container, or went, since it was listed
+    report = session.engine.gc()
+    lines += [f"Deleted: {digest}" for digest in report.blobs]
+    if lines:
+        session.line("Deleted Images:")
+        session.out("".join(f"{line[0].lower()}{line[1:]}\n" for line in lines) + "\n")
+    freed = max(before - session.engine.disk_usage().layers, 0) + report.bytes
+    session.line(f"Total reclaimed space: {human.size(freed)}")
+    return 0
