@@ -18,5 +18,5 @@ def wherry_network() -> Registration[BridgeConfig, Network]:
         id="bridge",
         config=BridgeConfig,
         init=_init,
-        capabilities=lambda config, context: Capabilities(frozenset({"networks"})),
+        capabilities=lambda config, context: Capabilities(frozenset({"networks", "ports", "dns"})),
     )

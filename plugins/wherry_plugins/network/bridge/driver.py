@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Collection, Iterator
@@ -26,8 +27,10 @@ from wherry_plugins.network.bridge.config import BridgeConfig, options_of
 from wherry_plugins.network.bridge.hub import Hub
 from wherry_plugins.network.bridge.links import Links, Shape
 from wherry_plugins.network.bridge.ports import Claims, claim
+from wherry_plugins.network.bridge.services import RESOLVER, Services
 
 DEFAULT = "bridge"
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 
 
@@ -44,12 +47,29 @@ class BridgeNetwork:
         self._lock = threading.RLock()
         self._up: dict[str, int] = {}
         self._claims: dict[tuple[str, str], Claims] = {}
+        self._services = Services(context, self._hub)
+        self._again()
+
+    def _again(self) -> None:
+        """What an engine before this one attached goes on, whatever has died meanwhile."""
+        places = self._store.places("attached = 1")
+        if not places:
+            return
+        with self._lock:
+            for place, cause in self._services.again(places, self._tell):
+                what = f"container {place.sandbox_id[:12]} in network {place.network}"
+                log.warning("%s: its names and ports were lost: %s", what, cause)
+
+    def _tell(self, place: Place, claims: Claims | None) -> None:
+        config = self._ready(place.network)
+        self._services.endpoint(place, config, claims, named=self._named(config))
 
     def close(self) -> None:
         """Lets go of what this process holds; networks and containers stay as they are."""
         self._links.flush()
         for claims in list(self._claims.values()):
             claims.close()
+        self._services.netd.close()
         self._store.close()
 
     # networks
@@ -132,6 +152,7 @@ class BridgeNetwork:
             mtu=options_of(config).mtu or self._config.mtu,
             six=config.ipv6,
             internal=config.internal,
+            icc=options_of(config).icc,
             gateways=config.gateways,
             subnets=config.subnets,
         )
@@ -146,8 +167,15 @@ class BridgeNetwork:
             if stored.chosen and self._store.in_use(name) is None and not self._links.exists(shape.interface):
                 stored = self._chosen_again(stored, shape)
                 shape = self._shape(stored.config)
-            self._up[name] = self._links.up(shape)
+            index = self._links.up(shape)
+            self._services.network(stored.config, shape.interface, shape.mtu, named=self._named(stored.config))
+            self._up[name] = index
             return stored.config
+
+    @staticmethod
+    def _named(config: NetworkConfig) -> bool:
+        """As docker's: containers of the built-in network do not know each other by name, unless an option says so."""
+        return options_of(config).names and config.name != DEFAULT
 
     def _chosen_again(self, stored: Stored, shape: Shape) -> Stored:
         """Somebody else on this host may have taken the subnet that was chosen here while nothing used it."""
@@ -165,17 +193,19 @@ class BridgeNetwork:
 
     def _down(self, config: NetworkConfig) -> None:
         self._up.pop(config.name, None)
+        self._services.netd.forget_network(config.name)
         self._links.delete(self._interface(config))
 
     # places
 
     def reserve(self, request: AttachRequest) -> Reservation:
         self._check(request)
-        config = self._ready(request.network)
         mac = ip.check_mac(request.mac) if request.mac else ""
         claims = claim(request.ports)
         try:
-            place = self._store.reserve(config, request, claims.ports, mac, self._links.host_end())
+            with self._lock:  # the network stays as it is until it has the place
+                config = self._ready(request.network)
+                place = self._store.reserve(config, request, claims.ports, mac, self._links.host_end())
         except BaseException:
             claims.close()
             raise
@@ -187,8 +217,13 @@ class BridgeNetwork:
         if not _NAME.match(request.sandbox_id):
             raise Invalid(f'sandbox "{request.sandbox_id}"', "not an id")
         config = self._known(request.network).config
-        if request.ports:
-            raise Invalid(f"port {request.ports[0].container_port}", "a bridge network publishes none", "leave it out")
+        if request.ports and config.internal:
+            port = request.ports[0]
+            raise Invalid(
+                f"port {port.container_port}/{port.protocol}",
+                f'network "{config.name}" is internal: nothing outside reaches it',
+                "leave out --publish, or put another network first",
+            )
         for text in request.addresses:
             wish = ip.address(text)
             subnet = next((one for one in map(ip.subnet, config.subnets) if wish in one), None)
@@ -218,8 +253,12 @@ class BridgeNetwork:
         return self._attachment(config, place)
 
     def _plug(self, place: Place, config: NetworkConfig) -> None:
+        key = (place.sandbox_id, place.network)
         shape = self._shape(config)
         self._links.plug(place, shape, self._up[config.name])
+        self._services.endpoint(place, config, self._claims.get(key), named=self._named(config))
+        if (claims := self._claims.pop(key, None)) is not None:
+            claims.close()  # netd has them now
 
     def _attachment(self, config: NetworkConfig, place: Place) -> Attachment:
         return Attachment(
@@ -227,6 +266,7 @@ class BridgeNetwork:
             mac=place.mac,
             addresses=place.reservation.addresses,
             gateways=() if config.internal else config.gateways,
+            nameservers=(RESOLVER,) if self._named(config) else (),
         )
 
     def detach(self, sandbox_id: str, network: str) -> None:
@@ -236,6 +276,7 @@ class BridgeNetwork:
             claims.close()
         if place is None:
             return
+        self._services.netd.forget(sandbox_id, network)
         self._links.leave(place.link)
         self._store.release(sandbox_id, network)
 
@@ -245,6 +286,7 @@ class BridgeNetwork:
         if place is None or not place.attached:
             raise NotFound(f'sandbox "{sandbox_id}"', f'is not attached to network "{network}"')
         self._links.check(place, self._interface(config))
+        self._services.netd.check(sandbox_id, network)
 
     def gc(self, live: Collection[str]) -> int:
         keep = frozenset(live)
@@ -260,6 +302,14 @@ class BridgeNetwork:
             )
             self._links.delete(*strays)
             if not places:
-                for config in configs:
-                    self._down(config)
+                self._rest(configs)
         return len(gone)
+
+    def _rest(self, configs: Collection[NetworkConfig]) -> None:
+        """Nothing is attached: bridges, rules and netd go, until somebody needs them."""
+        self._services.netd.stop()
+        self._up.clear()
+        if self._hub.sandbox_id:
+            self._hub.remove()
+        else:
+            self._links.delete(*map(self._interface, configs))

@@ -10,10 +10,11 @@ import secrets
 import socket
 import threading
 from collections import deque
+from typing import Any
 
 from attrs import frozen
 
-from wherry.api import Context, FailedPrecondition, NetworkConfig
+from wherry.api import Context, FailedPrecondition
 from wherry.networks import addresses as ip
 from wherry.networks import interfaces, netlink
 from wherry.networks.netlink import ADD, Rtnl
@@ -27,12 +28,13 @@ LEAVE_SECONDS = 0.5
 
 @frozen
 class Shape:
-    """What a bridge and its veth pairs look like. mtu 0: the kernel's own."""
+    """What a bridge and its veth pairs look like. mtu 0: the kernel's own. icc: the containers may speak to each other."""
 
     interface: str
     mtu: int
     six: bool
     internal: bool
+    icc: bool
     gateways: tuple[str, ...]
     subnets: tuple[str, ...]
 
@@ -153,7 +155,7 @@ class Links:
             for again in (True, False):
                 wish = netlink.link(place.link, up=True, attributes=[("IFLA_MASTER", bridge), kind, *_mtu(shape)])
                 try:
-                    rtnl.ask((netlink.NEWLINK, ADD, wish, f"link {inner}"))
+                    rtnl.ask((netlink.NEWLINK, ADD, wish, f"link {inner}"), *_port(place, shape))
                     return
                 except FileExistsError:
                     if not again:
@@ -192,6 +194,7 @@ class Links:
         with self._guard:
             self._leaving.append(name)
             if self._thread is None:
+                self._wake.clear()
                 self._thread = threading.Thread(target=self._sweep, name="wherry-links", daemon=True)
                 self._thread.start()
 
@@ -216,20 +219,24 @@ class Links:
             with self._guard:
                 if not self._leaving:
                     self._thread = None
-                    self._wake.clear()
                     return
+
+
+def _port(place: Place, shape: Shape) -> list[tuple[int, int, Any, str]]:
+    """What a bridge is to do at the container's port, if anything (bridge(8)).
+
+    isolated: frames of other such ports do not go there. hairpin: with the module br_netfilter a published port is translated
+    while the frame is still the bridge's, and a container that calls itself by it would get nothing back.
+    """
+    attributes = [] if shape.icc else [("IFLA_BRPORT_ISOLATED", 1)]
+    if place.reservation.ports:
+        attributes.append(("IFLA_BRPORT_MODE", 1))
+    if not attributes:
+        return []
+    data = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": attributes})]
+    wish = netlink.link(place.link, attributes=[("IFLA_LINKINFO", {"attrs": data})])
+    return [(netlink.NEWLINK, 0, wish, f"port of {place.link}")]
 
 
 def _mtu(shape: Shape) -> list[tuple[str, int]]:
     return [("IFLA_MTU", shape.mtu)] if shape.mtu else []
-
-
-def shape_of(config: NetworkConfig, interface: str, mtu: int) -> Shape:
-    return Shape(
-        interface=interface,
-        mtu=mtu,
-        six=any(":" in subnet for subnet in config.subnets),
-        internal=config.internal,
-        gateways=config.gateways,
-        subnets=config.subnets,
-    )

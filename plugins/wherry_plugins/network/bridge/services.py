@@ -1,0 +1,137 @@
+"""What netd does for networks and their containers: rules, published ports, names. Here it is told, and given sockets."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable, Collection, Mapping
+
+from wherry.api import Context, NetworkConfig, Port
+from wherry.networks.store import Place
+from wherry_plugins.network.bridge.config import options_of
+from wherry_plugins.network.bridge.hub import Hub
+from wherry_plugins.network.bridge.netd.client import Netd
+from wherry_plugins.network.bridge.ports import Claims, claim
+from wherry_plugins.network.bridge.records import BridgeState, EndpointState
+
+#: Where a container's resolver is, inside its own network namespace; as Docker's.
+RESOLVER = "127.0.0.11"
+_PORT = 53
+_BACKLOG = 64
+
+
+class Services:
+    """One netd. named: whether a network's containers know each other by name."""
+
+    def __init__(self, context: Context, hub: Hub) -> None:
+        self._context = context
+        self._hub = hub
+        self.netd = Netd(context, hub.sandbox_id)
+
+    def network(self, config: NetworkConfig, interface: str, mtu: int, *, named: bool) -> None:
+        options = options_of(config)
+        self._hub.make()
+        self.netd.network(
+            BridgeState(
+                name=config.name,
+                interface=interface,
+                subnets=config.subnets,
+                gateways=config.gateways,
+                internal=config.internal,
+                isolated=options.isolate,
+                masquerade=options.masquerade,
+                icc=options.icc,
+                mtu=mtu or 1500,
+                names=named,
+            )
+        )
+
+    def endpoint(self, place: Place, config: NetworkConfig, claims: Claims | None, *, named: bool) -> None:
+        """Once the container's end of the link is there. claims are the sockets of its ports; netd has its own after this."""
+        request = place.reservation.request
+        forwarders = () if config.internal or not named else self._forwarders(request.nameservers)
+        state = EndpointState(
+            sandbox_id=request.sandbox_id,
+            network=request.network,
+            interface=place.link,
+            addresses=place.reservation.addresses,
+            mac=place.mac,
+            names=tuple(dict.fromkeys((*request.names, request.sandbox_id[:12]))) if named else (),
+            ports=place.reservation.ports,
+            forwarders=forwarders,
+            search=request.search if named else (),
+        )
+        resolvers = self._resolvers(request.sandbox_id) if named else []
+        listeners: Mapping[Port, tuple[int, ...]] = claims.descriptors() if claims is not None else {}
+        try:
+            self.netd.endpoint(state, tuple(one.fileno() for one in resolvers), listeners)
+        finally:
+            for one in resolvers:
+                one.close()
+
+    def _resolvers(self, sandbox_id: str) -> list[socket.socket]:
+        """Sockets that the shim opened in the container's namespace. None where they are there by another network of its, or where
+        a server of the container's own was first."""
+        made: list[socket.socket] = []
+        try:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                fd = self._context.shim.socket(sandbox_id, socket.AF_INET, kind | socket.SOCK_CLOEXEC, 0)
+                made.append(one := socket.socket(fileno=fd))
+                if kind == socket.SOCK_STREAM:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind((RESOLVER, _PORT))
+            made[1].listen(_BACKLOG)
+        except OSError as error:
+            for one in made:
+                one.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return []
+        return made
+
+    def _forwarders(self, wished: tuple[str, ...]) -> tuple[str, ...]:
+        """The name servers to ask: the user's, else the host's. Those on the host's loopback are there for netd only where it is on
+        the host itself."""
+        found = wished
+        for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+            if found:
+                break
+            found = tuple(text for text in _nameservers(path) if not self._hub.sandbox_id or not _loopback(text))
+        return found
+
+    def again(self, places: Collection[Place], tell: Callable[[Place, Claims | None], None]) -> list[tuple[Place, str]]:
+        """After a restart of the engine: what no netd has any more is told once more. Those that could not be, and why."""
+        known = self.netd.known()
+        failed = []
+        for place in places:
+            request = place.reservation.request
+            if (request.sandbox_id, request.network) in known:
+                continue
+            claims = None
+            try:
+                if place.reservation.ports:
+                    claims = claim(place.reservation.ports)
+                tell(place, claims)
+            except Exception as error:
+                failed.append((place, str(error)))
+            finally:
+                if claims is not None:
+                    claims.close()
+        return failed
+
+
+def _nameservers(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return []
+    return [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
+
+
+def _loopback(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
