@@ -110,3 +110,19 @@ def veth(name: str, peer: str, addresses: Sequence[str] = ()) -> Iterator[None]:
         yield
     finally:
         ip("link", "del", name)
+
+
+#: Two addresses of the host, by family; routers that nobody is lead out.
+HOST, OUTSIDE = ("192.0.2.10", "2001:db8::10"), ("192.0.2.1", "2001:db8::1")
+
+
+@contextlib.contextmanager
+def uplink(*, six: bool = True) -> Iterator[None]:
+    """Default routes in the test's namespace, over a veth pair; nobody is at their end."""
+    with veth("up0", "up1", [f"{OUTSIDE[0]}/24", *([f"{OUTSIDE[1]}/64"] if six else [])]):
+        ip("address", "add", f"{HOST[0]}/24", "dev", "up0")
+        ip("route", "add", "default", "via", "192.0.2.254")
+        if six:
+            ip("address", "add", f"{HOST[1]}/64", "dev", "up0", "nodad")
+            ip("-6", "route", "add", "default", "via", "2001:db8::254")
+        yield

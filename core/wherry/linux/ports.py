@@ -15,11 +15,12 @@ _lock = threading.Lock()
 
 
 class Claim:
-    """A port and its sockets, one a family. number is the port."""
+    """A port and its sockets, one a family. protocol and number are the port's."""
 
-    __slots__ = ("_sockets", "number")
+    __slots__ = ("_sockets", "number", "protocol")
 
-    def __init__(self, number: int, sockets: list[socket.socket]) -> None:
+    def __init__(self, protocol: str, number: int, sockets: list[socket.socket]) -> None:
+        self.protocol = protocol
         self.number = number
         self._sockets = sockets
 
@@ -60,7 +61,7 @@ def claim(protocol: str, address: str, number: int) -> Claim:
             if number == 0 and error.errno == errno.EADDRINUSE:  # free in one family, taken in the other
                 continue
             raise
-        return Claim(chosen, sockets)
+        return Claim(protocol, chosen, sockets)
     raise OSError(errno.EADDRINUSE, "no free port was found")
 
 

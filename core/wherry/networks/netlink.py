@@ -150,10 +150,11 @@ def address(index: int = 0, cidr: str = "") -> Any:
 
 
 def route(gateway: str = "", index: int = 0, metric: int = 0) -> Any:
-    """An RTM_*ROUTE message: the default route by a gateway, in the main table."""
+    """An RTM_*ROUTE message: the default route by a gateway, in the main table; without one, for a dump of both families."""
     from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
     message = rtmsg()
+    message["family"] = socket.AF_UNSPEC  # else it is AF_INET
     if not gateway:
         return message
     message["family"] = socket.AF_INET6 if ":" in gateway else socket.AF_INET

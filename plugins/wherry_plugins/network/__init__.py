@@ -1,17 +1,15 @@
-"""Network drivers, and what several of them have in common: the base of those that have one network and nothing to configure in
-it, records of what is attached, and claims of the host's ports."""
+"""Network drivers, and the base of those that have one network and nothing to configure in it."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
@@ -19,7 +17,6 @@ from wherry.api import (
     Attachment,
     AttachRequest,
     Context,
-    Denied,
     FailedPrecondition,
     InUse,
     Invalid,
@@ -29,11 +26,6 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
-from wherry.linux import ports as kernel
-
-T = TypeVar("T")
-Key = tuple[str, str]
-"""(network, sandbox id)."""
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 
@@ -176,143 +168,3 @@ class SingleNetwork:
             return AttachRequest(**data)
         except (OSError, ValueError, TypeError, KeyError):
             return None
-
-
-def need_id(sandbox_id: str) -> None:
-    """Invalid for what is no sandbox id, and no name of a file either."""
-    if not _ID.match(sandbox_id):
-        raise Invalid(f'sandbox "{sandbox_id}"', "not an id")
-
-
-def plain(record: Any) -> dict[str, Any]:
-    """An attrs record as JSON has it."""
-    return attrs.asdict(record, recurse=True)
-
-
-def restore(cls: type[T], data: Mapping[str, Any]) -> T:
-    """A record of ``wherry.interfaces.network`` from what ``plain`` made of it."""
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if name == "ports":
-            values[name] = tuple(Port(**port) for port in value)
-        elif name == "request":
-            values[name] = restore(AttachRequest, value)
-        elif name == "reservation":
-            values[name] = restore(Reservation, value)
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
-
-
-class Records:
-    """One JSON file for each (network, sandbox) below a directory. durable: on disk when a call returns, else until the machine
-    goes down. A file is written beside its place and renamed, so that no reader ever sees half of one."""
-
-    def __init__(self, directory: Path, *, durable: bool) -> None:
-        self._directory = directory
-        self._durable = durable
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def _path(self, key: Key) -> Path:
-        return self._directory / f"{key[0]}@{key[1]}.json"
-
-    def write(self, key: Key, data: Mapping[str, Any]) -> None:
-        path = self._path(key)
-        draft = path.with_suffix(".draft")
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-            file.flush()
-            if self._durable:
-                os.fsync(file.fileno())
-        os.rename(draft, path)
-        if self._durable:
-            _sync(self._directory)
-
-    def read(self, key: Key) -> dict[str, Any] | None:
-        try:
-            data: dict[str, Any] = json.loads(self._path(key).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return data
-
-    def remove(self, key: Key) -> None:
-        path = self._path(key)
-        for name in (path, path.with_suffix(".draft")):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-        if self._durable:
-            _sync(self._directory)
-
-    def all(self, network: str = "") -> list[tuple[Key, dict[str, Any]]]:
-        """In a network, or in all."""
-        found = []
-        for path in sorted(self._directory.glob(f"{network or '*'}@*.json")):
-            key = (path.stem.partition("@")[0], path.stem.partition("@")[2])
-            if (data := self.read(key)) is not None:
-                found.append((key, data))
-        return found
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-class PortClaims:
-    """The host's ports that are kept for attachments, each by bound sockets (``wherry.linux.ports``)."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[Key, list[kernel.Claim]] = {}
-
-    def claim(self, key: Key, ports: Iterable[Port]) -> tuple[Port, ...]:
-        """All of them, or none: the ports with every host_port chosen. InUse names a taken one; Invalid, Denied."""
-        made: list[kernel.Claim] = []
-        granted = []
-        try:
-            for port in ports:
-                made.append(_claim(port))
-                granted.append(attrs.evolve(port, host_port=made[-1].number))
-        except BaseException:
-            for claim in made:
-                claim.close()
-            raise
-        with self._lock:
-            self._held.setdefault(key, []).extend(made)
-        return tuple(granted)
-
-    def share(self, key: Key) -> None:
-        """Lets a program with SO_REUSEADDR bind them too."""
-        with self._lock:
-            for claim in self._held.get(key, ()):
-                claim.share()
-
-    def release(self, key: Key) -> None:
-        with self._lock:
-            gone = self._held.pop(key, [])
-        for claim in gone:
-            claim.close()
-
-    def close(self) -> None:
-        for key in list(self._held):
-            self.release(key)
-
-
-def _claim(port: Port) -> kernel.Claim:
-    host = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
-    what = f"port {host + ':' if host else ''}{port.host_port or 'any'}/{port.protocol}"
-    try:
-        return kernel.claim(port.protocol, port.host_ip, port.host_port)
-    except ValueError as error:
-        raise Invalid(what, str(error)) from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise InUse(what, "is taken on this host", "choose another one with --publish") from None
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise Invalid(what, f'"{port.host_ip}" is no address of this host') from None
-        if error.errno == errno.EACCES:
-            raise Denied(what, "this user may not listen there", "see net.ipv4.ip_unprivileged_port_start") from None
-        raise

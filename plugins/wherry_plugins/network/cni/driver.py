@@ -31,8 +31,9 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.linux import nsfs
+from wherry.networks.claims import PortClaims
+from wherry.networks.records import Key, Records, need_id, plain, restore
 from wherry.programs import Programs
-from wherry_plugins.network import Key, PortClaims, Records, need_id, plain, restore
 from wherry_plugins.network.cni import conflist as lists
 from wherry_plugins.network.cni.chain import Attached, Chain
 from wherry_plugins.network.cni.conflist import Conflist

@@ -25,8 +25,8 @@ from wherry.networks import addresses as ip
 from wherry.networks import interfaces
 from wherry.networks.definition import fill
 from wherry.networks.netlink import Rtnl
+from wherry.networks.records import need_id
 from wherry.networks.store import Place, Store
-from wherry_plugins.network import need_id
 from wherry_plugins.network.macvlan.links import MODES, Links, Shape
 
 if TYPE_CHECKING:

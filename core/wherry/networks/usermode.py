@@ -1,0 +1,325 @@
+"""Networks by a program of the host for each sandbox, which moves packets between a tap interface in it and sockets of the user who
+runs it: nobody needs more than that user has.
+
+A driver gives the addresses and the program; this is the rest. Such a driver has one network, named like itself. Its sandboxes
+can't reach each other but by published ports.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import attrs
+
+from wherry.api import (
+    Attachment,
+    AttachRequest,
+    Context,
+    FailedPrecondition,
+    InUse,
+    Invalid,
+    NetworkConfig,
+    NotFound,
+    Reservation,
+    Sandbox,
+)
+from wherry.linux import nsfs
+from wherry.networks import interfaces, netlink
+from wherry.networks.claims import PortClaims
+from wherry.networks.netlink import Rtnl
+from wherry.networks.records import Key, Records, need_id, plain, restore
+from wherry.programs import Programs
+
+_LOCKS = 64
+
+
+@attrs.frozen
+class Place:
+    """What a program is started for. name: its exec id; files: the beginning of the paths of its own files; netns: an nsfs
+    descriptor, open for the call."""
+
+    name: str
+    files: str
+    netns: int
+    reservation: Reservation
+
+
+class UserModeNetwork:
+    """A ``wherry.api.Network``; a subclass fills in what its own docstring asks for below."""
+
+    name = ""
+
+    def __init__(self, context: Context, *, patience: float) -> None:
+        """patience: seconds that the program may take until the sandbox is connected."""
+        self._context = context
+        self._shim = context.shim
+        self._patience = patience
+        self._programs = Programs(context.shim, context.id)
+        self._records = Records(context.run / "attached", durable=False)
+        self._files = context.run / "programs"
+        self._files.mkdir(mode=0o700, exist_ok=True)
+        self._lock = threading.Lock()
+        self._busy = tuple(threading.Lock() for _ in range(_LOCKS))
+        self._ports = PortClaims()
+
+    def close(self) -> None:
+        """Lets go of claims; programs go on."""
+        self._ports.close()
+
+    # of the subclass
+
+    def described(self) -> NetworkConfig:
+        """The one network."""
+        raise TypeError("a subclass says it")
+
+    def judge(self, request: AttachRequest) -> None:
+        """Invalid for a wish that the program can't grant."""
+        raise TypeError("a subclass says it")
+
+    def addresses(self, request: AttachRequest, taken: Collection[str]) -> tuple[str, ...]:
+        """CIDR, none of them in taken. InUse."""
+        raise TypeError("a subclass says it")
+
+    def run(self, place: Place) -> tuple[str, ...]:
+        """Starts the program by ``self.start`` and answers the nameservers, once the sandbox is connected and its ports are
+        published."""
+        raise TypeError("a subclass says it")
+
+    # networks
+
+    def create(self, config: NetworkConfig) -> NetworkConfig:
+        raise Invalid(
+            f'network "{config.name}"',
+            f'the network driver "{self.name}" has the one network "{self.name}" and cannot make others',
+            "choose another network driver",
+        )
+
+    def remove(self, name: str) -> None:
+        if name == self.name:
+            raise Invalid(f'network "{name}"', "is built in and can't be removed")
+
+    def list(self) -> Iterator[NetworkConfig]:
+        yield self.described()
+
+    def inspect(self, name: str) -> tuple[NetworkConfig, tuple[Attachment, ...]]:
+        self._own(name)
+        found = [data["attachment"] for _key, data in self._records.all() if data.get("attachment")]
+        return self.described(), tuple(restore(Attachment, each) for each in found)
+
+    def _own(self, name: str) -> None:
+        if name != self.name:
+            raise NotFound(f'network "{name}"', f'the network driver "{self.name}" only has "{self.name}"')
+
+    # places
+
+    def reserve(self, request: AttachRequest) -> Reservation:
+        self._own(request.network)
+        need_id(request.sandbox_id)
+        self.judge(request)
+        key = (self.name, request.sandbox_id)
+        with self._lock:
+            if self._records.read(key) is not None:
+                raise InUse(f'sandbox "{request.sandbox_id}"', f'has a place in network "{self.name}" already')
+            taken = {text for _key, data in self._records.all() for text in data["reservation"]["addresses"]}
+            addresses = self.addresses(request, taken)
+            ports = self._ports.claim(key, request.ports)
+            reservation = Reservation(request, addresses=addresses, ports=ports)
+            try:
+                self._records.write(key, {"reservation": plain(reservation)})
+            except BaseException:
+                self._ports.release(key)
+                raise
+        return reservation
+
+    def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
+        key = (reservation.request.network, sandbox.id)
+        self._own(key[0])
+        need_id(sandbox.id)
+        if sandbox.netns == "host":
+            raise FailedPrecondition(
+                f'sandbox "{sandbox.id}"', "its network namespace is the host's", "nothing was attached"
+            )
+        with self._turn(key):
+            data = self._records.read(key)
+            if data is None:
+                raise NotFound(f'sandbox "{sandbox.id}"', f'has no place in network "{self.name}"', "reserve one first")
+            if data.get("attachment"):
+                return restore(Attachment, data["attachment"])
+            made = self._attach(key, data)
+            self._ports.release(key)  # they are the program's now
+            return made
+
+    def _attach(self, key: Key, data: dict[str, Any]) -> Attachment:
+        if data.get("program"):  # of an attach before this one that was broken off
+            self._end(data)
+        reservation = restore(Reservation, data["reservation"])
+        data["program"] = f"{self.name}-{uuid4().hex[:12]}"
+        self._records.write(key, data)  # from here on gc finds it
+        netns = self._shim.namespace(key[1], "net")
+        try:
+            if nsfs.identity(netns) == nsfs.own("net"):
+                raise FailedPrecondition(
+                    f'sandbox "{key[1]}"', "its network namespace is the host's", "nothing was attached"
+                )
+            self._ports.share(key)
+            place = Place(data["program"], self._path(data["program"]), netns, reservation)
+            nameservers = self.run(place)
+            mac, addresses, gateways = self._look(key[1], reservation.request.interface)
+            _granted(reservation.request, addresses)
+        except BaseException:
+            self._end(data)
+            raise
+        finally:
+            os.close(netns)
+        task = self._programs.find(data["program"])
+        made = Attachment(
+            attrs.evolve(reservation, addresses=addresses),
+            mac=mac,
+            addresses=addresses,
+            gateways=gateways,
+            nameservers=nameservers,
+        )
+        data |= {
+            "pid": task.pid if task else 0,
+            "start_time": task.start_time if task else 0,
+            "attachment": plain(made),
+        }
+        self._records.write(key, data)
+        return made
+
+    def detach(self, sandbox_id: str, network: str) -> None:
+        if network != self.name:
+            return
+        need_id(sandbox_id)
+        key = (network, sandbox_id)
+        with self._turn(key):
+            data = self._records.read(key)
+            if data is not None:
+                self._end(data)
+                self._records.remove(key)
+            self._ports.release(key)
+
+    def check(self, sandbox_id: str, network: str) -> None:
+        self._own(network)
+        need_id(sandbox_id)
+        what = f'sandbox "{sandbox_id}"'
+        data = self._records.read((network, sandbox_id))
+        if data is None or not data.get("attachment"):
+            raise NotFound(what, f'is not attached to network "{network}"')
+        task = self._programs.find(data["program"])
+        if task is None or task.status != "running":
+            raise FailedPrecondition(what, f'its program "{self.name}" has ended')
+        made = restore(Attachment, data["attachment"])
+        try:
+            with self._inside(sandbox_id) as rtnl:
+                differs = interfaces.lacking(rtnl, made.reservation.request.interface, made.addresses)
+        except NotFound:
+            differs = "is attached, but no shim holds its namespaces"
+        if differs:
+            raise FailedPrecondition(what, differs)
+
+    def gc(self, live: Collection[str]) -> int:
+        keep = frozenset(live)
+        dropped = 0
+        for key, _data in self._records.all():
+            if key[1] not in keep:
+                self.detach(key[1], key[0])
+                dropped += 1
+        self._programs.sweep({data.get("program", "") for _key, data in self._records.all()})
+        return dropped
+
+    # the program
+
+    def _turn(self, key: Key) -> threading.Lock:
+        return self._busy[hash(key) % _LOCKS]
+
+    def _path(self, name: str) -> str:
+        return str(self._files / name)
+
+    def start(self, place: Place, argv: Sequence[str], ready: Callable[[], bool], *, fds: Sequence[int] = ()) -> None:
+        """Starts the program, with the sandbox's network namespace as its stdin, and returns once ready answers True.
+
+        What it says on stderr is told when it ends before that, or is not ready in time: both are FailedPrecondition. As a path, the
+        namespace is /proc/self/fd/0: a descriptor is the one thing that may be opened by a program without rights over whose it is.
+        """
+        from wherry.api import Stdio
+
+        said = os.open(f"{place.files}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._programs.start(place.name, argv, fds=fds, stdio=Stdio(stdin=place.netns, stdout=said, stderr=said))
+        finally:
+            os.close(said)
+        until = time.monotonic() + self._patience
+        while not ready():
+            task = self._programs.find(place.name)
+            if task is None or task.status == "stopped":
+                code = task.exit.code if task is not None and task.exit is not None else "unknown"
+                raise FailedPrecondition(f'program "{argv[0]}"', f"ended with status {code}: {self._said(place)}")
+            if time.monotonic() > until:
+                raise FailedPrecondition(
+                    f'program "{argv[0]}"', f"was not ready within {self._patience:g} seconds: {self._said(place)}"
+                )
+            time.sleep(0.002)
+
+    def let_go(self, place: Place, protocol: str) -> None:
+        """Gives up the claims of a protocol, for a program that can't bind beside them."""
+        self._ports.release((self.name, place.reservation.request.sandbox_id), protocol)
+
+    @staticmethod
+    def _said(place: Place) -> str:
+        lines = Path(f"{place.files}.log").read_text(errors="replace").strip().splitlines()
+        return "; ".join(lines[-3:]) or "it said nothing"
+
+    def _end(self, data: dict[str, Any]) -> None:
+        name = data.get("program", "")
+        if not name:
+            return
+        self._programs.end(name, data.get("pid", 0), data.get("start_time", 0))
+        for path in self._files.glob(f"{name}.*"):
+            path.unlink(missing_ok=True)
+
+    # inside
+
+    def _inside(self, sandbox_id: str) -> Rtnl:
+        return Rtnl(
+            self._shim.socket(
+                sandbox_id, socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            )
+        )
+
+    def _look(self, sandbox_id: str, interface: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+        """(hardware address, addresses, gateways) as the program has made them."""
+        with self._inside(sandbox_id) as rtnl:
+            index = rtnl.index(interface)
+            links = [one for one in rtnl.dump(netlink.GETLINK, netlink.link()) if one["index"] == index]
+            addresses = tuple(
+                f"{one.get_attr('IFA_ADDRESS')}/{one['prefixlen']}"
+                for one in rtnl.dump(netlink.GETADDR, netlink.address())
+                if one["index"] == index and not ip_address(one.get_attr("IFA_ADDRESS")).is_link_local
+            )
+            gateways = tuple(
+                gateway
+                for one in rtnl.dump(netlink.GETROUTE, netlink.route())
+                if not one["dst_len"] and one["type"] == 1 and (gateway := one.get_attr("RTA_GATEWAY"))
+            )
+        return str(links[0].get_attr("IFLA_ADDRESS")), addresses, gateways
+
+
+def _granted(request: AttachRequest, addresses: Collection[str]) -> None:
+    given = {ip_address(text.partition("/")[0]) for text in addresses}
+    for text in request.addresses:
+        if ip_address(text) not in given:
+            raise FailedPrecondition(
+                f'address "{text}"', "could not be given: the host has no route out of that family", "see: ip route"
+            )
+
+
+__all__ = ["Place", "UserModeNetwork"]

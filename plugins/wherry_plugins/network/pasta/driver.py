@@ -1,0 +1,139 @@
+"""The command line of pasta(1), and the addresses that it gives."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wherry.api import AttachRequest, Context, InUse, Invalid, NetworkConfig, Port
+from wherry.networks import addresses as ip
+from wherry.networks import netlink
+from wherry.networks.netlink import Rtnl
+from wherry.networks.usermode import Place, UserModeNetwork
+
+if TYPE_CHECKING:
+    from wherry_plugins.network.pasta import PastaConfig
+
+
+class PastaNetwork(UserModeNetwork):
+    """The network "pasta"."""
+
+    name = "pasta"
+
+    def __init__(self, config: PastaConfig, context: Context) -> None:
+        super().__init__(context, patience=config.patience)
+        self._config = config
+        self._subnet = ip.subnet(config.subnet)
+        low, high = ip.hosts(self._subnet)
+        if self._subnet.version != 4 or high - low < 3:
+            raise Invalid(f'subnet "{config.subnet}"', "is no IPv4 subnet with room for three addresses and more")
+        make = type(self._subnet.network_address)
+        self._gateway, self._nameserver = str(make(low)), str(make(low + 1))
+        self._six = ip.unique_local("wherry pasta")
+        self._last = low + 1
+
+    def described(self) -> NetworkConfig:
+        return NetworkConfig(
+            self.name,
+            subnets=(str(self._subnet), str(self._six)),
+            gateways=(self._gateway, str(ip.first_host(self._six))),
+        )
+
+    def judge(self, request: AttachRequest) -> None:
+        for text in request.addresses:
+            wish = ip.address(text)
+            net = self._subnet if wish.version == 4 else self._six
+            low, high = ip.hosts(net)
+            if not low + 1 < int(wish) <= high:
+                raise Invalid(
+                    f'address "{text}"', "is none that pasta gives", f"choose one of {self._subnet} or {self._six}"
+                )
+        if request.mac:
+            ip.check_mac(request.mac)
+        for port in request.ports:
+            if ":" in port.host_ip and not _routes_six():
+                raise Invalid(
+                    f'port "[{port.host_ip}]:{port.host_port}/{port.protocol}"',
+                    "pasta has no IPv6 here: the host has no IPv6 route out",
+                )
+
+    def addresses(self, request: AttachRequest, taken: Collection[str]) -> tuple[str, ...]:
+        wished = {ip.address(text).version: ip.address(text) for text in request.addresses}
+        used = {int(ip.address(text.partition("/")[0])) for text in taken}
+        made = []
+        for net, gateway in ((self._subnet, self._gateway), (self._six, str(ip.first_host(self._six)))):
+            if net.version == 6 and not _routes_six():
+                continue
+            wish = wished.get(net.version)
+            if wish is not None and int(wish) in used:
+                raise InUse(f'address "{wish}"', 'is taken in network "pasta"')
+            after = self._last if net.version == 4 else -1
+            number = (
+                int(wish)
+                if wish is not None
+                else ip.next_free(net, net, after, used | {int(ip.address(gateway)), int(ip.address(gateway)) + 1})
+            )
+            if number is None:
+                raise InUse('network "pasta"', f"every address of {net} is taken")
+            if net.version == 4:
+                self._last = number
+            made.append(f"{type(net.network_address)(number)}/{net.prefixlen}")
+        return tuple(made)
+
+    def run(self, place: Place) -> tuple[str, ...]:
+        request = place.reservation.request
+        pid = Path(f"{place.files}.pid")
+        argv = [
+            shutil.which(self._config.program or "pasta") or "pasta",
+            "--foreground",
+            "--quiet",
+            # Else root's pasta becomes "nobody", who may not enter the sandbox. For others this is who they are.
+            "--runas",
+            "0:0",
+            "--config-net",
+            "--no-netns-quit",
+            "--netns",
+            "/proc/self/fd/0",
+            "--ns-ifname",
+            request.interface,
+            "--mtu",
+            str(self._config.mtu),
+            "--no-map-gw",
+            "--gateway",
+            self._gateway,
+            "--dns-forward",
+            self._nameserver,
+            "--netmask",
+            str(self._subnet.prefixlen),
+            "--pid",
+            str(pid),
+        ]
+        for cidr in place.reservation.addresses:
+            argv += ["--address", cidr.partition("/")[0]]
+            if ":" in cidr:
+                argv += ["--gateway", str(ip.first_host(self._six))]
+        mac = request.mac or ip.mac_of(ip.address(place.reservation.addresses[0].partition("/")[0]))
+        argv += ["--ns-mac-addr", mac, *_ports("--tcp-ports", "tcp", place), *_ports("--udp-ports", "udp", place)]
+        argv += ["--tcp-ns", "none", "--udp-ns", "none", *self._config.options]
+        self.start(place, argv, lambda: pid.exists() and pid.read_text().strip().isdecimal())
+        return (self._nameserver,)
+
+
+def _ports(option: str, protocol: str, place: Place) -> list[str]:
+    specs = [_spec(port) for port in place.reservation.ports if port.protocol == protocol]
+    return [word for spec in specs or ["none"] for word in (option, spec)]
+
+
+def _spec(port: Port) -> str:
+    return f"{port.host_ip}{'/' if port.host_ip else ''}{port.host_port}:{port.container_port}"
+
+
+def _routes_six() -> bool:
+    """Whether the host has an IPv6 default route: without one pasta does no IPv6."""
+    with Rtnl() as rtnl:
+        return any(
+            one["family"] == 10 and not one["dst_len"] and one["type"] == 1 and one.get_attr("RTA_OIF")
+            for one in rtnl.dump(netlink.GETROUTE, netlink.route())
+        )

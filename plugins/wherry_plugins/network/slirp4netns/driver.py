@@ -1,0 +1,135 @@
+"""The command line of slirp4netns(1), its socket for ports, and the addresses that it gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from wherry.api import AttachRequest, Context, FailedPrecondition, InUse, Invalid, NetworkConfig, Port
+from wherry.networks import addresses as ip
+from wherry.networks.usermode import Place, UserModeNetwork
+
+if TYPE_CHECKING:
+    from wherry_plugins.network.slirp4netns import SlirpConfig
+
+_PREFIX = 24
+#: slirp4netns(1): the sandbox is .100 of its subnet, the nameserver .3
+_OWN, _NAMESERVER = 100, 3
+_TIMEOUT = 10.0
+
+
+class SlirpNetwork(UserModeNetwork):
+    """The network "slirp4netns"."""
+
+    name = "slirp4netns"
+
+    def __init__(self, config: SlirpConfig, context: Context) -> None:
+        super().__init__(context, patience=config.patience)
+        self._config = config
+        self._subnet = ip.subnet(config.subnet)
+        if self._subnet.version != 4 or self._subnet.prefixlen > _PREFIX:
+            raise Invalid(f'subnet "{config.subnet}"', f"is no IPv4 subnet of /{_PREFIX} or larger")
+
+    def described(self) -> NetworkConfig:
+        return NetworkConfig(self.name, subnets=(str(self._subnet),))
+
+    def judge(self, request: AttachRequest) -> None:
+        if request.addresses:
+            raise Invalid(
+                f'address "{request.addresses[0]}"',
+                "slirp4netns gives addresses of its own choice",
+                "leave it out, or choose another network with --network",
+            )
+        if request.mac:
+            ip.check_mac(request.mac)
+        for port in request.ports:
+            if ":" in port.host_ip:
+                raise Invalid(
+                    f'port "[{port.host_ip}]:{port.host_port}/{port.protocol}"',
+                    "slirp4netns publishes on IPv4 addresses only",
+                    "leave the address out, or use the network pasta",
+                )
+            if port.protocol == "udp" and port.host_ip and ip.address(port.host_ip).is_loopback:
+                # The answer would go by way of the host's loopback, which sandboxes are kept from.
+                raise Invalid(
+                    f'port "{port.host_ip}:{port.host_port}/udp"',
+                    "slirp4netns answers no UDP on the host's loopback",
+                    "publish on another address, or use the network pasta",
+                )
+
+    def addresses(self, request: AttachRequest, taken: Collection[str]) -> tuple[str, ...]:
+        for net in self._subnet.subnets(new_prefix=_PREFIX):
+            cidr = f"{net.network_address + _OWN}/{_PREFIX}"
+            if cidr not in taken:
+                return (cidr,)
+        raise InUse('network "slirp4netns"', f"every /{_PREFIX} of {self._subnet} is taken")
+
+    def run(self, place: Place) -> tuple[str, ...]:
+        request = place.reservation.request
+        (cidr,) = place.reservation.addresses
+        net = ip.around(cidr.partition("/")[0], _PREFIX)
+        api = f"{place.files}.s"
+        argv = [
+            shutil.which(self._config.program or "slirp4netns") or "slirp4netns",
+            "--configure",
+            f"--mtu={self._config.mtu}",
+            f"--cidr={net}",
+            f"--macaddress={request.mac or ip.mac_of(ip.address(cidr.partition('/')[0]))}",
+            "--disable-host-loopback",
+            "--enable-sandbox",
+            "--enable-seccomp",
+            "--netns-type=path",
+            "--ready-fd=3",
+            f"--api-socket={api}",
+            *self._config.options,
+            "/proc/self/fd/0",
+            request.interface,
+        ]
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self.start(place, argv, lambda: _said_ready(reader), fds=[writer])
+        finally:
+            os.close(reader)
+            os.close(writer)
+        self.let_go(place, "udp")  # libslirp sets SO_REUSEADDR on TCP only
+        for port in place.reservation.ports:
+            _publish(api, port)
+        return (str(net.network_address + _NAMESERVER),)
+
+
+def _said_ready(reader: int) -> bool:
+    try:
+        return os.read(reader, 1) == b"1"
+    except BlockingIOError:
+        return False
+
+
+def _publish(path: str, port: Port) -> None:
+    """add_hostfwd of slirp4netns(1), "API socket": one request a connection, ended by us, then one answer."""
+    request = {
+        "execute": "add_hostfwd",
+        "arguments": {
+            "proto": port.protocol,
+            "host_addr": port.host_ip or "0.0.0.0",  # noqa: S104 - what the user asked for
+            "host_port": port.host_port,
+            "guest_port": port.container_port,
+        },
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(_TIMEOUT)
+        sock.connect(path)
+        sock.sendall(json.dumps(request).encode())
+        sock.shutdown(socket.SHUT_WR)
+        said = b""
+        while piece := sock.recv(4096):
+            said += piece
+    answer: dict[str, Any] = json.loads(said or b"{}")
+    if "error" in answer or "return" not in answer:
+        reason = answer.get("error", {}).get("desc", "it said nothing")
+        raise FailedPrecondition(
+            f"port {port.host_port}/{port.protocol}", f"slirp4netns could not publish it: {reason}"
+        )
