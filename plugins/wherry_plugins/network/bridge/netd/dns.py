@@ -130,7 +130,9 @@ def _packed(query: DNSRecord, answer: DNSRecord, tcp: bool) -> bytes:
     packed = bytes(answer.pack())
     if tcp or len(packed) <= min(room, _OUR_UDP):
         return packed
-    return bytes(answer.truncate().pack())
+    answer.rr.clear()
+    answer.header.tc = 1
+    return bytes(answer.pack())
 
 
 def reverse(name: str) -> str:

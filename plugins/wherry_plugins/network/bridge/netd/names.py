@@ -92,6 +92,10 @@ class Names:
         self._zones.pop(name, None)
 
     def add(self, endpoint: Endpoint) -> None:
+        """A new one, or one that has changed."""
+        before = self._places.get(endpoint.sandbox, {}).get(endpoint.network)
+        if before is not None:
+            self.remove(before)
         self._places.setdefault(endpoint.sandbox, {})[endpoint.network] = endpoint
         if zone := self._zones.get(endpoint.network):
             zone.add(endpoint)

@@ -65,7 +65,8 @@ class Server:
         self._path = path
         self._ruleset = Ruleset(loop, table)
         self._names = Names()
-        self._answers = Answers(self._names, Upstream(loop))
+        self._upstream = Upstream(loop)
+        self._answers = Answers(self._names, self._upstream)
         self._networks: dict[str, Network] = {}
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
         self._published: dict[tuple[str, str], Published] = {}
@@ -124,6 +125,7 @@ class Server:
         for resolvers in self._resolvers.values():
             for resolver in resolvers:
                 resolver.close()
+        self._upstream.close()
         self._ruleset.close()
         self._loop.later(0, self._leave)  # who told it to stop gets an answer first
 
@@ -176,7 +178,6 @@ class Server:
         self._ruleset.add(rules.of_endpoint(endpoint))
         if before is not None:
             self._ruleset.delete(rules.of_endpoint(before))
-            self._names.remove(before)
             if before.record["ports"] != endpoint.record["ports"]:
                 self._published.pop(endpoint.key, Published()).close()
         self._endpoints[endpoint.key] = endpoint

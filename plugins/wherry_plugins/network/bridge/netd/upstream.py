@@ -37,6 +37,7 @@ class Upstream:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.asking: Counter[str] = Counter()
+        self.questions: set[Question] = set()
 
     def ask(
         self, data: bytes, end: int, servers: tuple[str, ...], sandbox: str, tcp: bool, reply: Callable[[bytes], None]
@@ -46,6 +47,11 @@ class Upstream:
             reply(_failure(data, end))
             return
         Question(self, data, end, servers[:_SERVERS], sandbox, tcp, reply).next()
+
+    def close(self) -> None:
+        """Nobody waits for an answer any more."""
+        for question in tuple(self.questions):
+            question.drop()
 
 
 class Question:
@@ -69,6 +75,7 @@ class Question:
         self._in = bytearray()
         self._timer: Timer | None = None
         upstream.asking[sandbox] += 1
+        upstream.questions.add(self)
 
     def next(self) -> None:
         """Goes to the next server; without one the answer is what the last one said."""
@@ -160,12 +167,16 @@ class Question:
             self._done(answer)
 
     def _done(self, answer: bytes) -> None:
+        self.drop()
+        self._reply(answer)
+
+    def drop(self) -> None:
         self._close()
+        self._upstream.questions.discard(self)
         asking = self._upstream.asking
         asking[self._sandbox] -= 1
         if asking[self._sandbox] <= 0:
             del asking[self._sandbox]
-        self._reply(answer)
 
     def _close(self) -> None:
         sock, self._socket = self._socket, None
