@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -219,12 +220,17 @@ def test_one_that_the_shim_has_lost(made: Driven) -> None:
     """Shim and logger killed: nobody knows it but the record."""
     attach(made)
     (pid,) = programs(made)
-    run = made.run
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and str(run).encode() in (entry / "cmdline").read_bytes():
-            os.kill(int(entry.name), signal.SIGKILL)
-    os.kill(made.shim.pid, signal.SIGKILL)
-    eventually(lambda: not os.path.exists(f"/proc/{made.shim.pid}/exe"), 30)
+    shim = made.shim.pid
+    family = [int(name) for name in Path(f"/proc/{shim}/task/{shim}/children").read_text().split()]
+    handles = [os.pidfd_open(one) for one in (shim, *family) if one != pid]
+    try:
+        for handle in handles:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        eventually(lambda: len(select.select(handles, [], [], 0)[0]) == len(handles), 30)
+    finally:
+        for handle in handles:
+            os.close(handle)
+    assert os.path.exists(f"/proc/{pid}/exe")
     made.reopen().gc(())
     eventually(lambda: not os.path.exists(f"/proc/{pid}/exe"), 30)
 
