@@ -35,7 +35,16 @@ from wherry.errors import (
 from wherry.hookspecs import Hooks, hookimpl, hookspec
 from wherry.interfaces.common import Capabilities, Descriptor, Digest, Event, Family, IdMap, Kind, Labels, Mount
 from wherry.interfaces.config import Config, EngineConfig, Info, Origin, PluginInfo, Process, Variant
-from wherry.interfaces.contributions import Connection, Frontend, LogDriver, LogLine, Named, Transport, VolumeDriver
+from wherry.interfaces.contributions import (
+    Connection,
+    Frontend,
+    LogDriver,
+    LogLine,
+    Named,
+    Transport,
+    Volume,
+    VolumeDriver,
+)
 from wherry.interfaces.engine import (
     Bind,
     Container,
@@ -141,6 +150,7 @@ __all__ = [
     "Transport",
     "Unavailable",
     "Variant",
+    "Volume",
     "VolumeDriver",
     "Workers",
     "hookimpl",

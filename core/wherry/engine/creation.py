@@ -83,7 +83,10 @@ class Creation:
             options = _DURABLE if durable else _FLEETING
             mounts = drivers.snapshotter.prepare(record.id, ready.chain_id, options)
             undo.add("snapshot", lambda: drivers.snapshotter.remove(record.id))
-        return Created(record, request, drivers, begun.packed, image, mounts)
+            created = Created(record, request, drivers, begun.packed, image, mounts)
+            if image.get("Volumes") or any(wish.type == "volume" for wish in request.mounts):
+                state.volumes.provide(created, undo)
+        return created
 
     def create(self, request: RunRequest, id: str, *, undo: Undo) -> Record:
         """The container, to be started later; on any error the caller runs undo, and nothing is left."""
@@ -208,15 +211,17 @@ class Creation:
     def build(self, created: Created, *, hostname: str = "", network: str = "own") -> specs.Written:
         """The spec with the adjusters' changes in it, judged by the validators."""
         state, record = self._state, created.record
+        volumes = state.volumes.mounts(record) if record.volumes else {}
         written = self._templates.build(
             specs.Inputs(
                 id=record.id,
                 image=created.image,
-                request=created.request,
+                request=specs.with_volumes(created.request, record.volumes),
                 hostname=hostname or created.request.hostname or record.id[:12],
                 cgroups_path=f"{state.cgroup}/{record.id}",
                 files=state.bundles / record.sandbox_id,
                 network=network,
+                volumes=volumes,
             ),
             record.image_id,
             pack_request(created.request, named=False) if created.request.name else created.packed,

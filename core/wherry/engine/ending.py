@@ -265,6 +265,8 @@ class Ending:
         pending: list[Callable[[], None]] = []
         isolation = state.isolation(record)
         attempt(failures, "isolation.delete", partial(isolation.delete, record.id, force=True))
+        if record.volumes:
+            attempt(failures, "volume.unmount", lambda: state.volumes.unmount(record))
         if end.leaving is not None and record.sandbox_id in state.attached:
             take_down(state, record, end.leaving, failures, pending)
         if (
@@ -273,9 +275,10 @@ class Ending:
             bundles.remove(str(state.bundle(record)))
         return pending
 
-    def remove(self, record: Record, end: _End | None = None) -> bool:
-        """Takes a container away for good, with the run that ends. The caller holds the lock. False when the snapshot would not
-        go: then the container is kept, and a later try finds it."""
+    def remove(self, record: Record, end: _End | None = None, *, volumes: bool = False) -> bool:
+        """Takes a container away for good, with the run that ends; volumes: also its volumes without a name, which go with one
+        that removes itself anyway. The caller holds the lock. False when the snapshot would not go: then the container is kept, and
+        a later try finds it."""
         state = self._state
         what = f"removal of container {record.id[:12]}"
         record.removing = True
@@ -285,6 +288,8 @@ class Ending:
         attempt(vital, "snapshotter.remove", lambda: state.snapshotter(record).remove(record.id))
         if record.log != "none":
             attempt(failures, "log.remove", lambda: state.kernel.log(record.log).remove(record.id))
+        if record.volumes and not vital and (volumes or record.remove):
+            attempt(failures, "volume.remove", lambda: state.volumes.drop_anonymous(record))
         for step in pending:
             attempt(failures, "shim.remove_sandbox", step)
         state.report(failures + vital, what)

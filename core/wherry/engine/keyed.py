@@ -13,15 +13,19 @@ class KeyedLocks:
         self._held: dict[Hashable, tuple[threading.Lock, int]] = {}
 
     @contextmanager
-    def hold(self, key: Hashable) -> Iterator[None]:
-        """Waits for whoever has the key, then has it for the block. Not reentrant."""
+    def hold(self, key: Hashable, timeout: float = -1) -> Iterator[None]:
+        """Waits for whoever has the key, then has it for the block. Not reentrant. TimeoutError after timeout seconds, -1: never."""
         with self._lock:
             lock, users = self._held.get(key, (None, 0))
             lock = lock or threading.Lock()
             self._held[key] = (lock, users + 1)
         try:
-            with lock:
+            if not lock.acquire(timeout=timeout):
+                raise TimeoutError(f"{key} is in use")
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             with self._lock:
                 lock, users = self._held[key]

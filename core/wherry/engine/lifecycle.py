@@ -187,7 +187,7 @@ class Lifecycle:
 
     # the end
 
-    def remove(self, name: str, *, force: bool) -> None:
+    def remove(self, name: str, *, force: bool, volumes: bool = False) -> None:
         record = self._state.registry.find(name)
         gate = record.gate
         if record.live:
@@ -201,7 +201,7 @@ class Lifecycle:
                 self._ending.ended(record, Exit(None, time.time_ns()))
                 if self._state.registry.get(record.id) is not record:
                     return
-            if not self._ending.remove(record):
+            if not self._ending.remove(record, volumes=volumes):
                 raise FailedPrecondition(f'container "{record.name}"', record.error, "see the engine's log; try again")
 
     def _kill_hard(self, record: Record, gate: Gate) -> None:

@@ -32,6 +32,7 @@ from wherry.api import (
     Span,
     Stdio,
     Unavailable,
+    Volume,
 )
 from wherry.engine.assembly import Parts, assemble
 
@@ -166,8 +167,8 @@ class Engine:
     def resume(self, container: str) -> None:
         self._p.lifecycle.resume(container)
 
-    def remove(self, container: str, *, force: bool = False) -> None:
-        self._p.lifecycle.remove(container, force=force)
+    def remove(self, container: str, *, force: bool = False, volumes: bool = False) -> None:
+        self._p.lifecycle.remove(container, force=force, volumes=volumes)
 
     def exec(self, container: str, request: ExecRequest, stdio: Stdio = Stdio()) -> str:
         return self._p.execs.exec(container, request, stdio)
@@ -208,6 +209,28 @@ class Engine:
 
     def disconnect(self, container: str, network: str, *, force: bool = False) -> Container:
         return self._p.joining.disconnect(container, network, force)
+
+    # volumes
+
+    def create_volume(
+        self, name: str = "", *, driver: str = "", options: Mapping[str, str] = {}, labels: Mapping[str, str] = {}
+    ) -> Volume:
+        return self._p.state.volumes.create(name, driver, options, labels)
+
+    def volumes(self) -> tuple[Volume, ...]:
+        return self._p.state.volumes.every()
+
+    def volume(self, name: str) -> Volume:
+        return self._p.state.volumes.get(name)
+
+    def volume_users(self, name: str) -> tuple[str, ...]:
+        return tuple(record.id for record in self._p.state.volumes.users(name))
+
+    def remove_volume(self, name: str, *, force: bool = False) -> None:
+        self._p.state.volumes.remove(name, force=force)
+
+    def prune_volumes(self, *, all: bool = False) -> tuple[str, ...]:
+        return self._p.state.volumes.prune(all=all)
 
     # the system
 

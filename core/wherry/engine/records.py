@@ -18,6 +18,7 @@ _REQUEST_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
 _BIND = tuple(a.name for a in attrs.fields(Bind))
 _JOIN = tuple(a.name for a in attrs.fields(Join))
 _PORT = tuple(a.name for a in attrs.fields(Port))
+_USE = ("name", "driver", "target", "options", "anonymous")
 
 
 class Gate(threading.Event):
@@ -40,6 +41,17 @@ class Exec:
     gate: Gate
     pid: int = 0
     process: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Use:
+    """A volume in a container. anonymous: it was made for this container alone and goes with it where that is wished."""
+
+    name: str
+    driver: str
+    target: str
+    options: tuple[str, ...] = ()
+    anonymous: bool = False
 
 
 @attrs.define(eq=False)
@@ -82,6 +94,7 @@ class Record:
     generation: int = 0
     platform: str = ""
     user: str = ""
+    volumes: tuple[Use, ...] = ()
     # not stored
     lock: threading.RLock = attrs.field(factory=threading.RLock, repr=False)
     gate: Gate = attrs.field(factory=Gate, repr=False)
@@ -149,6 +162,8 @@ _TUPLES = frozenset({"command", "networks", "addresses"})
 def _plain(value: object) -> object:
     if isinstance(value, Port):
         return [getattr(value, name) for name in _PORT]
+    if isinstance(value, Use):
+        return [getattr(value, name) for name in _USE]
     if isinstance(value, Bind):
         return [getattr(value, name) for name in _BIND]
     if isinstance(value, Join):
@@ -167,6 +182,7 @@ def unpack_record(text: str) -> Record:
     for name in _TUPLES:
         data[name] = tuple(data.get(name, ()))
     data["ports"] = tuple(Port(*port) for port in data.get("ports", ()))
+    data["volumes"] = tuple(Use(use[0], use[1], use[2], tuple(use[3]), use[4]) for use in data.get("volumes", ()))
     return Record(**data)
 
 

@@ -21,6 +21,7 @@ from wherry.engine.places import Place
 from wherry.engine.records import Record, unpack_request
 from wherry.engine.registry import Registry
 from wherry.engine.sweeping import Sweeping
+from wherry.engine.volumes import Volumes
 from wherry.kernel.log import logger as log
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class State:
         self.registry = Registry()
         self.memberships = Memberships()
         self.sweeping = Sweeping()
+        self.volumes = Volumes(self)
         self.bundles = run / "bundles"
         self.cgroup = cgroup_parent(run)
         self.finishers = ThreadPoolExecutor(FINISHERS, "wherry-finish")

@@ -199,6 +199,10 @@ class System:
                 self._lifecycle.remove(record.id, force=True)
             except (Error, OSError) as error:
                 problem = problem or error
+        try:
+            state.volumes.prune(all=True)
+        except (Error, OSError) as error:
+            problem = problem or error
         for image in state.images.list():
             for name in image.names or (image.id,):
                 try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wherry.api import Container, Invalid, RunRequest
+from wherry.api import Container, Error, Invalid, RunRequest
 from wherry.engine.places import Place, network_id
 from wherry.engine.records import Record, plain_request
 from wherry.engine.state import State
@@ -95,7 +95,7 @@ class Views:
             "LogPath": self._log_path(record, request),
             "ExecIDs": [exec.id for exec in record.execs.values() if not exec.gate.is_set()],
             "HostConfig": _host_config(record, request),
-            "Mounts": _mounts(request),
+            "Mounts": _mounts(request) + _volumes(self._state, record),
             "Config": _config(record, request, process, spec),
             "NetworkSettings": _network(record, state.attached.get(record.sandbox_id, ())),
             "container": _container(record),
@@ -193,7 +193,29 @@ def _mounts(request: RunRequest) -> list[dict[str, Any]]:
             "RW": "ro" not in bind.options,
         }
         for bind in request.mounts
+        if bind.type != "volume"
     ]
+
+
+def _volumes(state: State, record: Record) -> list[dict[str, Any]]:
+    found = []
+    for use in record.volumes:
+        try:
+            source = state.kernel.volume(use.driver).get(use.name).mountpoint
+        except (Error, OSError):  # removed behind the engine's back
+            source = ""
+        found.append(
+            {
+                "Type": "volume",
+                "Name": use.name,
+                "Source": source,
+                "Destination": use.target,
+                "Driver": use.driver,
+                "Mode": ",".join(use.options),
+                "RW": "ro" not in use.options,
+            }
+        )
+    return found
 
 
 def _config(record: Record, request: RunRequest, process: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,9 @@ class WorkerPool:
         done = self._run("diff", {"media_type": media_type}, [lower, upper], sink)
         return Descriptor(media_type, Digest(done["digest"]), done["size"], {"diff-id": done["diff_id"]})
 
+    def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:
+        return int(self._run("populate", {"path": path, "devices": self._devices}, [mounts, volume, ()], spool))
+
     def usage(self, mounts: tuple[Mount, ...]) -> tuple[int, int]:
         size, inodes = self._run("usage", {}, [mounts], None)
         return int(size), int(inodes)

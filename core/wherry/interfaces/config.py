@@ -34,8 +34,8 @@ class EngineConfig:
     """[engine]. root "" is /var/lib/wherry or $XDG_DATA_HOME/wherry; run "" is /run/wherry or $XDG_RUNTIME_DIR/wherry.
 
     group: members may connect (socket 0660, <run> 0710). frontends are started with the engine; transport is asked for
-    references without a prefix; log is the log driver. adjusters: their order, unlisted ones follow by id. deadline:
-    seconds for one driver call. idle_exit: seconds without work or containers, 0 is never.
+    references without a prefix; log is the log driver, volume that of new volumes. adjusters: their order, unlisted ones follow
+    by id. deadline: seconds for one driver call. idle_exit: seconds without work or containers, 0 is never.
     """
 
     root: str = ""
@@ -44,6 +44,7 @@ class EngineConfig:
     frontends: tuple[str, ...] = ()
     transport: str = ""
     log: str = ""
+    volume: str = ""
     adjusters: tuple[str, ...] = ()
     deadline: float = 30.0
     idle_exit: float = 0.0

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from wherry.interfaces.common import Descriptor, Labels, Mount
 from wherry.interfaces.process import LogSink
@@ -64,12 +64,32 @@ class LogDriver(Protocol):
         ...
 
 
+@frozen
+class Volume:
+    """A volume as its driver knows it. mountpoint: where it is on the host, "" when nowhere; created: ns since the epoch."""
+
+    name: str
+    driver: str
+    mountpoint: str = ""
+    created: int = 0
+    labels: Labels = field(factory=dict)
+    options: Labels = field(factory=dict)
+
+
 class VolumeDriver(Protocol):
-    def create(self, name: str, options: Labels) -> None: ...
+    """Trees that outlive containers, by name (letters, digits, "_", "." and "-", the first a letter or digit).
+
+    create is idempotent: for a volume that exists it answers that, with the labels it has. mounts and unmount surround each run of
+    a container; mounts are data, the first has the target "". remove of what is gone does nothing. Which containers use a volume
+    the engine knows. Errors: NotFound, Invalid (a name or option that it does not take), Unavailable.
+    """
+
+    def create(self, name: str, options: Labels, labels: Labels) -> Volume: ...
+    def get(self, name: str) -> Volume: ...
     def mounts(self, name: str, container_id: str) -> tuple[Mount, ...]: ...
     def unmount(self, name: str, container_id: str) -> None: ...
     def remove(self, name: str) -> None: ...
-    def list(self) -> Iterator[str]: ...
+    def list(self) -> Iterator[Volume]: ...
 
 
 @frozen
@@ -101,4 +121,4 @@ class Frontend(Protocol):
     def stop(self) -> None: ...
 
 
-__all__ = ["Connection", "Frontend", "LogDriver", "LogLine", "Named", "Transport", "VolumeDriver"]
+__all__ = ["Connection", "Frontend", "LogDriver", "LogLine", "Named", "Transport", "Volume", "VolumeDriver"]

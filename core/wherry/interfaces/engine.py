@@ -14,7 +14,7 @@ from attrs import field, frozen
 from wherry.errors import Invalid
 from wherry.interfaces.common import Descriptor, Event, Kind, Labels
 from wherry.interfaces.config import Info, Origin, PluginInfo
-from wherry.interfaces.contributions import LogLine
+from wherry.interfaces.contributions import LogLine, Volume
 from wherry.interfaces.images import ArchiveFormat, DiskUsage, LayerFile, LayerUse
 from wherry.interfaces.network import Attachment, Join, NetworkConfig, Port
 from wherry.interfaces.process import Exit, Stdio
@@ -302,7 +302,10 @@ class Engine(Protocol):
     def kill(self, container: str, signal: str = "KILL", exec_id: str = "") -> None: ...
     def pause(self, container: str) -> None: ...
     def resume(self, container: str) -> None: ...
-    def remove(self, container: str, *, force: bool = False) -> None: ...
+    def remove(self, container: str, *, force: bool = False, volumes: bool = False) -> None:
+        """volumes: its volumes without a name of their own go too, as they do with a container that removes itself."""
+        ...
+
     def exec(self, container: str, request: ExecRequest, stdio: Stdio = Stdio()) -> str:
         """Starts it; the exec id. ``wait`` with that id answers its exit."""
         ...
@@ -340,6 +343,29 @@ class Engine(Protocol):
 
     def disconnect(self, container: str, network: str, *, force: bool = False) -> Container:
         """One network less, at once and from then on. NotFound when it is not in it, unless force."""
+
+    # volumes
+    def create_volume(
+        self, name: str = "", *, driver: str = "", options: Mapping[str, str] = {}, labels: Mapping[str, str] = {}
+    ) -> Volume:
+        """A new volume, or the one of that name; "" has a name made up, driver "" is that of the config."""
+        ...
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """Of all drivers, by name."""
+        ...
+
+    def volume(self, name: str) -> Volume: ...
+    def volume_users(self, name: str) -> tuple[str, ...]:
+        """The ids of the containers that have it, running or not."""
+        ...
+
+    def remove_volume(self, name: str, *, force: bool = False) -> None:
+        """InUse while a container has it. force: one that is not there is no error."""
+        ...
+
+    def prune_volumes(self, *, all: bool = False) -> tuple[str, ...]:
+        """Removes volumes that no container has, those without a name of their own or all; their names."""
         ...
 
     # the system
@@ -362,7 +388,7 @@ class Engine(Protocol):
     def gc(self) -> GcReport: ...
     def doctor(self, *, repair: bool = False) -> tuple[Finding, ...]: ...
     def reset(self) -> None:
-        """Removes every container, image and snapshot of this root."""
+        """Removes every container, image, snapshot and volume of this root."""
         ...
 
     def close(self) -> None: ...

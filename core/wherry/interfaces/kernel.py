@@ -48,6 +48,11 @@ class Workers(Protocol):
         """Writes the layer that turns lower into upper; the annotation "diff-id" of the answer is the digest of the tar."""
         ...
 
+    def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:
+        """Copies what the tree of mounts has at path into a volume that is empty, with owners, modes and attributes, those of the
+        directory itself too; spool is an empty file for the time of it. The number of entries, 0 when there was nothing to do."""
+        ...
+
     def usage(self, mounts: tuple[Mount, ...]) -> tuple[int, int]:
         """(bytes, inodes), a hard-linked file counted once."""
         ...

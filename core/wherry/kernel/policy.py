@@ -61,6 +61,7 @@ POLICIES: dict[tuple[str, str], Policy] = {
     ("Transport", "fetch"): LONG,
     ("Transport", "push"): OPEN_ENDED,
     ("VolumeDriver", "list"): LISTING,
+    ("VolumeDriver", "remove"): LONG,
     # a front end lives as long as the engine, on threads that the engine made for it
     ("Frontend", "serve"): CALLER,
     ("Frontend", "handle"): CALLER,

@@ -125,6 +125,36 @@ def _usage(_request: Mapping[str, Any]) -> Job:
     return lambda roots: usage(roots[0])
 
 
+def _populate(request: Mapping[str, Any]) -> Job:
+    """What an image has at a path, into a volume: written as a layer to the stream, a file, and unpacked from there."""
+    from wherry.layers.apply import apply
+    from wherry.layers.compression import preload
+    from wherry.layers.diff import diff
+    from wherry.layers.mounts import syncfs
+    from wherry.linux.path import open_in
+
+    path, devices = request["path"], request["devices"]
+    stream = open(STREAM, "r+b", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
+    preload()
+
+    def job(roots: Sequence[int]) -> object:
+        image, volume, empty = roots
+        if os.listdir(volume):
+            return 0
+        try:
+            source = open_in(image, path, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        diff(empty, source, stream.write)
+        stream.flush()
+        stream.seek(0)
+        done = apply(volume, stream, devices=devices)
+        syncfs(volume)
+        return done.entries
+
+    return job
+
+
 def _mapper(ranges: Sequence[Range]) -> Callable[[int], int]:
     """Container id to host id; no ranges: as they are. Invalid for an id that no range holds.
 
@@ -144,4 +174,9 @@ def _mapper(ranges: Sequence[Range]) -> Callable[[int], int]:
     return translate
 
 
-_JOBS: dict[str, Callable[[Mapping[str, Any]], Job]] = {"unpack": _unpack, "diff": _diff, "usage": _usage}
+_JOBS: dict[str, Callable[[Mapping[str, Any]], Job]] = {
+    "unpack": _unpack,
+    "diff": _diff,
+    "usage": _usage,
+    "populate": _populate,
+}

@@ -12,6 +12,7 @@ default = "standard"
 frontends = ["cli"]
 log = "json-file"
 transport = "registry"
+volume = "local"
 
 [variant.standard]
 store = "local"

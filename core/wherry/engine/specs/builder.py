@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import frozen
 
-from wherry.api import Invalid, RunRequest
+from wherry.api import Invalid, Mount, RunRequest
 from wherry.engine.specs import capabilities, mounts, process, resources
 from wherry.engine.specs.profile import READONLY_PATHS, masked_paths, time_namespaces, unified_cgroups
 
@@ -38,6 +38,8 @@ class Inputs:
     cgroups_path: str
     files: Path | None = None
     network: str = "own"
+    volumes: Mapping[str, tuple[Mount, ...]] = {}
+    """The mounts of each volume, by its target."""
 
 
 @frozen
@@ -54,7 +56,7 @@ def build(inputs: Inputs) -> Built:
     image = inputs.image
     owners = {"": "defaults", "/hostname": "request" if request.hostname else "defaults"}
     argv, owners["/process/args"] = process.command_of(image, request)
-    mount_list, mount_owners = mounts.all_mounts(request, inputs.files)
+    mount_list, mount_owners = mounts.all_mounts(request, inputs.files, inputs.volumes)
     owners.update(mount_owners)
     if request.init:
         argv = (mounts.INIT_TARGET, "--", *argv)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wherry.api import Bind, FailedPrecondition, Invalid, NotFound, RunRequest
+import attrs
+
+from wherry.api import Bind, FailedPrecondition, Invalid, Mount, NotFound, RunRequest
 from wherry.engine.specs.profile import MOUNTS
+
+if TYPE_CHECKING:
+    from wherry.engine.records import Use
 
 #: The files below /proc that a user may mount over (runc, libcontainer/rootfs_linux.go, checkProcMount).
 _PROC_FILES = frozenset(
@@ -74,9 +79,35 @@ def _tmpfs(wish: Bind, target: str) -> dict[str, Any]:
     return {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
-def user_mounts(wishes: Iterable[Bind]) -> list[dict[str, Any]]:
-    """OCI mounts for what the user asks, outer before inner. Invalid, NotFound; a volume needs a volume driver."""
+def with_volumes(request: RunRequest, uses: Sequence[Use]) -> RunRequest:
+    """The request with the volumes that its container has, those of the image too."""
+    if not uses:
+        return request
+    others = tuple(wish for wish in request.mounts if wish.type != "volume")
+    return attrs.evolve(
+        request, mounts=others + tuple(Bind("volume", use.name, use.target, use.options) for use in uses)
+    )
+
+
+def _volume(wish: Bind, target: str, mounts: Sequence[Mount]) -> list[dict[str, Any]]:
+    """What its driver mounts, with what is asked for beside it."""
+    if not mounts:
+        raise FailedPrecondition(f'volume "{wish.source}"', "its driver gives nothing to mount")
+    asked = [option for option in wish.options if option not in _RELABEL and option != "nocopy"]
+    found = []
+    for mount in mounts:
+        options = [*mount.options, *(option for option in asked if option not in mount.options)]
+        if mount.type == "bind" and not _PROPAGATION.intersection(options):
+            options.append("rprivate")
+        destination = posixpath.join(target, mount.target) if mount.target else target
+        found.append({"destination": destination, "type": mount.type, "source": mount.source, "options": options})
+    return found
+
+
+def user_mounts(wishes: Iterable[Bind], volumes: Mapping[str, Sequence[Mount]] = {}) -> list[dict[str, Any]]:
+    """OCI mounts for what the user asks, outer before inner; volumes: the mounts of each, by its target. Invalid, NotFound."""
     found: dict[str, dict[str, Any]] = {}
+    inner: list[dict[str, Any]] = []
     for wish in wishes:
         target = clean_target(wish.target)
         if target in found:
@@ -86,12 +117,9 @@ def user_mounts(wishes: Iterable[Bind]) -> list[dict[str, Any]]:
         elif wish.type == "tmpfs":
             found[target] = _tmpfs(wish, target)
         else:
-            raise FailedPrecondition(
-                f'volume "{wish.source}"',
-                "no volume driver is configured",
-                "bind a directory of the host instead: -v /DIR:/DIR",
-            )
-    return sorted(found.values(), key=lambda mount: str(mount["destination"]).count("/"))
+            found[target], *more = _volume(wish, target, volumes.get(wish.target, ()))
+            inner += more
+    return sorted([*found.values(), *inner], key=lambda mount: str(mount["destination"]).count("/"))
 
 
 def init_mount() -> dict[str, Any]:
@@ -111,12 +139,14 @@ def init_mount() -> dict[str, Any]:
     )
 
 
-def all_mounts(request: RunRequest, files: Path | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def all_mounts(
+    request: RunRequest, files: Path | None, volumes: Mapping[str, Sequence[Mount]] = {}
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """(OCI mounts, owners of those that are not defaults by index). A wish replaces the default with the same target.
 
     files is the directory with resolv.conf, hostname and hosts.
     """
-    wished = user_mounts(request.mounts)
+    wished = user_mounts(request.mounts, volumes)
     taken = {mount["destination"] for mount in wished}
     result: list[dict[str, Any]] = []
     for default in MOUNTS:

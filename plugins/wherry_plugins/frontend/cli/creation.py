@@ -38,7 +38,7 @@ _OPTIONS = (
     option("--annotation", multiple=True, type=values.setting, metavar="KEY=VALUE", help="Set an annotation of the OCI spec"),
     option("--log-driver", default="", metavar="ID", help="Where output is kept: json-file, none ..."),
     option("--log-opt", multiple=True, type=values.setting, metavar="KEY=VALUE", help="Option of the log driver"),
-    option("-v", "--volume", multiple=True, metavar="SRC:DST[:ro]", help="Bind a directory or file", section="Files"),
+    option("-v", "--volume", multiple=True, metavar="[SRC:]DST[:ro]", help="Bind a path, or a volume by name", section="Files"),
     option("--mount", multiple=True, metavar="type=...,...", help="Mount in docker's long form", section="Files"),
     option("--tmpfs", multiple=True, type=values.tmpfs, metavar="DST[:OPTIONS]", help="Mount a tmpfs", section="Files"),
     option("--read-only", is_flag=True, help="Mount the root read-only", section="Files"),

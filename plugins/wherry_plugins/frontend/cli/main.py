@@ -99,6 +99,7 @@ ROOT = Group(
         "version": _at("version", "System", "Print the version of client and engine"),
         "container": ("wherry_plugins.frontend.cli.main", "CONTAINER", "Groups", "Container commands under one name"),
         "image": ("wherry_plugins.frontend.cli.main", "IMAGE", "Groups", "Image commands under one name"),
+        "volume": _at("volume", "Groups", "Make, list and remove volumes", "group"),
     },
     help="A container runtime built as a small kernel and a set of plugins.\n\nFor a command's options: wherry COMMAND --help",
 )

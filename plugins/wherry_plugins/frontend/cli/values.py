@@ -113,7 +113,8 @@ def volume(text: str, resolve: object) -> Bind:
         return Bind("bind", resolve(source), target, options, create=True)  # type: ignore[operator]
     if source and not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", source):
         raise ValueError(f'"{source}" is neither a path, which starts with / or ., nor the name of a volume')
-    return Bind("volume", source, target, tuple(option for option in options if option != "rbind"))
+    nocopy = ("nocopy",) if "nocopy" in flags.split(",") else ()
+    return Bind("volume", source, target, (*(option for option in options if option != "rbind"), *nocopy))
 
 
 def _absolute(target: str, text: str) -> None:
@@ -169,7 +170,10 @@ def mount(text: str, resolve: object) -> Bind:
             options.append(f"size={size(value)}")
         elif key == "tmpfs-mode" and re.fullmatch(r"[0-7]{3,4}", value):
             options.append(f"mode={value}")
-        elif key not in {"consistency", "volume-nocopy"}:
+        elif key == "volume-nocopy":
+            if not equals or value in {"true", "1"}:
+                options.append("nocopy")
+        elif key != "consistency":
             raise ValueError(f'"{text}": unknown or malformed key "{item}"')
     _absolute(target, text)
     if kind == "tmpfs" and not source:

@@ -1,0 +1,109 @@
+"""``local``: volumes as directories below the driver's own.
+
+``<root>/volume/local/NAME/_data`` is what containers see, ``volume.json`` beside it what was said when it was made. A volume is made
+and removed under a name that no volume has, ".new-..." or ".gone-...", and renamed, so that there is all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+
+from attrs import frozen
+
+from wherry.api import Context, Invalid, Labels, Mount, NotFound, Registration, Volume, VolumeDriver, hookimpl
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}\Z")
+
+
+@frozen
+class LocalConfig:
+    """[plugin.volume.local] has no keys."""
+
+
+class Local:
+    """wherry.api.VolumeDriver. Thread-safe: the file system keeps all the state."""
+
+    def __init__(self, _config: LocalConfig, context: Context) -> None:
+        self._root = str(context.root)
+        for name in os.listdir(self._root):
+            if name.startswith((".new-", ".gone-")):  # of an engine that was killed
+                shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
+
+    def _path(self, name: str) -> str:
+        if not _NAME.match(name):
+            raise Invalid(f'volume "{name}"', 'not letters, digits, "_", "." and "-" with a letter or digit first')
+        return f"{self._root}/{name}"
+
+    def create(self, name: str, options: Labels, labels: Labels) -> Volume:
+        path = self._path(name)
+        if options:
+            raise Invalid(f'volume option "{next(iter(options))}"', "the driver local takes none")
+        new = f"{self._root}/.new-{secrets.token_hex(8)}"
+        os.mkdir(new, 0o700)
+        try:
+            os.mkdir(f"{new}/_data")
+            os.chmod(f"{new}/_data", 0o755)  # noqa: S103 - whatever the umask is: users of the container look into it
+            with open(f"{new}/volume.json", "w", encoding="utf-8") as file:
+                json.dump({"created": time.time_ns(), "labels": dict(labels)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.rename(new, path)
+            except OSError:  # not empty: it exists
+                if not os.path.exists(f"{path}/volume.json"):
+                    raise
+            else:
+                self._sync()
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return self.get(name)
+
+    def _sync(self) -> None:
+        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def get(self, name: str) -> Volume:
+        path = self._path(name)
+        try:
+            with open(f"{path}/volume.json", encoding="utf-8") as file:
+                said = json.load(file)
+        except FileNotFoundError:
+            raise NotFound(f'volume "{name}"', "no such volume") from None
+        return Volume(name, "local", f"{path}/_data", said["created"], said["labels"])
+
+    def mounts(self, name: str, container_id: str) -> tuple[Mount, ...]:
+        return (Mount("bind", self.get(name).mountpoint, "", ("rbind",)),)
+
+    def unmount(self, name: str, container_id: str) -> None:
+        """Nothing is mounted but in the container."""
+
+    def remove(self, name: str) -> None:
+        gone = f"{self._root}/.gone-{secrets.token_hex(8)}"
+        try:
+            os.rename(self._path(name), gone)
+        except FileNotFoundError:
+            return
+        self._sync()
+        shutil.rmtree(gone)
+
+    def list(self) -> Iterator[Volume]:
+        for name in sorted(os.listdir(self._root)):
+            if _NAME.match(name):
+                try:
+                    yield self.get(name)
+                except NotFound:  # removed just now
+                    continue
+
+
+@hookimpl
+def wherry_volume() -> Registration[LocalConfig, VolumeDriver]:
+    return Registration(id="local", config=LocalConfig, init=Local)
