@@ -144,7 +144,7 @@ class TestMistakes:
         text = '[engine]\nx = 1\ndeadline = "a"\n[variant.v]\nextend = "b"\n'
         assert problems(text) == [
             'f.toml:3: [engine] deadline: "a" is a string, expected a number',
-            'f.toml:2: [engine] x: unknown key "x"; valid are root, run, group, frontends, transport, log, adjusters, '
+            'f.toml:2: [engine] x: unknown key "x"; valid are root, run, group, frontends, transport, log, volume, adjusters, '
             "deadline, idle_exit",
             'f.toml:5: [variant.v] extend: unknown key "extend"; did you mean "extends"?',
         ]
