@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.nets import Machine, World, ask, nft, until, world
-from wherry.api import FailedPrecondition, Port, Sandbox
+from wherry.api import FailedPrecondition, Port, Sandbox, Unavailable
 from wherry_plugins.network.bridge.netd import client
 from wherry_plugins.network.bridge.netd.client import Netd
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
@@ -258,3 +258,32 @@ def test_its_process_loads_no_more_than_it_uses() -> None:
     assert {name for name in found if name.startswith("wherry.")} <= {
         "wherry.linux", "wherry.linux.framing", "wherry.linux.loop", "wherry.linux.process", "wherry.linux.syscall",
     }  # fmt: skip
+
+
+class Dying:
+    """Takes connections and resets them, as a process does that was killed a moment ago."""
+
+    def __init__(self, here: World, times: int) -> None:
+        self._real = here.netd._dial
+        self._left = times
+
+    def dial(self) -> socket.socket | None:
+        if not self._left:
+            return self._real()
+        self._left -= 1
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours
+
+
+def test_one_that_is_about_to_end_takes_a_connection(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here.netd, "_dial", Dying(here, 3).dial)
+    web(here)
+    assert served()
+
+
+def test_twin_without_another_try(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_ATTEMPTS", (0.0, 0.0))
+    monkeypatch.setattr(here.netd, "_dial", Dying(here, 3).dial)
+    with pytest.raises(Unavailable):
+        here.bridge("br-a", "10.77.1.1/24")

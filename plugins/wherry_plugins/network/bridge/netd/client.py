@@ -42,6 +42,7 @@ main(table, path)
 _RESOLVER = "resolver"
 _PAGE = 100
 _PATIENCE = 20.0  # seconds for an answer
+_ATTEMPTS = (0.0, 0.0, 0.02, 0.1, 0.5, 2.0)  # seconds before each
 _BACKLOG = 16
 _LOG = 1 << 20
 
@@ -234,16 +235,20 @@ class Netd:
     # the connection
 
     def _call(self, *messages: dict[str, Any]) -> tuple[Any, list[int]]:
-        """The answer to the last of some requests; netd is started where there is none."""
-        for last in (False, True):
+        """The answer to the last of some requests; netd is started where there is none.
+
+        One that is about to end, or was killed a moment ago, may still take a connection and then reset it.
+        """
+        failure = ""
+        for pause in _ATTEMPTS:
+            time.sleep(pause)
             try:
                 self._connect(start=True)
                 return self._exchange(messages)
             except _Gone as error:
                 self._disconnect()
-                if last:
-                    raise Unavailable("netd", str(error), f'see "{self._log}"') from None
-        raise AssertionError
+                failure = str(error)
+        raise Unavailable("netd", failure, f'see "{self._log}"')
 
     def _undo(self, message: dict[str, Any]) -> None:
         """A request that takes something away: where no netd is, and none has been killed, there is nothing to take."""
