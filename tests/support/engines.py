@@ -75,6 +75,8 @@ class Wherry:
     def __init__(self, dirs: EngineDirs) -> None:
         self.dirs = dirs
         self.program = dirs.user.program if dirs.user else Path(sys.executable).parent / "wherry"
+        self.options: tuple[str, ...] = ()
+        """Before each command: --config FILE."""
         self.identity: dict[str, Any] = dirs.user.identity if dirs.user else {}
 
     def __call__(
@@ -87,7 +89,7 @@ class Wherry:
         cwd: str | os.PathLike[str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """code: the exit code that is asserted, None for any."""
-        command = [os.fspath(arg) for arg in (self.program, *argv)]
+        command = [os.fspath(arg) for arg in (self.program, *self.options, *argv)]
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL if input is None else None,
@@ -108,7 +110,7 @@ class Wherry:
         """The same, not waited for; the caller ends it."""
         options.setdefault("env", self.dirs.environ)
         options.update(self.identity)
-        return subprocess.Popen([os.fspath(arg) for arg in (self.program, *argv)], text=True, **options)
+        return subprocess.Popen([os.fspath(arg) for arg in (self.program, *self.options, *argv)], text=True, **options)
 
     def stop(self) -> None:
         """Removes the containers and ends engine and shim, as a user would."""

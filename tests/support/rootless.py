@@ -93,6 +93,27 @@ def made(home: Path, program: Path, ranges: str | None = None) -> Iterator[User]
                 mount.umount(target, mount.MNT_DETACH)
 
 
+_ENTER = """
+import os, sys
+from wherry.oci import idmaps
+from wherry.shim import enclave, launch
+enclave.enter(sys.argv[1], idmaps.own(os.getuid(), os.getgid(), launch.login_name()))
+os.execv(sys.executable, [sys.executable, "-I", *sys.argv[2:]])
+"""
+
+
+def inside(user: User, *argv: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
+    """Runs python with arguments as the user, in namespaces such as the user's engine lives in."""
+    directory = user.home / "inside"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    os.chown(directory, user.uid, user.gid)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHERRY_", "XDG_", "PYTEST_"))}
+    return subprocess.run(
+        [user.program.parent / "python3", "-I", "-c", _ENTER, directory, *argv], cwd=directory, env={**kept, "HOME": str(user.home)},
+        capture_output=True, text=True, timeout=timeout, check=False, **user.identity,
+    )  # fmt: skip
+
+
 # -- the wheel -------------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +188,7 @@ def _install(venv: Path) -> None:
     target = Path(sysconfig.get_path("purelib", "venv", variables))
     found: dict[str, importlib.metadata.Distribution] = {}
     _needed("wherry", found)
+    _needed("pytest", found)
     found.pop("wherry")
     for distribution in found.values():
         for file in distribution.files or ():

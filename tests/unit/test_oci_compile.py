@@ -187,10 +187,11 @@ def test_overlapping_id_maps(column: str) -> None:
         compile.id_maps({"linux": {"gidMappings": rows}})
 
 
-def test_idmapped_overlay_is_refused_by_name() -> None:
-    mapped = (Mount("overlay", "overlay", "", ("lowerdir=/a",), IdMap(((0, 1, 2),), ())),)
-    with pytest.raises(SpecError, match=r"overlay"):
-        compile.container("id", SPEC, mapped, compile.Host())
+def test_an_idmapped_overlay_has_idmapped_layers() -> None:
+    mapped = (Mount("overlay", "overlay", "", ("lowerdir=/a:/b",), IdMap(((0, 1, 2),), ((0, 3, 4),))),)
+    step = next(step for step in compile.container("id", SPEC, mapped, compile.Host()).steps if "overlay" in step.name)
+    assert (step.name, step[1], step[4], step[5]) == ("mapped_overlay", ["/a", "/b"], [(0, 1, 2)], [(0, 3, 4)])
+    assert "2 layers idmapped" in step.describe()
 
 
 def test_sysctl_names() -> None:

@@ -22,7 +22,7 @@ from wherry.api import (
     Reservation,
     RunRequest,
 )
-from wherry.engine import bundles, hostfiles
+from wherry.engine import bundles, hostfiles, userns
 from wherry.engine.creation import Begun, Creation, must_not_be_removing
 from wherry.engine.memberships import note_gone, take_down
 from wherry.engine.places import Place, place_of
@@ -207,4 +207,4 @@ class Attaching:
         self, record: Record, request: RunRequest, hostname: str, host: bool, places: Sequence[Place]
     ) -> None:
         made = hostfiles.make(request, hostname=hostname, host=host, places=places)
-        bundles.write(str(self._state.bundle(record)), made.files())
+        bundles.write(str(self._state.bundle(record)), made.files(), userns.root_of(record.idmap))

@@ -7,13 +7,18 @@ import shutil
 from collections.abc import Mapping
 
 
-def write(directory: str, files: Mapping[str, bytes]) -> None:
-    """Writes files in place, so that a bind mount of one shows what is new. Raises OSError. The directory exists."""
+def write(directory: str, files: Mapping[str, bytes], owner: tuple[int, int] | None = None) -> None:
+    """Writes files in place, so that a bind mount of one shows what is new. Raises OSError. The directory exists.
+
+    owner: uid and gid whose they shall be, where that is not this process.
+    """
     for name, data in files.items():
         fd = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             while data:
                 data = data[os.write(fd, data) :]
+            if owner is not None:
+                os.fchown(fd, *owner)
         finally:
             os.close(fd)
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from attrs import define
+from attrs import define, evolve
 
 from wherry.api import FailedPrecondition, Invalid, Kind, Mount, NotFound, RunRequest, SnapshotOptions
-from wherry.engine import signals, specs
+from wherry.engine import signals, specs, userns
 from wherry.engine.names import check_name
 from wherry.engine.records import Record, pack_request
 from wherry.engine.specs.builder import RESERVED, check_hostname
@@ -58,7 +58,12 @@ class Creation:
         )
         record = self._record(id, request, drivers)
         packed = pack_request(request)
-        state.registry.reserve(record)
+        if request.userns or record.sandbox_id != record.id:
+            with state.ranges:
+                self._take_ids(record, request, drivers)
+                state.registry.reserve(record)
+        else:
+            state.registry.reserve(record)
         undo.add("registry", lambda: state.registry.drop(record, remember=False))
         # Not synced to disk: nobody was told yet, and after a crash of the machine nothing of it matters.
         with state.database.transaction(durable=False) as tx:
@@ -81,6 +86,8 @@ class Creation:
             image = ready.config.get("config") or {}
             self._take_image(record, request, ready, image)
             options = _DURABLE if durable else _FLEETING
+            if (idmap := userns.shifted(record.idmap)).uids:
+                options = evolve(options, idmap=idmap)
             mounts = drivers.snapshotter.prepare(record.id, ready.chain_id, options)
             undo.add("snapshot", lambda: drivers.snapshotter.remove(record.id))
             created = Created(record, request, drivers, begun.packed, image, mounts)
@@ -142,6 +149,22 @@ class Creation:
             traced=request.trace,
         )
 
+    def _take_ids(self, record: Record, request: RunRequest, drivers: Drivers) -> None:
+        """The map of its user namespace: that of the sandbox it joins, else what the request asks for."""
+        state = self._state
+        members = [other for other in state.registry if other.sandbox_id == record.sandbox_id]
+        if members:
+            if request.userns and userns.parse(request.userns)[0] != "host":
+                raise Invalid(
+                    "user namespace", f"belongs to the network of {request.network}", "set it on that container"
+                )
+            idmap = members[0].idmap
+        else:
+            idmap = userns.choose(request.userns, state.settings.userns, state.registry)
+        snapshotter = record.drivers["snapshotter"]
+        userns.check(idmap, state.kernel.capabilities("snapshotter", snapshotter).provides, snapshotter)
+        record.uids, record.gids = idmap.uids, idmap.gids
+
     def _sandbox(self, request: RunRequest, drivers: Drivers) -> tuple[str, str]:
         """(sandbox to join or "", network driver or "")."""
         state = self._state
@@ -189,7 +212,7 @@ class Creation:
                 "command": specs.command_of(image, request)[0],
                 "labels": {**labels, **request.labels},
                 "stop_signal": request.stop_signal or self._image_signal(image),
-                "user": request.user or str(image.get("User") or ""),
+                "user": request.user or userns.user_kept(request.userns, record.idmap) or str(image.get("User") or ""),
             }
         )
 
@@ -226,6 +249,9 @@ class Creation:
             record.image_id,
             pack_request(created.request, named=False) if created.request.name else created.packed,
         )
+        if record.uids:
+            kept = "" if created.request.user else userns.user_kept(created.request.userns, record.idmap)
+            written = specs.write(userns.fit(dict(written.spec), record.idmap, kept), written.owners)
         spec, adjusted = state.kernel.adjust(written.spec, created.request)
         if adjusted:  # a stranger's hand
             runtime.check(spec, f"spec, changed by {', '.join(sorted(set(adjusted.values())))},")

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import attrs
 
-from wherry.api import Bind, Container, Exit, Join, Kind, Port, RunRequest
+from wherry.api import Bind, Container, Exit, IdMap, Join, Kind, Port, RunRequest
 
 _UNSET = RunRequest(image="")
 _REQUEST_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
@@ -95,6 +95,9 @@ class Record:
     platform: str = ""
     user: str = ""
     volumes: tuple[Use, ...] = ()
+    uids: tuple[tuple[int, int, int], ...] = ()
+    gids: tuple[tuple[int, int, int], ...] = ()
+    """The map of its user namespace, both empty without one of its own."""
     # not stored
     lock: threading.RLock = attrs.field(factory=threading.RLock, repr=False)
     gate: Gate = attrs.field(factory=Gate, repr=False)
@@ -109,6 +112,10 @@ class Record:
     @property
     def live(self) -> bool:
         return self.status in ("running", "paused")
+
+    @property
+    def idmap(self) -> IdMap:
+        return IdMap(self.uids, self.gids)
 
     def view(self) -> Container:
         """The record as front ends see it."""
@@ -179,6 +186,8 @@ def unpack_record(text: str) -> Record:
     """A record as ``Record.pack`` wrote it. Fields that a newer minor version added and this one does not know are dropped."""
     data = json.loads(text)
     data = {name: value for name, value in data.items() if name in _STORED_SET}
+    for name in ("uids", "gids"):
+        data[name] = tuple((a, b, c) for a, b, c in data.get(name, ()))
     for name in _TUPLES:
         data[name] = tuple(data.get(name, ()))
     data["ports"] = tuple(Port(*port) for port in data.get("ports", ()))

@@ -64,6 +64,8 @@ class State:
         self.shim = shim
         self.images = images
         self.registry = Registry()
+        self.ranges = threading.Lock()
+        """Held from the choice of a container's ids until its record has them."""
         self.memberships = Memberships()
         self.sweeping = Sweeping()
         self.volumes = Volumes(self)
@@ -161,7 +163,9 @@ class State:
         )
 
     def sandbox(self, record: Record, netns: str, hostname: str) -> Sandbox:
-        return Sandbox(id=record.sandbox_id, netns=netns, hostname=hostname, cgroup_parent=self.cgroup)
+        return Sandbox(
+            id=record.sandbox_id, netns=netns, hostname=hostname, cgroup_parent=self.cgroup, idmap=record.idmap
+        )
 
     # events
 

@@ -20,6 +20,7 @@ from wherry.api import (
     Snapshotter,
     Store,
 )
+from wherry.engine import idmaps
 from wherry.engine.database import boot_id
 from wherry.engine.lifecycle import Lifecycle
 from wherry.engine.recovery import Recovery, busy
@@ -71,6 +72,8 @@ class System:
             features=tuple(sorted(state.kernel.features())),
             chosen=state.kernel.chosen(),
             passed_over=state.kernel.passed_over(),
+            ids=idmaps.words(str(state.run), state.kernel.features()),
+            limits=idmaps.limits(),
         )
 
     def plugins(self) -> tuple[PluginInfo, ...]:

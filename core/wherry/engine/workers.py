@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wherry.api import Descriptor, Digest, Error, IdMap, Invalid, Mount, Unavailable
+from wherry.api import Descriptor, Digest, Error, IdMap, Mount, Unavailable
 from wherry.errors import CLASSES
 from wherry.layers.worker import ANSWER, REQUEST, STREAM
 
@@ -90,11 +90,7 @@ class WorkerPool:
     def _run(
         self, job: str, details: Mapping[str, Any], roots: Sequence[tuple[Mount, ...]], stream: BinaryIO | None
     ) -> Any:
-        for mount in (mount for mounts in roots for mount in mounts):
-            if mount.idmap != IdMap():
-                raise Invalid(
-                    f'mount of "{mount.source}"', "a worker writes ids as they are, it takes no idmapped mount"
-                )
+        # Without the map of an idmapped mount: on disk files have the ids of the image, and so they are in a layer.
         plain = [[(mount.type, mount.source, mount.target, mount.options) for mount in mounts] for mounts in roots]
         request = {"job": job, "parent": os.getpid(), "point": str(self._point), "roots": plain, **details}
         with self._slots:

@@ -35,7 +35,8 @@ class EngineConfig:
 
     group: members may connect (socket 0660, <run> 0710). frontends are started with the engine; transport is asked for
     references without a prefix; log is the log driver, volume that of new volumes. adjusters: their order, unlisted ones follow
-    by id. deadline: seconds for one driver call. idle_exit: seconds without work or containers, 0 is never.
+    by id. deadline: seconds for one driver call. idle_exit: seconds without work or containers, 0 is never. userns: "FIRST:COUNT",
+    the host's ids that --userns=auto gives to root's containers; "" takes those of "containers" in /etc/subuid and /etc/subgid.
     """
 
     root: str = ""
@@ -48,6 +49,7 @@ class EngineConfig:
     adjusters: tuple[str, ...] = ()
     deadline: float = 30.0
     idle_exit: float = 0.0
+    userns: str = ""
 
 
 @frozen
@@ -98,7 +100,8 @@ class Process:
 @frozen
 class Info:
     """What ``wherry info --json`` prints, key by key. config: the file, "" for the defaults. chosen: variant -> kind ->
-    driver; passed_over: variant -> kind -> driver -> reason."""
+    driver; passed_over: variant -> kind -> driver -> reason. ids: which ids containers have, how those of layers become theirs,
+    and why so ("namespace", "layers"). limits: what limits containers, or why nothing does."""
 
     engine: Process
     shim: Process
@@ -108,3 +111,5 @@ class Info:
     features: tuple[str, ...]
     chosen: Mapping[str, Mapping[Kind, str]]
     passed_over: Mapping[str, Mapping[Kind, Mapping[str, str]]]
+    ids: Mapping[str, str] = field(factory=dict)
+    limits: str = ""

@@ -50,6 +50,7 @@ class RunRequest:
 
     image: a reference, with or without a transport's prefix. env: "KEY=value". user: "name[:group]" or "uid[:gid]". memory in
     bytes, cpus in cores, pids_limit a count; 0: no limit (pids_limit -1 too). shm_size in bytes. stop_timeout in seconds.
+    userns: "" or "host", "auto[:size=N]", "nomap", "keep-id[:uid=N,gid=N]" (podman-run(1)).
     network: "" is the variant's default, "none", "host", "container:ID" or the name of a network; aliases, addresses and mac are for
     that one, networks are those besides it. variant, snapshotter,
     isolation, store: "" is the default. pull: when to ask the transport. options: for adjusters of plugins, free form.
@@ -107,6 +108,7 @@ class RunRequest:
     snapshotter: str = ""
     isolation: str = ""
     sandbox_id: str = ""
+    userns: str = ""
     platform: str = ""
     pull: Literal["missing", "always", "never"] = "missing"
     hooks: Mapping[str, Any] = field(factory=dict)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from wherry.errors import AlreadyExists, FailedPrecondition, InUse, NotFound
-from wherry.interfaces.common import Labels
+from wherry.interfaces.common import IdMap, Labels
 from wherry.interfaces.snapshotter import SnapshotInfo
 from wherry.layers.database import Database
 
@@ -49,6 +49,19 @@ UPGRADES = {
 Kind = Literal["active", "view", "committed"]
 _COLUMNS = "s.number, s.name, s.kind, s.parent, s.labels, s.extra, s.created, s.updated, s.bytes, s.inodes, p.name"
 _SELECT = f"SELECT {_COLUMNS} FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent"  # noqa: S608 - constants
+
+
+def pack_idmap(idmap: IdMap) -> str:
+    """An id map as a row's ``extra`` keeps it: the files keep their ids, the mount shows others. "" for none."""
+    return json.dumps([idmap.uids, idmap.gids]) if idmap.uids or idmap.gids else ""
+
+
+def unpack_idmap(text: str) -> IdMap:
+    """What ``pack_idmap`` wrote."""
+    if not text:
+        return IdMap()
+    uids, gids = json.loads(text)
+    return IdMap(tuple((a, b, c) for a, b, c in uids), tuple((a, b, c) for a, b, c in gids))
 
 
 class Row(NamedTuple):

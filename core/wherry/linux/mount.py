@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 
 from wherry.linux.syscall import Int, Text, Uint, Ulong, bind, call, check, failed
 
@@ -97,12 +98,15 @@ def fsmount(fd: int, attributes: int = 0) -> int:
     return check(_fsmount(fd, 1, attributes), "fsmount")
 
 
-def new_mount(fstype: Path, options: list[tuple[Path, Path | None]], attributes: int = 0) -> int:
-    """A new instance of a file system as a detached mount: fsopen, fsconfig for each (key, value or None), fsmount."""
+def new_mount(fstype: Path, options: Sequence[tuple[Path, Path | int | None]], attributes: int = 0) -> int:
+    """A new instance of a file system as a detached mount: fsopen, fsconfig for each (key, value, descriptor or None), fsmount."""
     context = fsopen(fstype)
     try:
         for key, value in options:
-            fsconfig(context, FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING, key, value)
+            if isinstance(value, int):
+                fsconfig(context, FSCONFIG_SET_FD, key, aux=value)
+            else:
+                fsconfig(context, FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING, key, value)
         fsconfig(context, FSCONFIG_CREATE)
         return fsmount(context, attributes)
     except OSError as error:

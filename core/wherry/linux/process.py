@@ -22,6 +22,8 @@ _keyctl = call("keyctl", Int, Text, Ulong, Ulong, Ulong)
 _execveat = call("execveat", Int, Text, Pointer, Pointer, Int)
 _execve = bind("execve", Text, Pointer, Pointer)
 _sethostname = bind("sethostname", Text, ctypes.c_size_t)
+_setfsuid = bind("setfsuid", Uint)
+_setfsgid = bind("setfsgid", Uint)
 _setdomainname = bind("setdomainname", Text, ctypes.c_size_t)
 
 
@@ -79,6 +81,17 @@ def set_hostname(name: bytes) -> None:
 def set_domainname(name: bytes) -> None:
     """setdomainname(2)."""
     check(_setdomainname(name, len(name)), "setdomainname")
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """setfsuid(2), setfsgid(2): who this thread is to file systems. OSError (EPERM) where that is refused.
+
+    From 0 to another uid the kernel takes the capabilities about files from the effective set, and gives them back on the way to 0.
+    """
+    _setfsgid(gid)
+    _setfsuid(uid)
+    if (_setfsuid(uid), _setfsgid(gid)) != (uid, gid):  # neither says by itself that it failed
+        raise OSError(1, os.strerror(1), "setfsuid")
 
 
 def strings(items: Sequence[bytes], spare: int = 0) -> ctypes.Array[ctypes.c_char_p]:

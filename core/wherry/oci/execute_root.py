@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 
-from wherry.linux import mount, namespaces, path
+from wherry.linux import caps, mount, namespaces, path, process
 from wherry.oci.child import Child, Failure, Function, text
 
 #: What may be mounted below /proc, as a container's image or user may not replace the files that confine it.
@@ -62,15 +62,20 @@ def source(
 def overlay(
     child: Child, slot: int, lowers: tuple[bytes, ...], options: tuple[tuple[bytes, bytes | None], ...], attributes: int
 ) -> None:
-    """A detached overlay. lowerdir+ (Linux 6.8) takes each layer by itself; before it there was one page for all of them."""
-    each: list[tuple[mount.Path, mount.Path | None]] = [(b"lowerdir+", lower) for lower in lowers]
+    """A detached overlay."""
+    child.source[slot] = _overlay(lowers, options, attributes)
+
+
+def _overlay(lowers: tuple[bytes, ...], options: tuple[tuple[bytes, bytes | None], ...], attributes: int) -> int:
+    """lowerdir+ (Linux 6.8) takes each layer by itself; before it there was one page for all of them."""
+    each: list[tuple[mount.Path, mount.Path | int | None]] = [(b"lowerdir+", lower) for lower in lowers]
     try:
-        child.source[slot] = mount.new_mount(b"overlay", [*each, *options], attributes)
+        return mount.new_mount(b"overlay", [*each, *options], attributes)
     except OSError as error:
         # EINVAL: no such option, or a path beyond the 255 bytes of one fsconfig value
         if error.errno != errno.EINVAL:
             raise
-        child.source[slot] = _old_overlay(lowers, options, attributes)
+        return _old_overlay(lowers, options, attributes)
 
 
 def _old_overlay(lowers: tuple[bytes, ...], options: tuple[tuple[bytes, bytes | None], ...], attributes: int) -> int:
@@ -88,6 +93,122 @@ def _old_overlay(lowers: tuple[bytes, ...], options: tuple[tuple[bytes, bytes | 
         mount.umount(b"/sys", mount.MNT_DETACH)
     mount.set_attributes(fd, set=attributes)
     return fd
+
+
+def mapped_overlay(
+    child: Child,
+    slot: int,
+    lowers: tuple[bytes, ...],
+    options: tuple[tuple[bytes, bytes | None], ...],
+    attributes: int,
+    uids: tuple[tuple[int, ...], ...],
+    gids: tuple[tuple[int, ...], ...],
+) -> None:
+    """A detached overlay of idmapped layers (Linux 5.19): on disk, files have the ids they have inside."""
+    layers: list[int] = []
+    userns = idmapped_userns(uids, gids)
+    try:
+
+        def mapped(name: bytes) -> int:
+            layers.append(mount.open_tree(name, clone=True))
+            mount.set_attributes(layers[-1], userns=userns)
+            return layers[-1]
+
+        trees = [mapped(lower) for lower in lowers]
+        given = dict(options)
+        upper, work = given.pop(b"upperdir", None), given.pop(b"workdir", None)
+        rest = tuple(given.items())
+        directories: tuple[tuple[bytes, int, bytes], ...] = ()
+        if upper and work:  # both have to lie on one mount
+            above, _slash, first = upper.rpartition(b"/")
+            if work.rpartition(b"/")[0] != above:
+                raise Failure("Invalid", f'overlay of "{text(upper)}"', "its workdir lies in another directory")
+            tree = mapped(above)
+            directories = ((b"upperdir", tree, first), (b"workdir", tree, work.rpartition(b"/")[2]))
+        held = caps.get()
+        process.set_fs_ids(_outside(uids), _outside(gids))
+        try:
+            caps.set(*held)
+            child.source[slot] = _overlay_of(trees, directories, rest, attributes)
+        finally:
+            process.set_fs_ids(0, 0)
+    finally:
+        for fd in (*layers, userns):
+            os.close(fd)
+
+
+def _outside(ranges: tuple[tuple[int, ...], ...]) -> int:
+    """Who the container's root is here. An overlay makes files of its own as whoever mounted it, which the map has to hold."""
+    for inside, outside, _size in ranges:
+        if inside == 0:
+            return outside
+    return 0
+
+
+def _overlay_of(
+    trees: list[int],
+    directories: tuple[tuple[bytes, int, bytes], ...],
+    options: tuple[tuple[bytes, bytes | None], ...],
+    attributes: int,
+) -> int:
+    try:
+        return _overlay_by_fd(trees, directories, options, attributes)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return _overlay_by_path(trees, directories, options, attributes)
+
+
+def _overlay_by_fd(
+    trees: list[int],
+    directories: tuple[tuple[bytes, int, bytes], ...],
+    options: tuple[tuple[bytes, bytes | None], ...],
+    attributes: int,
+) -> int:
+    """Layers as descriptors, which overlay takes since Linux 6.13."""
+    opened: list[int] = []
+    try:
+        data: list[tuple[mount.Path, mount.Path | int | None]] = [(b"lowerdir+", tree) for tree in trees]
+        for key, tree, name in directories:
+            opened.append(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree))
+            data.append((key, opened[-1]))
+        return mount.new_mount(b"overlay", [*data, *options], attributes)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _overlay_by_path(
+    trees: list[int],
+    directories: tuple[tuple[bytes, int, bytes], ...],
+    options: tuple[tuple[bytes, bytes | None], ...],
+    attributes: int,
+) -> int:
+    """Layers as paths: each is mounted below /sys of a private mount namespace for as long as it takes."""
+    namespaces.unshare(namespaces.NEWNS)
+    mount.set_attributes(mount.AT_FDCWD, path=b"/", propagation=mount.MS_PRIVATE, recursive=True)
+    mount.mount(b"tmpfs", b"/sys", b"tmpfs")
+    try:
+        placed: dict[int, bytes] = {}
+        for tree in (*trees, *(tree for _key, tree, _name in directories)):
+            if tree not in placed:
+                placed[tree] = b"/sys/%d" % len(placed)
+                os.mkdir(placed[tree])
+                mount.move_mount(tree, mount.AT_FDCWD, placed[tree])
+        names = tuple(placed[tree] for tree in trees)
+        own = tuple((key, placed[tree] + b"/" + name) for key, tree, name in directories)
+        return _overlay(names, (*own, *options), attributes)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Failure(
+            "FailedPrecondition",
+            "overlay of idmapped layers",
+            "this kernel takes none (Linux 5.19 does)",
+            "choose --snapshotter vfs",
+        ) from None
+    finally:
+        mount.umount(b"/sys", mount.MNT_DETACH)
 
 
 def filesystem(
@@ -275,6 +396,7 @@ def pivot(child: Child, flags: int) -> None:
 STEPS: dict[str, Function] = {
     "source": source,
     "overlay": overlay,
+    "mapped_overlay": mapped_overlay,
     "filesystem": filesystem,
     "propagation": propagation,
     "root": root,

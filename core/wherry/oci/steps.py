@@ -66,6 +66,21 @@ class Overlay(Step):
         return f"fsopen overlay of {len(self[1])} layers, {_options(self[2])} -> {self[0]}"
 
 
+class MappedOverlay(Step):
+    """(slot, lowers, options, attributes, uids, gids): the same of idmapped layers: files keep the image's ids."""
+
+    name, words = "mapped_overlay", ""
+
+    def __new__(
+        cls, slot: int, lowers: Sequence[str], options: Sequence[Option], attributes: int, uids: Maps, gids: Maps
+    ) -> Self:
+        data = [list(option) for option in options]
+        return super().__new__(cls, slot, list(lowers), data, attributes, list(uids), list(gids))
+
+    def describe(self) -> str:
+        return f"fsopen overlay of {len(self[1])} layers idmapped by {self[4]}, {self[5]}, {_options(self[2])} -> {self[0]}"
+
+
 class Filesystem(Step):
     """(slot, type, options, attributes): a detached instance of another file system, for the root."""
 

@@ -88,10 +88,6 @@ class Tree:
         options = Options(entry.options)
         slot = self.slot()
         if entry.type == "overlay":
-            if entry.idmap.uids or entry.idmap.gids:
-                raise SpecError(
-                    "root mount", "an overlay cannot be idmapped as a whole", "have the snapshotter remap its layers"
-                )
             lowers: list[str] = []
             data: list[s.Option] = [("source", "overlay")]
             for key, value in options.data:
@@ -99,7 +95,11 @@ class Tree:
                     lowers.extend(_split_lowers(value))
                 else:
                     data.append((key, value))
-            self.sources.append(s.Overlay(slot, lowers, data, options.attributes))
+            uids, gids = entry.idmap.uids, entry.idmap.gids
+            if uids or gids:
+                self.sources.append(s.MappedOverlay(slot, lowers, data, options.attributes, uids, gids))
+            else:
+                self.sources.append(s.Overlay(slot, lowers, data, options.attributes))
             return s.Root(slot, 0, 0)
         if entry.type in ("bind", "none", ""):
             self.sources.append(s.Source(slot, entry.source, options.recursive, entry.idmap.uids, entry.idmap.gids))

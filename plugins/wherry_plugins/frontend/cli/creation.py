@@ -58,6 +58,10 @@ _OPTIONS = (
         help="no-new-privileges, seccomp=unconfined or seccomp=FILE",
     ),
     option("--privileged", is_flag=True, help="All capabilities and devices, no filter, nothing masked", section="Security"),
+    option(
+        "--userns", default="", metavar="MODE", section="Security",
+        help="User namespace: host, auto[:size=N], keep-id[:uid=N,gid=N] or nomap",
+    ),
     option("--sysctl", multiple=True, type=values.setting, metavar="KEY=VALUE", help="Set a kernel parameter", section="Security"),
     option(
         "--network", "--net", multiple=True, metavar="NAME", section="Network",

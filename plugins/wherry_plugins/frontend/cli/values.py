@@ -127,7 +127,7 @@ def _bind_options(flags: list[str], text: str) -> tuple[str, ...]:
     for flag in flags:
         if flag in {"ro", "readonly"}:
             options.append("ro")
-        elif flag in _PROPAGATION:
+        elif flag in _PROPAGATION or flag == "idmap":
             options.append(flag)
         elif flag not in _VOID:
             raise ValueError(f'"{text}": unknown option "{flag}"')

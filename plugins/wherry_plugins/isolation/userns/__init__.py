@@ -44,9 +44,10 @@ def _probe(_config: UsernsConfig, _context: Context) -> str | None:
     )
 
 
-def _capabilities(_config: UsernsConfig, context: Context) -> Capabilities:
-    pause = {"pause"} if "cgroup2" in context.features else set()
-    return Capabilities(provides=frozenset({"exec", "netns"} | pause))
+def _capabilities(_config: UsernsConfig, _context: Context) -> Capabilities:
+    from wherry.linux import cgroup
+
+    return Capabilities(provides=frozenset({"exec", "netns", *(["pause"] if cgroup.detect().unified else [])}))
 
 
 @hookimpl

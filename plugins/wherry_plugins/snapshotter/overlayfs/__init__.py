@@ -61,10 +61,12 @@ def _probe(config: OverlayConfig, context: Context) -> str | None:
     return None
 
 
-def _capabilities(_config: OverlayConfig, _context: Context) -> Capabilities:
+def _capabilities(_config: OverlayConfig, context: Context) -> Capabilities:
     from wherry.linux import userns
 
-    marks = ("userxattr",) if userns.confined() else ()
+    # in an ordinary user's namespace the kernel idmaps no mount of a disk's file system
+    remap = ("remap-ids",) if "mount.idmapped" in context.features else ()
+    marks = ("userxattr",) if userns.confined() else remap
     return Capabilities(frozenset(("mounts", "shared-lower", "rebase", *marks)))
 
 

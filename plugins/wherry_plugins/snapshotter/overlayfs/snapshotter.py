@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from wherry.api import Context, Invalid, Labels, Mount, SnapshotOptions
 from wherry.layers.directories import DirectorySnapshotter
-from wherry.layers.snapshots import Row
+from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
 from wherry.layers.usage import usage
 from wherry.linux import userns
 
@@ -37,6 +37,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         super().__init__("overlayfs", context.root)
         self._options = _options(config)
         self._volatile = config.volatile
+        self._remaps = "mount.idmapped" in context.features and not userns.confined()
         self._roots: dict[int, Root] = {}  # of committed ones, which never change
 
     def usage(self, name: str) -> tuple[int, int]:
@@ -57,13 +58,17 @@ class OverlaySnapshotter(DirectorySnapshotter):
 
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
         self._plain(key, options)
-        with self._rows.prepare(key, parent, options.labels, "active", durable=options.durable) as row:
+        with self._rows.prepare(
+            key, parent, options.labels, "active", pack_idmap(options.idmap), durable=options.durable
+        ) as row:
             self._make(row, work=True)
         return self._mounts(row)
 
     def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
         self._plain(key, options)
-        with self._rows.prepare(key, parent, options.labels, "view", durable=options.durable) as row:
+        with self._rows.prepare(
+            key, parent, options.labels, "view", pack_idmap(options.idmap), durable=options.durable
+        ) as row:
             if not row.lowers:
                 self._make(row, work=False)
         return self._mounts(row)
@@ -115,22 +120,24 @@ class OverlaySnapshotter(DirectorySnapshotter):
         super()._gone(row)
 
     def _mounts(self, row: Row) -> tuple[Mount, ...]:
-        fs = self._fs(row.number)
+        fs, idmap = self._fs(row.number), unpack_idmap(row.extra)
         if not row.lowers:
-            return (Mount("bind", fs, "", ("rbind", "rw" if row.kind == "active" else "ro")),)
+            return (Mount("bind", fs, "", ("rbind", "rw" if row.kind == "active" else "ro"), idmap),)
         lowers = [self._fs(number) for number in row.lowers]
         if row.kind == "active":
             options = (f"lowerdir={':'.join(lowers)}", f"upperdir={fs}", f"workdir={self._prefix}{row.number}/work")
             extra = ("volatile",) if self._volatile and UNPACK not in row.labels else ()
-            return (Mount("overlay", "overlay", "", (*options, *self._options, *extra)),)
+            return (Mount("overlay", "overlay", "", (*options, *self._options, *extra), idmap),)
         if len(lowers) == 1:
-            return (Mount("bind", lowers[0], "", ("rbind", "ro")),)
-        return (Mount("overlay", "overlay", "", ("ro", f"lowerdir={':'.join(lowers)}", *self._options)),)
+            return (Mount("bind", lowers[0], "", ("rbind", "ro"), idmap),)
+        return (Mount("overlay", "overlay", "", ("ro", f"lowerdir={':'.join(lowers)}", *self._options), idmap),)
 
     def _plain(self, key: str, options: SnapshotOptions) -> None:
         super()._plain(key, options)
-        if options.idmap.uids or options.idmap.gids:
-            raise Invalid(f'snapshot "{key}"', "overlayfs can't remap ids", "choose a snapshotter with that capability")
+        if (options.idmap.uids or options.idmap.gids) and not self._remaps:
+            raise Invalid(
+                f'snapshot "{key}"', "overlayfs can't remap ids here", "choose a snapshotter with that capability"
+            )
 
     def _erase(self, name: str) -> int:
         return 0 if self._erase_empty(f"{self._prefix}{name}") else super()._erase(name)

@@ -28,9 +28,17 @@ def _open(config: VfsConfig, context: Context) -> VfsSnapshotter:
     return VfsSnapshotter(config, context)
 
 
+def chowns() -> bool:
+    """Whether ids are remapped by changing the owners of the copy."""
+    from wherry.linux import userns
+
+    return userns.confined() and sum(row[2] for row in userns.id_map()) > 1
+
+
 def _capabilities(_config: VfsConfig, context: Context) -> Capabilities:
-    """A bind of a plain directory can be an idmapped mount (mount_setattr(2)): ids are remapped without a chown."""
-    remap = ("remap-ids",) if "mount.idmapped" in context.features else ()
+    """A bind of a plain directory can be an idmapped mount (mount_setattr(2)): ids are remapped without a chown. An ordinary user,
+    to whom the kernel allows none, has the copy's owners changed, as far as there are ids."""
+    remap = ("remap-ids",) if "mount.idmapped" in context.features or chowns() else ()
     return Capabilities(frozenset(("mounts", *remap)))
 
 

@@ -6,17 +6,24 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _CHUNK = 1 << 30
+_OVERFLOW = 65534  # /proc/sys/kernel/overflowuid
+Range = tuple[int, int, int]
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class TreeCopy:
-    """One copy. checkpoint is called for each directory and may raise. Sockets are left out: nobody listens behind a copy."""
+    """One copy. checkpoint is called for each directory and may raise. uids and gids: (of the source, of the copy, size), empty to
+    keep them; an id that none holds becomes the overflow id. Sockets are left out: nobody listens behind a copy."""
 
-    def __init__(self, *, reflink: bool, checkpoint: Callable[[], None]) -> None:
+    def __init__(
+        self, *, reflink: bool, checkpoint: Callable[[], None], uids: Sequence[Range] = (), gids: Sequence[Range] = ()
+    ) -> None:
+        self._uids = uids
+        self._gids = gids
         self._reflink = reflink
         self._copy_range = True
         self._checkpoint = checkpoint
@@ -138,24 +145,30 @@ class TreeCopy:
                 self._copy_range = False
         return os.pwrite(new, os.pread(old, min(size, 1 << 20), offset), offset)
 
-    @staticmethod
-    def _finish(old: int, new: int, found: os.stat_result) -> None:
-        os.fchown(new, found.st_uid, found.st_gid)
+    def _finish(self, old: int, new: int, found: os.stat_result) -> None:
+        os.fchown(new, _mapped(found.st_uid, self._uids), _mapped(found.st_gid, self._gids))
         for name in os.listxattr(old):
             os.setxattr(new, name, os.getxattr(old, name))
         os.fchmod(new, stat.S_IMODE(found.st_mode))  # after the owner, which clears set-id bits
         os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
 
-    @staticmethod
-    def _finish_name(source: int, target: int, name: str, found: os.stat_result) -> None:
+    def _finish_name(self, source: int, target: int, name: str, found: os.stat_result) -> None:
         """For what can't be opened. xattrs by path, for there is no call by directory and name before Linux 6.13."""
-        os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
+        owner = _mapped(found.st_uid, self._uids), _mapped(found.st_gid, self._gids)
+        os.chown(name, *owner, dir_fd=target, follow_symlinks=False)
         old, new = f"/proc/self/fd/{source}/{name}", f"/proc/self/fd/{target}/{name}"
         for key in os.listxattr(old, follow_symlinks=False):
             os.setxattr(new, key, os.getxattr(old, key, follow_symlinks=False), follow_symlinks=False)
         if not stat.S_ISLNK(found.st_mode):
             os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+
+
+def _mapped(id: int, ranges: Sequence[Range]) -> int:
+    for first, other, size in ranges:
+        if first <= id < first + size:
+            return other + id - first
+    return _OVERFLOW if ranges else id
 
 
 def _exchange(old: int, new: int) -> int:

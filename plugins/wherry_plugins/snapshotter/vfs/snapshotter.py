@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from contextlib import suppress
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 from wherry.api import AlreadyExists, Context, IdMap, Invalid, Mount, NotFound, SnapshotOptions
 from wherry.layers.directories import DIRECTORY, DirectorySnapshotter
 from wherry.layers.mounts import syncfs
-from wherry.layers.snapshots import Row
+from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
 from wherry.layers.usage import usage
+from wherry_plugins.snapshotter.vfs import chowns
 from wherry_plugins.snapshotter.vfs.copy import TreeCopy
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class VfsSnapshotter(DirectorySnapshotter):
         super().__init__("vfs", context.root)
         self._context = context
         self._reflink = config.reflink
+        self._chowns = chowns()
 
     def usage(self, name: str) -> tuple[int, int]:
         """What this copy has more than its parent's. On disk it takes all of it, unless data is shared by reflink."""
@@ -65,10 +66,10 @@ class VfsSnapshotter(DirectorySnapshotter):
             path = f"{self._directory}/{temporary}"
             os.mkdir(path, 0o755)
             if parent:
-                self._copy(key, parent, path)
+                self._copy(key, parent, path, options.idmap)
                 if options.durable:
                     syncfs(disk)  # a copy may be as large as an image, and its row says that all of it is there
-            extra = _pack(options.idmap)
+            extra = pack_idmap(IdMap() if self._chowns else options.idmap)
             with self._rows.prepare(key, parent, options.labels, "active", extra, durable=options.durable) as row:
                 self._erase(str(row.number))  # a crash before the commit may have left one
                 os.rename(path, self._path(row.number))
@@ -82,7 +83,9 @@ class VfsSnapshotter(DirectorySnapshotter):
 
     def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
         self._plain(key, options)
-        extra = _pack(options.idmap)
+        if self._chowns and options.idmap.uids:
+            raise Invalid(f'snapshot "{key}"', "a view is no copy whose owners could be changed", "prepare it instead")
+        extra = pack_idmap(options.idmap)
         with self._rows.prepare(key, parent, options.labels, "view", extra, durable=options.durable) as row:
             if not row.lowers:
                 self._erase(str(row.number))
@@ -91,18 +94,23 @@ class VfsSnapshotter(DirectorySnapshotter):
 
     def _plain(self, key: str, options: SnapshotOptions) -> None:
         super()._plain(key, options)
-        if (options.idmap.uids or options.idmap.gids) and "mount.idmapped" not in self._context.features:
+        if (
+            (options.idmap.uids or options.idmap.gids)
+            and not self._chowns
+            and "mount.idmapped" not in self._context.features
+        ):
             raise Invalid(f'snapshot "{key}"', "this kernel has no idmapped mounts, so vfs can't remap ids")
 
     def _path(self, number: int) -> str:
         return f"{self._prefix}{number}"
 
-    def _copy(self, key: str, parent: str, target: str) -> None:
+    def _copy(self, key: str, parent: str, target: str, idmap: IdMap) -> None:
         """Outside any transaction, for it may take long; whether the parent is still there is asked again with the row."""
         row = self._rows.get(parent)
         if row.kind != "committed":
             raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it is not committed')
-        copy = TreeCopy(reflink=self._reflink, checkpoint=self._context.checkpoint)
+        owners = idmap if self._chowns else IdMap()
+        copy = TreeCopy(reflink=self._reflink, checkpoint=self._context.checkpoint, uids=owners.uids, gids=owners.gids)
         try:
             copy.run(self._path(row.number), target)
         except FileNotFoundError:
@@ -112,16 +120,4 @@ class VfsSnapshotter(DirectorySnapshotter):
     def _mounts(self, row: Row) -> tuple[Mount, ...]:
         number = row.lowers[0] if row.kind == "view" and row.lowers else row.number
         options = ("rbind", "rw" if row.kind == "active" else "ro")
-        return (Mount("bind", self._path(number), "", options, _unpack(row.extra)),)
-
-
-def _pack(idmap: IdMap) -> str:
-    """An id map as a row keeps it: the files keep their ids, the mount shows others."""
-    return json.dumps([idmap.uids, idmap.gids]) if idmap.uids or idmap.gids else ""
-
-
-def _unpack(text: str) -> IdMap:
-    if not text:
-        return IdMap()
-    uids, gids = json.loads(text)
-    return IdMap(tuple((a, b, c) for a, b, c in uids), tuple((a, b, c) for a, b, c in gids))
+        return (Mount("bind", self._path(number), "", options, unpack_idmap(row.extra)),)

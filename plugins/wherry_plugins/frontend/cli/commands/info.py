@@ -22,6 +22,9 @@ def text(info: Info) -> str:
         f"run:       {info.run}",
         f"config:    {info.config or 'the defaults'}",
         f"features:  {', '.join(info.features) or 'none'}",
+        f"ids:       {info.ids.get('namespace', '')}",
+        f"layers:    {info.ids.get('layers', '')}",
+        f"limits:    {info.limits}",
     ]
     for variant in sorted({*info.chosen, *info.passed_over}):
         lines.append(f"variant {variant}:")

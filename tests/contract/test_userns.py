@@ -1,0 +1,48 @@
+"""The drivers that an ordinary user has keep their contracts in that user's namespaces."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from support import rootless
+
+ISOLATION = """
+from wherry.testing import IsolationContract
+
+class TestUserns(IsolationContract):
+    plugin = "wherry_plugins.isolation.userns"
+    must_run = True
+"""
+SNAPSHOTTERS = """
+from wherry.testing import SnapshotterContract
+
+class TestOverlayfs(SnapshotterContract):
+    plugin = "wherry_plugins.snapshotter.overlayfs"
+    must_run = True
+
+class TestVfs(SnapshotterContract):
+    plugin = "wherry_plugins.snapshotter.vfs"
+    must_run = True
+"""
+
+
+@pytest.mark.parametrize(("suite", "least"), [(ISOLATION, 30), (SNAPSHOTTERS, 80)], ids=["isolation", "snapshotters"])
+def test_the_suite_passes(suite: str, least: int) -> None:
+    """least: clauses that pass; what is skipped says why."""
+    if reason := rootless.refused():
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="wh", dir="/tmp") as top:
+        file = Path(top, "test_suite.py")
+        file.write_text(suite)
+        with rootless.made(Path(top), rootless.installed()) as user:
+            done = rootless.inside(
+                user, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--basetemp={top}/t", str(file)
+            )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= least, done.stdout[-4000:]

@@ -1,0 +1,226 @@
+"""--userns: containers in user namespaces of their own, root's and an ordinary user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.engines import Wherry
+from wherry.linux import userns
+from wherry.oci import execute_root
+from wherry.oci.child import Child
+
+IMAGE = "host:/bin/sh,/bin/cat,/bin/sleep,/bin/touch,/usr/bin/id,/usr/bin/stat,/bin/chown"
+FIRST, COUNT = 6_000_000, 200_000
+BOTH = pytest.mark.parametrize("snapshotter", ["overlayfs", "vfs"])
+USER = pytest.mark.parametrize("who", ["user"], indirect=True)
+WHOLE = [(0, 0, 0xFFFFFFFF)]
+CONFIG = f"""
+version = 1
+[engine]
+frontends = ["cli"]
+log = "json-file"
+transport = "registry"
+userns = "{FIRST}:{COUNT}"
+[variant.standard]
+store = "local"
+snapshotter = ["overlayfs", "vfs"]
+isolation = ["namespaces", "userns"]
+network = "none"
+"""
+
+
+@pytest.fixture
+def root(wherry: Wherry, tmp_path: Path) -> Iterator[Wherry]:
+    """Root's engine, with a range to give."""
+    file = tmp_path / "config.toml"
+    file.write_text(CONFIG)
+    wherry.options = ("--config", str(file))
+    yield wherry
+    wherry.stop()
+
+
+def pid_of(wherry: Wherry, name: str) -> int:
+    return int(wherry("inspect", "-f", "{{.State.Pid}}", name).stdout)
+
+
+@BOTH
+def test_a_range_of_its_own(root: Wherry, snapshotter: str) -> None:
+    script = "id -u; touch /made; stat -c %u:%g /made /bin/sh /etc/hosts; echo 192.0.2.1 more >> /etc/hosts; sleep 1000"
+    root("run", "-d", "--name", "one", "--userns", "auto", "--snapshotter", snapshotter, IMAGE, "sh", "-c", script)
+    root(
+        "exec",
+        "one",
+        "sh",
+        "-c",
+        "while ! cat /etc/hosts | { while read a b; do [ $a = 192.0.2.1 ] && exit; done; false; }; do :; done",
+    )
+    assert root("logs", "one").stdout == "0\n0:0\n0:0\n0:0\n"
+    pid = pid_of(root, "one")
+    assert userns.id_map("uid_map", pid) == userns.id_map("gid_map", pid) == [(0, FIRST, 65536)]
+    assert os.stat(f"/proc/{pid}").st_uid == FIRST
+    assert os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
+    # on disk nothing was given to another: neither the layer nor what the container wrote
+    owners = {os.lstat(path).st_uid for path in (root.dirs.root / "snapshotter" / snapshotter).rglob("*")}
+    assert owners == {0}
+    done = root("exec", "one", "sh", "-c", "id -u; cat /proc/self/uid_map")
+    assert done.stdout.split() == ["0", "0", str(FIRST), "65536"]
+    root("rm", "-f", "one")
+
+
+def test_ranges_do_not_overlap_and_come_back(root: Wherry) -> None:
+    for name in ("one", "two", "three"):
+        root("run", "-d", "--name", name, "--userns", "auto", IMAGE, "sleep", "1000")
+    maps = {name: userns.id_map("uid_map", pid_of(root, name)) for name in ("one", "two", "three")}
+    assert sorted(rows[0][1] for rows in maps.values()) == [FIRST, FIRST + 65536, FIRST + 2 * 65536]
+    assert "no 65536 ids in a row are left" in root("run", "--rm", "--userns", "auto", IMAGE, "id", code=125).stderr
+    root("engine", "restart")
+    assert "no 65536 ids in a row are left" in root("run", "--rm", "--userns", "auto", IMAGE, "id", code=125).stderr
+    root("rm", "-f", "two")
+    root("run", "-d", "--name", "again", "--userns", "auto", IMAGE, "sleep", "1000")
+    assert userns.id_map("uid_map", pid_of(root, "again")) == maps["two"]
+    root("stop", "-t", "0", "again")
+    root("start", "again")
+    assert userns.id_map("uid_map", pid_of(root, "again")) == maps["two"]
+    root("rm", "-f", "one", "three", "again")
+    assert root("doctor").stdout == "all is well\n"
+
+
+def test_who_joins_the_network_joins_the_user_namespace(root: Wherry) -> None:
+    root("run", "-d", "--name", "one", "--userns", "auto", IMAGE, "sleep", "1000")
+    done = root("run", "--rm", "--network", "container:one", IMAGE, "sh", "-c", "id -u; cat /proc/self/uid_map")
+    assert done.stdout.split() == ["0", "0", str(FIRST), "65536"]
+    refused = root("run", "--rm", "--network", "container:one", "--userns", "auto", IMAGE, "true", code=125).stderr
+    assert "belongs to the network of container:one" in refused
+    root("rm", "-f", "one")
+
+
+def test_modes_of_root(root: Wherry) -> None:
+    for mode, row in (
+        ("host", WHOLE[0]),
+        ("keep-id", WHOLE[0]),
+        ("nomap", (0, FIRST, 65536)),
+        ("auto:size=2000", (0, FIRST, 2000)),
+    ):
+        done = root("run", "--rm", "--userns", mode, IMAGE, "cat", "/proc/self/uid_map")
+        assert done.stdout.split() == [str(number) for number in row], mode
+    assert "no such mode" in root("run", "--rm", "--userns", "other", IMAGE, "true", code=125).stderr
+
+
+def test_a_user_beyond_the_range(root: Wherry) -> None:
+    refused = root("run", "--rm", "--userns", "auto:size=100", "-u", "100", IMAGE, "id", code=125).stderr
+    assert "user 100:" in refused
+    assert "no such id" in refused
+    assert root("run", "--rm", "--userns", "auto:size=100", "-u", "99:99", IMAGE, "id", "-u").stdout == "99\n"
+
+
+def test_the_root_of_a_range_is_nobody_on_the_host(root: Wherry, tmp_path: Path) -> None:
+    """An attack: files of the host's root are neither read nor changed, nor given away, with all capabilities."""
+    (tmp_path / "secret").write_text("of root's\n")
+    (tmp_path / "secret").chmod(0o600)
+    tmp_path.chmod(0o755)
+    script = "cat /host/secret; echo x > /host/secret; chown 0 /host/secret; touch /host/new; stat -c %u /host/secret"
+    done = root("run", "--rm", "--privileged", "--userns", "auto", "-v", f"{tmp_path}:/host", IMAGE, "sh", "-c", script)
+    assert done.stdout == "65534\n"
+    assert len(done.stderr.splitlines()) == 4
+    assert (tmp_path / "secret").read_text() == "of root's\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_twin_as_the_hosts_root_it_is_read(root: Wherry, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of root's\n")
+    (tmp_path / "secret").chmod(0o600)
+    done = root("run", "--rm", "--userns", "host", "-v", f"{tmp_path}:/host", IMAGE, "cat", "/host/secret")
+    assert done.stdout == "of root's\n"
+
+
+def test_an_idmapped_bind(root: Wherry, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = root(
+        "run",
+        "--rm",
+        "--userns",
+        "auto",
+        "-v",
+        f"{tmp_path}:/host:idmap",
+        IMAGE,
+        "sh",
+        "-c",
+        "stat -c %u /host/file; touch /host/new",
+    )
+    assert done.stdout == "0\n"
+    assert os.stat(tmp_path / "new").st_uid == 0
+
+
+def test_layers_by_path_where_the_kernel_takes_no_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux 5.19 to 6.12. Run in a child, since it makes a mount namespace of its own."""
+    for name in ("lower/file", "own/fs", "own/work"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def refused(*_arguments: object) -> int:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(execute_root, "_overlay_by_fd", refused)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child = Child()
+            rows = ((0, FIRST, 1000),)
+            options = (
+                (b"source", b"overlay"),
+                (b"upperdir", os.fsencode(tmp_path / "own/fs")),
+                (b"workdir", os.fsencode(tmp_path / "own/work")),
+            )
+            execute_root.mapped_overlay(child, 0, (os.fsencode(tmp_path / "lower"),), options, 0, rows, rows)
+            found = os.stat("file", dir_fd=child.source[0])
+            readonly = os.fstatvfs(child.source[0]).f_flag & os.ST_RDONLY
+            os.write(writer, f"{found.st_uid} {readonly}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert said.read() == f"{FIRST} 0"
+    os.waitpid(pid, 0)
+
+
+# -- an ordinary user's ----------------------------------------------------------------------------------------------------
+
+
+@USER
+def test_keep_id(wherry: Wherry) -> None:
+    script = "id -u; id -g; stat -c %u:%g /bin/sh; touch /tmp/x; stat -c %u /tmp/x; sleep 1000"
+    assert wherry.dirs.user
+    uid = wherry.dirs.user.uid
+    refused = wherry("run", "--rm", "--userns", "keep-id", IMAGE, "true", code=125).stderr
+    assert "choose --snapshotter vfs, which copies" in refused
+    wherry("run", "-d", "--name", "kept", "--userns", "keep-id", "--snapshotter", "vfs", IMAGE, "sh", "-c", script)
+    assert wherry("exec", "kept", "id", "-u").stdout == f"{uid}\n"
+    assert wherry("exec", "-u", "0", "kept", "sh", "-c", "id -u; echo more >> /etc/hosts").stdout == "0\n"
+    assert wherry("logs", "kept").stdout == f"{uid}\n{uid}\n0:0\n{uid}\n"
+    assert os.stat(f"/proc/{pid_of(wherry, 'kept')}").st_uid == uid
+    wherry("rm", "-f", "kept")
+
+
+@USER
+def test_a_bind_of_the_users_own_with_keep_id(wherry: Wherry, place: Path) -> None:
+    assert wherry.dirs.user
+    uid = wherry.dirs.user.uid
+    where = ("--userns", "keep-id", "--snapshotter", "vfs", "-v", f"{place}:/place")
+    done = wherry("run", "--rm", *where, IMAGE, "sh", "-c", "touch /place/x; stat -c %u /place")
+    assert done.stdout == f"{uid}\n"
+    assert os.stat(place / "x").st_uid == uid
+
+
+@USER
+def test_nomap_and_auto(wherry: Wherry, place: Path) -> None:
+    """Neither has the user itself: what is the user's is nobody's in there."""
+    for mode in ("nomap", "auto"):
+        done = wherry(
+            "run", "--rm", "--userns", mode, "--snapshotter", "vfs", "-v", f"{place}:/place", IMAGE, "sh", "-c",
+            "id -u; stat -c %u /place /bin/sh; touch /place/x || echo refused",
+        )  # fmt: skip
+        assert done.stdout == "0\n65534\n0\nrefused\n"
