@@ -14,8 +14,11 @@ class Error(Exception):
     """Base of the errors that carry a meaning for the caller.
 
     what: the thing, e.g. ``image "busybox"``; cause: why; hint: what to do ("" for nothing to say); plugin: the
-    ``<family>.<id>`` of the plugin that raised it, "" for the kernel.
+    ``<family>.<id>`` of the plugin that raised it, "" for the kernel. container: the id of the one that did not come to be, where
+    spans of it were asked for.
     """
+
+    container: str = ""
 
     exit_code: ClassVar[int] = 125
     http: ClassVar[int] = 500

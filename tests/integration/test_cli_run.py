@@ -120,6 +120,22 @@ def test_twenty_at_once(wherry: Any) -> None:
     assert wherry("ps", "-aq").stdout == ""
 
 
+@pytest.mark.parametrize("more", [(), ("--rm",), ("-d",), ("--cidfile", "failed.cid")])
+def test_a_start_that_fails_is_traced_too(wherry: Any, place: Path, more: tuple[str, ...]) -> None:
+    wherry("run", *more, "--name", "failed", "--trace", "failed.json", IMAGE, "/nowhere", cwd=place, code=127)
+    trace = json.loads((place / "failed.json").read_text())
+    assert any(event["name"] == "isolation.create" for event in trace["traceEvents"]), trace
+    wherry("rm", "-f", "failed")
+    for name in ("failed.json", "failed.cid"):
+        (place / name).unlink(missing_ok=True)
+
+
+def test_a_create_that_fails_is_traced_too(wherry: Any, place: Path) -> None:
+    wherry("create", "--trace", "failed.json", "host:/nowhere", cwd=place, code=125)
+    assert json.loads((place / "failed.json").read_text())["traceEvents"]
+    (place / "failed.json").unlink()
+
+
 def test_trace_and_cidfile(wherry: Any, place: Path) -> None:
     wherry("run", "--name", "traced", "--trace", "t.json", "--cidfile", "cid", IMAGE, "sh", "-c", ":", cwd=place)
     trace = json.loads((place / "t.json").read_text())
@@ -140,6 +156,10 @@ def test_restart_in_the_middle(wherry: Any) -> None:
     assert child.stdout.readline() == "ready\n"
     before = wherry("info", "--format", "{{.engine.pid}}").stdout
     wherry("engine", "restart")
+    for verb in ("start", "restart"):  # of another root than the one it has: it would be that one's engine all the same
+        refused = wherry("--root", "/tmp/elsewhere", "engine", verb, code=125)
+        assert 'wherry: root "/tmp/elsewhere": the engine at ' in refused.stderr
+        assert f'has the root "{wherry.dirs.root}"; stop that one first' in refused.stderr
     assert wherry("info", "--format", "{{.engine.pid}}").stdout != before
     _out, err = child.communicate(timeout=20)
     assert child.returncode == 125

@@ -47,13 +47,15 @@ def say(text: str) -> None:
 
 
 class Place:
-    """Where this command's engine lives: absolute run and root directories, the config file ("" for the search order)."""
+    """Where this command's engine lives: absolute run and root directories, the config file ("" for the search order). root_named:
+    it was asked for, by option or environment."""
 
     def __init__(self, given: dict[str, str]) -> None:
         environ = os.environ
         named = given.get("config") or environ.get("WHERRY_CONFIG", "")
         self.config = os.path.abspath(named) if named else ""
         engine = engine_table(self.config)
+        self.root_named = bool(given.get("root") or environ.get("WHERRY_ROOT"))
         run = given.get("run") or environ.get("WHERRY_RUN") or engine.get("run") or hot.run_directory(given)
         root = given.get("root") or environ.get("WHERRY_ROOT") or engine.get("root") or default_root()
         self.run, self.root = os.path.abspath(str(run)), os.path.abspath(str(root))
@@ -145,6 +147,22 @@ def start(place: Place, *, restart: bool = False) -> None:
         fail("shim", (error.strerror or str(error)).lower(), f'see "{place.run}/engine.log"')
 
 
+def check_root(place: Place) -> None:
+    """Fails where a root is named and the shim of the run directory serves another one: it would start that one's engine."""
+    if not place.root_named:
+        return
+    try:
+        actual = ask(place.run, "hello").get("root", "")
+    except (OSError, Refused):
+        return  # there is none, or it will say why
+    if actual and os.path.realpath(actual) != os.path.realpath(place.root):
+        fail(
+            f'root "{place.root}"',
+            f'the engine at {place.run} has the root "{actual}"',
+            f'stop that one first ("wherry --run {place.run} engine stop"), or name another --run',
+        )
+
+
 def launch(place: Place) -> None:
     command = [sys.executable, "-I", "-m", "wherry.shim.launch", "--run", place.run, "--root", place.root]
     command += ["--config", place.config] if place.config else []
@@ -230,7 +248,9 @@ def engine(place: Place, argv: list[str], given: dict[str, str]) -> NoReturn:
         offline(argv, given)
     if verb == "stop":
         stop(place)
-    elif verb == "restart":
+        os._exit(0)
+    check_root(place)
+    if verb == "restart":
         start(place, restart=True)
         say(f"engine restarted, pid {engine_pid(place.run)}")
     elif pid := engine_pid(place.run):

@@ -306,7 +306,8 @@ class Ending:
         if end is not None:
             record.apply(self._stopped(end.exit))
         state.registry.drop(record)
-        state.drop_spans(record)
+        if record.traced:
+            state.drop_spans(record.id)
         if end is None and not record.gate.is_set():
             record.gate.open(Exit(record.exit_code, record.finished))
         return True

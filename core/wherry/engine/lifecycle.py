@@ -36,9 +36,9 @@ class Lifecycle:
         with self._state.traced(id, request.trace):
             try:
                 return self._creation.create(request, id, undo=undo).view()
-            except BaseException:
+            except BaseException as error:
                 self._state.report(undo.run(), "undo of create")
-                self._state.kernel.drop_spans(id)  # nobody learns the id, so nobody will ask, and no removal drops them
+                self._name(error, request, id, gone=True)
                 raise
 
     def run(self, request: RunRequest, stdio: Stdio) -> Container:
@@ -57,10 +57,18 @@ class Lifecycle:
                 created = found[0] if found else None
                 if created is None or request.remove or not isinstance(error, Exception):
                     self._state.report(making.run(), f"undo of create of container {id[:12]}")
-                    self._state.kernel.drop_spans(id)
+                    self._name(error, request, id, gone=True)
                 else:
                     self._starting.failed(created, error)
+                    self._name(error, request, id, gone=False)
                 raise
+
+    def _name(self, error: BaseException, request: RunRequest, id: str, *, gone: bool) -> None:
+        """Has the error tell whose spans there are, where they were asked for: nobody knows the id of what never was."""
+        if request.trace:
+            error.container = id  # type: ignore[attr-defined]
+            if gone:
+                self._state.drop_spans(id)
 
     def _make(self, begun: Begun, stdio: Stdio, making: Undo, starting: Undo, found: list[Created]) -> None:
         """All that calls drivers. found gets what was created, though the start may fail after that."""

@@ -238,7 +238,10 @@ class Engine:
         return self._p.state.bus.follow(self._p.state.database, after, follow=follow)
 
     def spans(self, container: str) -> tuple[Span, ...]:
-        return self._p.state.kernel.spans(self._p.state.registry.find_or_grave(container).id)
+        # By its id also of one that never came to be: the error that says so names it.
+        return self._p.state.kernel.spans(container) or self._p.state.kernel.spans(
+            self._p.state.registry.find_or_grave(container).id
+        )
 
     def info(self) -> Info:
         return self._p.system.info()

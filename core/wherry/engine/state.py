@@ -179,12 +179,11 @@ class State:
         """Collects the spans of the block for ``Engine.spans``, when that is wished."""
         return self.kernel.tracing(id) if wished else nullcontext()
 
-    def drop_spans(self, record: Record) -> None:
-        """Of a container that was removed: its spans, and a minute later this is done."""
-        if record.traced:
-            timer = threading.Timer(SPAN_SECONDS, self.kernel.drop_spans, (record.id,))
-            timer.daemon = True
-            timer.start()
+    def drop_spans(self, id: str) -> None:
+        """Of a container that is gone, and was traced: a minute later this is done."""
+        timer = threading.Timer(SPAN_SECONDS, self.kernel.drop_spans, (id,))
+        timer.daemon = True
+        timer.start()
 
     # the shim's own bookkeeping
 

@@ -377,7 +377,8 @@ class Engine(Protocol):
         ...
 
     def spans(self, container: str) -> tuple[Span, ...]:
-        """The spans of a run that asked for ``trace``, kept until the container is removed and 60 s longer."""
+        """The spans of a run that asked for ``trace``, kept until the container is removed and 60 s longer. A create or run that
+        failed has them too: the error's ``container`` is the id."""
         ...
 
     def info(self) -> Info: ...

@@ -128,6 +128,8 @@ class Shim:
                 "start_time": self.start_time,
                 "instance": self.instance,
                 "logger": self.keeper.pid,
+                "root": self.options.root,
+                "config": self.options.config,
             }
         )
 

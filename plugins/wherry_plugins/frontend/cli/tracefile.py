@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wherry.api import trace_events
+from wherry.api import Error, trace_events
 from wherry_plugins.frontend.cli.session import Session
+
+
+@contextmanager
+def traced(session: Session, file: str) -> Iterator[None]:
+    """Writes what was asked of drivers in a create or run that fails inside, too; its error counts for more than the file's."""
+    try:
+        yield
+    except (Error, OSError) as error:
+        if file and (container := getattr(error, "container", "")):
+            with suppress(Error, OSError):
+                write_trace(session, file, container)
+        raise
 
 
 def write_trace(session: Session, file: str, container: str) -> None:

@@ -12,6 +12,7 @@ from wherry_plugins.frontend.cli.command import Command
 from wherry_plugins.frontend.cli.creation import build_request, creation_options
 from wherry_plugins.frontend.cli.session import Session
 from wherry_plugins.frontend.cli.streams import write_cidfile
+from wherry_plugins.frontend.cli.tracefile import traced
 
 
 @click.command(
@@ -30,7 +31,8 @@ def command(session: Session, **options: Any) -> int:
         raise AlreadyExists(
             f'file "{cidfile}"', "it exists and may belong to another container", "remove it or name another"
         )
-    container = session.engine.create(request)
+    with traced(session, options["trace"]):
+        container = session.engine.create(request)
     if cidfile:
         write_cidfile(session, cidfile, container.id)
     session.line(container.id)

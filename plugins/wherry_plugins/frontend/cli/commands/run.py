@@ -14,7 +14,7 @@ from wherry_plugins.frontend.cli.creation import build_request, creation_options
 from wherry_plugins.frontend.cli.keys import keys_option, watched
 from wherry_plugins.frontend.cli.session import Gone, Session
 from wherry_plugins.frontend.cli.streams import background, follow, leaving, stdio, write_cidfile
-from wherry_plugins.frontend.cli.tracefile import write_trace
+from wherry_plugins.frontend.cli.tracefile import traced, write_trace
 
 
 @click.command(
@@ -43,7 +43,8 @@ def command(session: Session, *, sig_proxy: bool, detach_keys: bytes, **options:
             f'file "{cidfile}"', "it exists and may belong to another container", "remove it or name another"
         )
     if request.detach:
-        container = session.engine.run(request, background(interactive=request.interactive, tty=request.tty))
+        with traced(session, trace):
+            container = session.engine.run(request, background(interactive=request.interactive, tty=request.tty))
         if cidfile:
             write_cidfile(session, cidfile, container.id)
         if trace:
@@ -63,12 +64,13 @@ def _foreground(
 ) -> int:
     engine = session.engine
     raw = request.tty and request.interactive
-    if not raw and not cidfile:
-        identifier = engine.run(request, streams).id
-    else:  # in two steps: messages of a pull want a cooked terminal, and the file is there before the process
-        identifier = engine.create(request).id
-        if cidfile:
-            write_cidfile(session, cidfile, identifier)
+    with traced(session, trace):
+        if not raw and not cidfile:
+            identifier = engine.run(request, streams).id
+        else:  # in two steps: messages of a pull want a cooked terminal, and the file is there before the process
+            identifier = engine.create(request).id
+    if cidfile:
+        write_cidfile(session, cidfile, identifier)
     with session.raw() if raw else nullcontext():
         try:
             if raw or cidfile:
@@ -76,6 +78,9 @@ def _foreground(
                     raise Gone
                 engine.start(identifier, streams)
         except (Error, OSError, Gone):
+            if trace:
+                with suppress(Error, OSError):
+                    write_trace(session, trace, identifier)
             if request.remove:
                 with suppress(NotFound):  # the engine's own failed start has removed it
                     engine.remove(identifier, force=True)
