@@ -13,6 +13,7 @@ from attrs import define
 
 from wherry.api import Error, Event, FailedPrecondition
 from wherry.engine.attaching import Attaching
+from wherry.engine.collecting import present
 from wherry.engine.creation import Creation
 from wherry.engine.database import Database
 from wherry.engine.ending import Ending
@@ -25,6 +26,7 @@ from wherry.engine.networks import Networks
 from wherry.engine.ownership import Claim
 from wherry.engine.recovery import Recovery
 from wherry.engine.removal import ImageRemoval
+from wherry.engine.reserve import Reserve
 from wherry.engine.starting import Starting
 from wherry.engine.state import State, cgroup_parent
 from wherry.engine.streams import Streams
@@ -51,6 +53,7 @@ class Parts:
     joining: Joining
     system: System
     recovery: Recovery
+    reserve: Reserve
     closers: ExitStack
 
     def close(self) -> None:
@@ -119,19 +122,31 @@ def assemble(
         _directories(root, run, loaded.config.engine.group)
         stack.callback(Claim(run / "engine.lock", "run directory").close)
         stack.callback(Claim(root / "engine.lock", "root").close)
-        bus = Bus()
-        database = Database(root / "wherry.db", bus.deliver)
-        stack.callback(database.close)
-        leases = Leases(database, secrets.token_hex(8))
-        state = _state(stack, root, run, loaded, database, bus, leases, resident)
-        parts = combine(state)
-        parts.recovery.load()
-        parts.recovery.run()
+        reserve = Reserve(root)
+        with reserve.used():
+            parts = _recovered(stack, root, run, loaded, reserve, resident)
         parts.closers = stack.pop_all()
         return parts
 
 
-def combine(state: State) -> Parts:
+def _recovered(
+    stack: ExitStack, root: Path, run: Path, loaded: LoadedConfig, reserve: Reserve, resident: bool
+) -> Parts:
+    bus = Bus()
+    database = Database(root / "wherry.db", bus.deliver)
+    stack.callback(database.close)
+    leases = Leases(database, secrets.token_hex(8))
+    state = _state(stack, root, run, loaded, database, bus, leases, resident)
+    parts = combine(state, reserve)
+    parts.recovery.load()
+    parts.recovery.run()
+    if reserve.is_given:  # now or never: their databases need room to be opened
+        present(state.kernel, "store")
+        present(state.kernel, "snapshotter")
+    return parts
+
+
+def combine(state: State, reserve: Reserve | None = None) -> Parts:
     """The verbs over a state. Nothing is recovered and nothing runs yet."""
     ending = Ending(state)
     recovery = Recovery(state, ending)
@@ -152,6 +167,7 @@ def combine(state: State) -> Parts:
         joining=Joining(state, creation, attaching),
         system=system,
         recovery=recovery,
+        reserve=reserve or Reserve(state.root),
         closers=ExitStack(),
     )
 

@@ -11,9 +11,10 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 
+from wherry.api import Error
 from wherry.engine.database import Database, Transaction
 
 _current: ContextVar[Lease | None] = ContextVar("wherry_lease", default=None)
@@ -68,8 +69,7 @@ class Leases:
             try:
                 yield self._active[id]
             finally:
-                with self._database.transaction(durable=False) as tx:
-                    self.erase(tx, id)
+                self._end(id)
 
     @contextmanager
     def apart(self) -> Iterator[Lease]:
@@ -84,8 +84,12 @@ class Leases:
         finally:
             with self._lock:
                 self._active.pop(lease.id, None)
-            with self._database.transaction(durable=False) as tx:
-                self.erase(tx, lease.id)
+            self._end(lease.id)
+
+    def _end(self, id: str) -> None:
+        """On a full disk the row stays until the next engine drops it: it holds nothing any more, and the work is done."""
+        with suppress(Error, OSError), self._database.transaction(durable=False) as tx:
+            self.erase(tx, id)
 
     def write(self, tx: Transaction, id: str) -> None:
         """Writes a lease's row in a transaction that does more, e.g. reserves a container's name."""

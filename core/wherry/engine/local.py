@@ -124,7 +124,8 @@ class Engine:
         return self._p.state.images.tag(source, target)
 
     def remove_image(self, name: str, *, force: bool = False) -> tuple[str, ...]:
-        return self._p.images.remove(name, force=force)
+        with self._p.reserve.used():
+            return self._p.images.remove(name, force=force)
 
     def layers(self, image: str, *, platform: str = "") -> tuple[LayerUse, ...]:
         return self._p.state.images.layers(image, platform)
@@ -168,7 +169,8 @@ class Engine:
         self._p.lifecycle.resume(container)
 
     def remove(self, container: str, *, force: bool = False, volumes: bool = False) -> None:
-        self._p.lifecycle.remove(container, force=force, volumes=volumes)
+        with self._p.reserve.used():
+            self._p.lifecycle.remove(container, force=force, volumes=volumes)
 
     def exec(self, container: str, request: ExecRequest, stdio: Stdio = Stdio()) -> str:
         return self._p.execs.exec(container, request, stdio)
@@ -256,13 +258,16 @@ class Engine:
         return self._p.state.images.disk_usage(list(self._p.state.registry))
 
     def gc(self) -> GcReport:
-        return self._p.system.gc()
+        with self._p.reserve.used():
+            return self._p.system.gc()
 
     def doctor(self, *, repair: bool = False) -> tuple[Finding, ...]:
-        return self._p.system.doctor(repair)
+        with self._p.reserve.used():
+            return self._p.system.doctor(repair)
 
     def reset(self) -> None:
-        self._p.system.reset()
+        with self._p.reserve.used():
+            self._p.system.reset()
 
     def close(self) -> None:
         """Ends this engine. Containers that run stay with the shim, for the next engine of this root; without any it goes."""

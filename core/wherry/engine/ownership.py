@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from wherry.api import Unavailable
@@ -26,7 +27,8 @@ class Claim:
                 "stop that engine, or use another --root and --run",
             ) from None
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk the next one is not told whose it is
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         """The file stays: to remove it would let two processes each lock a file of that name."""
