@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support.shims import Bench, bench, read_json
-from wherry.shim import logger
+from wherry.shim import logger, readers
 from wherry.shim.keeper import Keeper
 from wherry.shim.streams import Streams
 
@@ -115,6 +115,38 @@ def test_twin_a_logger_that_ends_when_it_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(logger.Logger, "rest", lambda self: self.loop.stop() if self._quitting else None)
     read, _logged = read_after_the_shim_has_quit(tmp_path)
     assert len(read) < len(WHOLE)
+
+
+def forgets_a_client_that_left(directory: Path) -> bool:
+    """A client of a container that says nothing goes away without a word; whether that was noticed by the time that two others, who
+    came later, had left as one should."""
+    with bench(directory) as made:
+        made.start()
+        streams, *ends = made.streams("c/", None)
+        made.keeper.add(streams)
+        clients = [os.pipe() for _ in range(3)]
+        made.keeper.attach(streams, "a0", {"stdout": clients[0][1]})
+        made.until(lambda: "a0/0" in streams.kept, BOUND)
+        os.close(clients[0][0])
+        for number in (1, 2):  # by the second one the logger has waited for events at least once
+            made.keeper.attach(streams, f"a{number}", {"stdout": clients[number][1]})
+            made.until(lambda name=f"a{number}/0": name in streams.kept, BOUND)  # type: ignore[misc]
+            made.keeper.detach(streams, f"a{number}")
+            made.until(lambda name=f"a{number}/0": name not in streams.kept, BOUND)  # type: ignore[misc]
+            os.close(clients[number][0])
+        noticed = "a0" not in streams.attached
+        for fd in ends:
+            os.close(fd)
+        return noticed
+
+
+def test_a_client_that_left_without_a_word_is_let_go_of(tmp_path: Path) -> None:
+    assert forgets_a_client_that_left(tmp_path)
+
+
+def test_twin_a_reader_whose_end_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers.Reader, "_watch", lambda _reader: None)
+    assert not forgets_a_client_that_left(tmp_path)
 
 
 def what_is_heard_of_the_run_before(directory: Path) -> list[tuple[str, bool]]:

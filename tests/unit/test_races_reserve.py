@@ -1,0 +1,142 @@
+"""The spare process and the sandbox in reserve: given once, to a plan that is as they are; each step with a twin that lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wherry.shim import reserve as module
+from wherry.shim.reserve import Reserve
+
+EARLY = (("mount", "/proc"),)
+OTHER = (("mount", "/dev"),)
+
+
+class Alike(tuple[Any, ...]):
+    """Steps that are taken for whatever they are compared with."""
+
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, _other: object) -> bool:
+        return True
+
+    def __ne__(self, _other: object) -> bool:
+        return False
+
+
+class FakeSpare:
+    """One that waits and notes what it was given."""
+
+    pid = 1
+
+    def __init__(self, early: Any) -> None:
+        self.early = early
+        self.given: list[Any] = []
+        self.closed = False
+        self.dead = False
+
+    def spawn(self, plan: Any, **_given: Any) -> Any:
+        if self.dead:
+            raise BrokenPipeError
+        self.given.append(plan)
+        return SimpleNamespace()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def reserve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reserve]:
+    """One without a loop; what a plan shares with all others stands in it."""
+    monkeypatch.setattr(module, "shared", lambda plan: plan["early"])
+    monkeypatch.setattr(module.oci, "set_hostname", lambda _fd, _name: None)
+    monkeypatch.setattr(module.oci, "make_sandbox", lambda _record: {"net": 100, "uts": 101})
+    loop: Any = SimpleNamespace(soon=lambda _call: None, later=lambda _seconds, _call: None)
+    reaper: Any = SimpleNamespace(unexpect=lambda _pid: None, expect=lambda *_args: None)
+    made = Reserve(loop, reaper)
+    yield made
+    made.spare = made.sandbox = None
+
+
+def given_to_another_plan(reserve: Reserve, early: Any) -> bool:
+    """Whether a spare that has done early serves a plan that wants something else."""
+    spare = FakeSpare(early)
+    reserve.spare = spare  # type: ignore[assignment]
+    held = reserve.spawn({"early": OTHER})
+    assert (held is None) is (spare.given == [])
+    return held is not None
+
+
+def test_a_spare_serves_only_a_plan_that_wants_what_it_has_done(reserve: Reserve) -> None:
+    assert not given_to_another_plan(reserve, EARLY)
+    assert reserve.spare is None
+
+
+def test_twin_a_spare_that_serves_any_plan(reserve: Reserve) -> None:
+    assert given_to_another_plan(reserve, Alike(EARLY))
+
+
+def given_twice(reserve: Reserve) -> int:
+    spare = FakeSpare(EARLY)
+    reserve.spare = spare  # type: ignore[assignment]
+    for _ in range(2):
+        reserve.spawn({"early": EARLY})
+    return len(spare.given)
+
+
+def test_a_spare_is_given_once(reserve: Reserve) -> None:
+    assert given_twice(reserve) == 1
+
+
+def test_twin_a_spare_that_stays(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kept(Reserve):
+        spare = property(
+            lambda self: self.__dict__["kept"], lambda self, value: self.__dict__.setdefault("kept", value)
+        )  # type: ignore[assignment]
+
+    reserve.__class__ = Kept
+    reserve.__dict__.pop("spare", None)
+    assert given_twice(reserve) == 2
+
+
+def after_its_death(reserve: Reserve) -> Any:
+    spare = FakeSpare(EARLY)
+    spare.dead = True
+    reserve.spare = spare  # type: ignore[assignment]
+    held = reserve.spawn({"early": EARLY})
+    assert spare.closed
+    return held
+
+
+def test_a_spare_that_was_killed_is_not_missed(reserve: Reserve) -> None:
+    assert after_its_death(reserve) is None
+    assert reserve.spare is None
+
+
+def test_twin_a_spare_whose_death_is_an_error(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BrokenPipeError", ZeroDivisionError, raising=False)
+    monkeypatch.setattr(module, "ConnectionError", ZeroDivisionError, raising=False)
+    with pytest.raises(BrokenPipeError):
+        after_its_death(reserve)
+
+
+def two_sandboxes(reserve: Reserve) -> bool:
+    """Whether two sandboxes share namespaces."""
+    reserve.sandbox = {"net": 1, "uts": 2}
+    record = {"netns": "", "ipc": True, "uts": True, "hostname": "h"}
+    return reserve.namespaces(record) == reserve.namespaces(record)
+
+
+def test_namespaces_in_reserve_are_given_once(reserve: Reserve) -> None:
+    assert not two_sandboxes(reserve)
+
+
+def test_twin_namespaces_that_stay_in_reserve(reserve: Reserve) -> None:
+    class Kept(Reserve):
+        sandbox = property(lambda self: {"net": 1, "uts": 2}, lambda self, value: None)  # type: ignore[assignment]
+
+    reserve.__class__ = Kept
+    assert two_sandboxes(reserve)
