@@ -63,13 +63,14 @@ from wherry.interfaces.isolation import Checkpointer, CreateRequest, Isolation
 from wherry.interfaces.kernel import API, Context, Registration, Workers
 from wherry.interfaces.network import Attachment, AttachRequest, Join, Network, NetworkConfig, Port, Reservation
 from wherry.interfaces.process import Exit, LogSink, Plan, Sandbox, Shim, ShimControl, Stdio, Step, TaskState
-from wherry.interfaces.snapshotter import LayerSnapshotter, SnapshotInfo, SnapshotOptions, Snapshotter
+from wherry.interfaces.snapshotter import ApartLayer, LayerSnapshotter, SnapshotInfo, SnapshotOptions, Snapshotter
 from wherry.interfaces.store import BlobInfo, Image, Ingest, Store
 from wherry.interfaces.tracing import span, trace_events
 
 __all__ = [
     "API",
     "AlreadyExists",
+    "ApartLayer",
     "ArchiveFormat",
     "AttachRequest",
     "Attachment",

@@ -77,7 +77,7 @@ def tree(root: Path, *, times: bool = False) -> dict[str, tuple[Any, ...]]:
             what = (os.major(info.st_rdev), os.minor(info.st_rdev))
         xattrs = {
             key: os.getxattr(path, key, follow_symlinks=False)
-            for key in os.listxattr(path, follow_symlinks=False)
+            for key in sorted(os.listxattr(path, follow_symlinks=False))
             if not key.startswith("trusted.overlay.")
         }
         same = "" if stat.S_ISDIR(info.st_mode) else inodes.setdefault(info.st_ino, name)

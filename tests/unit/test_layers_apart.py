@@ -13,6 +13,7 @@ from support.images_area import mounted
 from support.layers import directory, hard, link, member, tar, tree, unpack
 from wherry.api import FailedPrecondition, Invalid, Mount
 from wherry.layers import apply as module
+from wherry.layers.overlaid import drop_idle_removals
 
 ALL = bool(os.environ.get("WHERRY_TESTS_ALL"))
 MARKS = b"trusted.overlay."
@@ -62,6 +63,9 @@ def compare(tmp_path: Path, layer: bytes, below: list[Path]) -> Path | None:
         applied = unpack(apart, layer, marks=MARKS)
     except FailedPrecondition:
         return None
+    drop_idle_removals(
+        str(apart), list(map(str, below)), [*map(os.fsdecode, applied.removals)], "trusted.overlay.opaque"
+    )
     upper = made(top / "upper")
     over(below, layer, upper, top / "over")
     assert seen([apart, *below], top / "one", root=applied.root) == seen(
@@ -99,9 +103,13 @@ SAME: dict[str, list[Member]] = {
     "a link goes and a directory comes": [link("e", "d"), directory("e"), member("e/new")],
     "names twice": [member("f", data=b"1"), member("f", data=b"2"), directory("d", mode=0o700), directory("d", mode=0o701)],
     "hard links inside": [member("n", data=b"n"), hard("m", "n")],
-    "a link of its own on the way": [directory("way"), link("to", "way"), member("to/there", data=b"x")],
+    "its link on the way": [directory("way"), link("to", "way"), member("to/there", data=b"x")],
     "a device": [member("null", tarfile.CHRTYPE, devmajor=1, devminor=3)],
     "a device replaced": [member("z", tarfile.CHRTYPE, devmajor=1, devminor=5), member(".wh.z")],
+    "a whiteout in a directory of its own": [directory("n"), member("n/.wh.x"), directory("n/deep"), member("n/deep/.wh.x")],
+    "a whiteout in a directory for a file": [directory("f"), member("f/.wh.x")],
+    "a whiteout below an opaque directory": [directory("d"), directory("d/sub"), member("d/sub/.wh.3"), member("d/.wh..wh..opq")],
+    "a whiteout below a removed one": [directory("d"), directory("d/sub"), member("d/sub/.wh.3"), member(".wh.d")],
     "marks of AUFS": [member(".wh..wh.plnk"), directory("d"), member("d/.wh..wh.aufs")],
 }  # fmt: skip
 
@@ -162,6 +170,16 @@ def test_twin_without_the_mark(tmp_path: Path, base: Path, case: str, monkeypatc
 
     monkeypatch.setattr(module.os, "setxattr", without)
     with pytest.raises(AssertionError):
+        compare(tmp_path, tar(*SAME[case]), [base])
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in SAME if case.startswith(("a whiteout below", "a whiteout in a directory of its own"))]
+)
+def test_twin_that_keeps_idle_marks(tmp_path: Path, base: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel lists them, and says that there is nothing of the name."""
+    monkeypatch.setitem(globals(), "drop_idle_removals", lambda *_: None)
+    with pytest.raises(FileNotFoundError):
         compare(tmp_path, tar(*SAME[case]), [base])
 
 

@@ -194,7 +194,7 @@ def test_skipped_data_is_not_read() -> None:
     assert source.skipped > 900_000
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damage_is_told_or_harmless(data: st.DataObject) -> None:
     """Any bytes at all give entries or Invalid, nothing else."""
@@ -217,7 +217,7 @@ def test_damage_is_told_or_harmless(data: st.DataObject) -> None:
 # -- writer ----------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 @given(
     name=st.lists(
         st.text("abcdefé/.- ", min_size=1, max_size=130).filter(lambda part: part.strip("/. ")), min_size=1, max_size=3

@@ -17,6 +17,7 @@ from attrs import frozen
 
 from wherry.api import (
     AlreadyExists,
+    ApartLayer,
     Digest,
     FailedPrecondition,
     InUse,
@@ -185,12 +186,12 @@ class Unpacker:
             later = self._is_ours(job.id, mounts)
             try:
                 with job.drivers.store.open(layer.digest) as stream:
-                    found, root = self._workers.unpack_apart(mounts, layer, stream, marks, sync=not later)
+                    found = self._workers.unpack_apart(mounts, layer, stream, marks, sync=not later)
             except FailedPrecondition:
                 self._let_go(job, key)
                 return _Apart(undo.pop_all(), parents=True)
-            job.check(number, found)
-            return _Apart(undo.pop_all(), key, root, begun, later)
+            job.check(number, found.diff_id)
+            return _Apart(undo.pop_all(), key, found, begun, later)
 
     def _put_over(self, job: _Job, number: int, apart: _Apart) -> None:
         name, layer = job.chain[number], job.content.manifest.layers[number]
@@ -198,9 +199,9 @@ class Unpacker:
             if apart.parents:
                 if not self.find(job, name):
                     self._layer(job, number)
-            elif apart.key:
+            elif apart.layer is not None:
                 if number:
-                    job.drivers.snapshotter.rebase(apart.key, job.chain[number - 1], root=apart.root)
+                    job.drivers.snapshotter.rebase(apart.key, job.chain[number - 1], apart.layer)
                 self._commit(job, name, apart.key, apart.begun, later=apart.later)
                 job.report(Progress(layer.digest, "done", layer.size, layer.size))
 
@@ -302,12 +303,12 @@ class _Job:
 
 @frozen
 class _Apart:
-    """A layer without its parents: undo gives back the lock, and removes key where it was not committed. key "": there is
-    nothing to do any more, or with parents, it has to be done over them."""
+    """A layer without its parents: undo gives back the lock, and removes key where it was not committed. layer None:
+    there is nothing to do any more, or with parents, it has to be done over them."""
 
     undo: ExitStack
     key: str = ""
-    root: bool = False
+    layer: ApartLayer | None = None
     begun: str = ""
     later: bool = False
     parents: bool = False

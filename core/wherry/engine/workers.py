@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wherry.api import Descriptor, Digest, Error, IdMap, Mount, Unavailable
+from wherry.api import ApartLayer, Descriptor, Digest, Error, IdMap, Mount, Unavailable
 from wherry.errors import CLASSES
 from wherry.layers.worker import ANSWER, REQUEST, STREAM
 
@@ -50,9 +50,9 @@ class WorkerPool:
 
     def unpack_apart(
         self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, marks: str, *, sync: bool = True
-    ) -> tuple[Digest, bool]:
+    ) -> ApartLayer:
         done = self._unpack(mounts, layer, stream, IdMap(), marks, sync)
-        return Digest(str(done["diff_id"])), bool(done["root"])
+        return ApartLayer(Digest(str(done["diff_id"])), bool(done["root"]), tuple(done["removals"]))
 
     def _unpack(
         self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, idmap: IdMap, marks: str, sync: bool

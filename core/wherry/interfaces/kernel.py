@@ -11,6 +11,7 @@ from attrs import frozen
 
 from wherry.interfaces.common import Capabilities, Descriptor, Digest, Event, IdMap, Mount
 from wherry.interfaces.process import Shim
+from wherry.interfaces.snapshotter import ApartLayer
 
 API = 1
 """The version of this contract. A published signature never changes: a new name is added and this number goes up."""
@@ -38,10 +39,10 @@ class Workers(Protocol):
 
     def unpack_apart(
         self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, marks: str, *, sync: bool = True
-    ) -> tuple[Digest, bool]:
+    ) -> ApartLayer:
         """``unpack`` into a tree that has no parents yet. Removals are written as overlayfs has them, marks being the prefix of its
-        xattrs ("trusted.overlay."); "" writes none, for a layer that never has parents. Answers whether the layer wrote to its root
-        directory as well. FailedPrecondition when the layer can't be understood without what is below it."""
+        xattrs ("trusted.overlay."); "" writes none, for a layer that never has parents. FailedPrecondition when the layer can't
+        be understood without what is below it."""
         ...
 
     def diff(self, lower: tuple[Mount, ...], upper: tuple[Mount, ...], sink: BinaryIO, media_type: str) -> Descriptor:

@@ -52,6 +52,16 @@ class SnapshotOptions:
     durable: bool = True
 
 
+@frozen
+class ApartLayer:
+    """What a layer did that was unpacked without its parents. root: whether it wrote to its root directory as well. removals: the
+    directories, from the root, in which it marked names as removed; paths as os.fsdecode has them."""
+
+    diff_id: Digest
+    root: bool
+    removals: tuple[str, ...] = ()
+
+
 class Snapshotter(Protocol):
     """key -> active -(commit)-> committed name. Mounts are data, never mounted by the driver. One transaction a method.
 
@@ -109,12 +119,12 @@ class LayerSnapshotter(Snapshotter, Protocol):
         ...
 
     def diff(self, lower: str, upper: str, sink: BinaryIO, media_type: str) -> Descriptor: ...
-    def rebase(self, key: str, parent: str, *, root: bool) -> tuple[Mount, ...]:
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
         """Puts an active snapshot that was prepared without a parent over one, so that layers can be unpacked side by side.
 
         What it holds counts as a change of the parent from then on, with removals written as overlayfs writes them: a character
-        device 0:0 for a name, the xattr ``overlay.opaque`` = "y" for all that a directory had below. root: whether its
-        root directory was written to; else it takes over the parent's owner, mode, xattrs and time. NotFound for a parent that is
-        absent or not committed, FailedPrecondition when key is not active or has a parent.
+        device 0:0 for a name, the xattr ``overlay.opaque`` = "y" for all that a directory had below. A root directory that the
+        layer did not write to takes over the parent's owner, mode, xattrs and time. NotFound for a parent that is absent or
+        not committed, FailedPrecondition when key is not active or has a parent.
         """
         ...

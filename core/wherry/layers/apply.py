@@ -14,18 +14,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from wherry.errors import FailedPrecondition, Invalid
 from wherry.layers import archive
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer, Readable
 from wherry.layers.paths import Directory, Tree, clean, remove, show
+from wherry.layers.siblings import Siblings
 
 WHITEOUT = b".wh."
 META = b".wh..wh."
 OPAQUE = b".wh..wh..opq"
-ENTRIES_MAX = 4_000_000
+#: What a layer may cost, in bytes of memory and in steps of a walk, however little of it there is; and what each byte of the blob
+#: adds. Ordinary layers stay far below the first: it is for those that a few kilobytes blow up.
+COST_FREE, COST_PER_BYTE = 32 << 20, 2
+STEPS_FREE, STEPS_PER_BYTE = 1_000_000, 1
+_ENTRY, _MADE, _RECORD = 128, 256, 64
 #: The overlay file system's own marks would let an image hide or redirect what is below it.
 _FOREIGN_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _SUID = 0o7000
@@ -33,16 +38,20 @@ Ids = Callable[[int], int]
 
 
 class Applied:
-    """What one layer did: its digests, how many bytes and entries it had, and whether one of them was the root directory."""
+    """What one layer did: its digests, how many bytes and entries it had, whether one of them was the root directory, and in which
+    directories it marked names as removed."""
 
-    __slots__ = ("diff_id", "digest", "entries", "root", "size")
+    __slots__ = ("diff_id", "digest", "entries", "removals", "root", "size")
 
-    def __init__(self, digest: str, diff_id: str, size: int, entries: int, *, root: bool) -> None:
+    def __init__(
+        self, digest: str, diff_id: str, size: int, entries: int, *, root: bool, removals: Collection[bytes]
+    ) -> None:
         self.digest = digest
         self.diff_id = diff_id
         self.size = size
         self.entries = entries
         self.root = root
+        self.removals = removals
 
 
 def apply(
@@ -56,16 +65,18 @@ def apply(
     FailedPrecondition for what only the parents could tell. The umask has to be 0.
     """
     layer = Layer(raw)
-    work = _Unpacker(root, uids, gids, devices=devices, marks=marks)
     members = Archive(layer)
+    work = _Unpacker(root, uids, gids, devices=devices, marks=marks)
     try:
         for entry in members:
             work.entry(entry, members)
+            work.afford(entry, members.records, layer.compressed)
         members.drain()
         work.finish()
+        removals = work.removals()
     finally:
         work.tree.forget()
-    return Applied(layer.digest, layer.diff_id, layer.size, work.entries, root=work.wrote_root)
+    return Applied(layer.digest, layer.diff_id, layer.size, work.entries, root=work.wrote_root, removals=removals)
 
 
 class _Unpacker:
@@ -77,14 +88,17 @@ class _Unpacker:
         self.entries = 0
         self.wrote_root = False
         self._opaque = marks + b"opaque" if marks else b""
-        self._brought: set[tuple[bytes, ...]] = set()  # this layer's own paths
-        self._above: set[tuple[bytes, ...]] = set()  # and the directories that they lie in
-        self._times: dict[tuple[bytes, ...], int] = {}  # directories' mtimes, set at the end: work inside changes them
+        self._removals: set[bytes] = set()  # directories with marks of removed names
+        self._names = 0  # bytes of all names
+        # By keys of ``wherry.layers.paths``, which take less memory than tuples:
+        self._brought: set[bytes] = set()  # this layer's own paths
+        self._above: set[bytes] = set()  # and the directories that they lie in
+        self._pruned: set[bytes] = set()  # directories that have nothing of lower layers any more
+        self._siblings = Siblings(root)
+        self._times: dict[bytes, int] = {}  # directories' mtimes, set at the end: work inside changes them
 
     def entry(self, entry: Entry, members: Archive) -> None:
         self.entries += 1
-        if self.entries > ENTRIES_MAX:
-            raise Invalid("layer", f"the archive has more than {ENTRIES_MAX} entries")
         parts = clean(entry.name)
         if not parts:
             self._root(entry)
@@ -97,11 +111,10 @@ class _Unpacker:
             return  # below AUFS' own directories: nothing of the image
         parent = self._parent(parts[:-1])
         self._keep_times(parent)
-        real = (*parent.real, name)
         if not self._opaque:
-            self._bring(real)
+            self._bring(parent, name)
         if entry.type == archive.DIRECTORY:
-            self._directory(entry, parent, name, real)
+            self._directory(entry, parent, name)
         elif entry.type == archive.REGULAR:
             self._file(entry, parent, name, members)
         elif entry.type == archive.LINK:
@@ -114,17 +127,37 @@ class _Unpacker:
         else:
             self._node(entry, parent, name)
 
-    def finish(self) -> None:
-        """Directories' times, deepest first, where they still are directories."""
-        for parts in self.tree.made:
-            self._times.setdefault(parts, 0)  # the same tree whenever it is unpacked
-        for parts in sorted(self._times, key=len, reverse=True):
+    def afford(self, entry: Entry, records: int, compressed: int) -> None:
+        """Invalid for a layer that takes more than its own size justifies: it would exhaust memory, inodes or patience."""
+        self._names += len(entry.name)
+        cost = self._names + _ENTRY * self.entries + _MADE * len(self.tree.made) + _RECORD * records
+        if cost > COST_FREE + COST_PER_BYTE * compressed:
+            raise Invalid("layer", f"{compressed} bytes yield more than {self.entries - 1} entries: a bomb")
+        if self.tree.steps > STEPS_FREE + STEPS_PER_BYTE * compressed:
+            raise Invalid("layer", "its names lead through too many links and directories: a bomb")
+
+    def removals(self) -> Collection[bytes]:
+        """Those that are directories still."""
+        found = []
+        for key in sorted(self._removals):
             try:
-                directory = self.tree.directory(parts, make=False)
+                if self.tree.directory(tuple(key.split(b"/")), make=False).key == key:
+                    found.append(key)
             except (FileNotFoundError, Invalid):
                 continue
-            if directory.real == parts:
-                os.utime(directory.fd, ns=_times(self._times[parts]))
+        return found
+
+    def finish(self) -> None:
+        """Directories' times, deepest first, where they still are directories."""
+        for key in self.tree.made:
+            self._times.setdefault(key, 0)  # the same tree whenever it is unpacked
+        for key in sorted(self._times, key=len, reverse=True):
+            try:
+                directory = self.tree.directory(tuple(key.split(b"/")) if key else (), make=False)
+            except (FileNotFoundError, Invalid):
+                continue
+            if directory.key == key:
+                os.utime(directory.fd, ns=_times(self._times[key]))
 
     # what an entry does
 
@@ -132,10 +165,10 @@ class _Unpacker:
         if entry.type != archive.DIRECTORY:
             raise Invalid("layer", "an entry names the root and is no directory")
         self._finish_fd(self.tree.root.fd, entry, known=True)
-        self._times[()] = entry.mtime
+        self._times[b""] = entry.mtime
         self.wrote_root = True
 
-    def _directory(self, entry: Entry, parent: Directory, name: bytes, real: tuple[bytes, ...]) -> None:
+    def _directory(self, entry: Entry, parent: Directory, name: bytes) -> None:
         known = replaced = False
         try:
             os.mkdir(name, entry.mode & 0o777, dir_fd=parent.fd)
@@ -152,7 +185,7 @@ class _Unpacker:
             self._finish_fd(fd, entry, known=known)
         finally:
             os.close(fd)
-        self._times[real] = entry.mtime
+        self._times[parent.below(name)] = entry.mtime
 
     def _file(self, entry: Entry, parent: Directory, name: bytes, members: Archive) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -187,12 +220,33 @@ class _Unpacker:
         if (*source.real, target[-1]) == (*parent.real, name):
             return  # to itself: it stays as it is
 
+        siblings = self._siblings.of(found)
+
         def link() -> None:
             # Looked up again: replacing a name closes the directories of before.
             where = self.tree.directory(target[:-1], make=False)
             os.link(target[-1], name, src_dir_fd=where.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
 
         self._create(parent, name, link)
+        for path in siblings:
+            self._keep_together(clean(path), found.st_ino, (*parent.real, name))
+
+    def _keep_together(self, path: tuple[bytes, ...], inode: int, one: tuple[bytes, ...]) -> None:
+        """Makes path, if it still is a name of the inode that was copied up, a name of the copy: of one."""
+        try:
+            where = self.tree.directory(path[:-1], make=False)
+            if (
+                path == one
+                or where.real != path[:-1]
+                or os.stat(path[-1], dir_fd=where.fd, follow_symlinks=False).st_ino != inode
+            ):
+                return
+        except (FileNotFoundError, Invalid):
+            return
+        self._keep_times(where)
+        os.unlink(path[-1], dir_fd=where.fd)
+        source = self.tree.directory(one[:-1], make=False)
+        os.link(one[-1], path[-1], src_dir_fd=source.fd, dst_dir_fd=where.fd, follow_symlinks=False)
 
     def _node(self, entry: Entry, parent: Directory, name: bytes) -> None:
         kinds = {archive.CHAR: stat.S_IFCHR, archive.BLOCKDEV: stat.S_IFBLK, archive.FIFO: stat.S_IFIFO}
@@ -221,13 +275,12 @@ class _Unpacker:
             self._ask_the_parents()
             return  # nothing there to hide
         self._keep_times(parent)
-        real = parent.real
         if self._opaque:
             self._note_removal(parent, None if name == OPAQUE else hidden)
         elif name == OPAQUE:
-            self._prune(real)
-        elif (*real, hidden) in self._above or (*real, hidden) in self._brought:
-            self._prune((*real, hidden))
+            self._prune(parent.real)
+        elif parent.below(hidden) in self._above or parent.below(hidden) in self._brought:
+            self._prune((*parent.real, hidden))
         else:
             self._clear(parent, hidden)
 
@@ -243,6 +296,8 @@ class _Unpacker:
             mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
         except FileNotFoundError:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
+            if parent.key:  # a root is always merged
+                self._removals.add(parent.key)
             return
         if stat.S_ISDIR(mode):
             below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
@@ -262,12 +317,15 @@ class _Unpacker:
                 continue  # this layer's own file, or nothing
             if directory.real != parts:
                 continue  # a link of this layer: what it leads to is another directory's matter
+            if directory.key in self._pruned:
+                continue  # nor has anything below it come back since
+            self._pruned.add(directory.key)
             self._keep_times(directory)
             fd = directory.fd
             for child in map(os.fsencode, os.listdir(fd)):
-                path = (*parts, child)
+                path = directory.below(child)
                 if path in self._above or path in self._brought:
-                    todo.append(path)
+                    todo.append((*parts, child))
                 else:
                     remove(fd, child)
         self.tree.forget()
@@ -290,19 +348,18 @@ class _Unpacker:
                 "layer", "means something only together with those below it", "unpack it over them"
             )
 
-    def _bring(self, real: tuple[bytes, ...]) -> None:
-        self._brought.add(real)
-        for length in range(len(real) - 1, 0, -1):
-            above = real[:length]
-            if above in self._above:
-                break
+    def _bring(self, parent: Directory, name: bytes) -> None:
+        self._brought.add(parent.below(name))
+        above = parent.key
+        while above and above not in self._above:
             self._above.add(above)
+            above = above.rpartition(b"/")[0]
 
     def _keep_times(self, directory: Directory) -> None:
         """A directory that this layer has no entry for keeps the mtime it had."""
-        if directory.real not in self._times:
-            known = 0 if directory.real in self.tree.made else os.fstat(directory.fd).st_mtime_ns
-            self._times[directory.real] = known
+        if directory.key not in self._times:
+            known = 0 if directory.key in self.tree.made else os.fstat(directory.fd).st_mtime_ns
+            self._times[directory.key] = known
 
     def _create(self, parent: Directory, name: bytes, make: Callable[[], int | None]) -> int:
         try:

@@ -63,6 +63,7 @@ class Archive:
         self._buffer = memoryview(b"")
         self._left = 0  # unread bytes of the current entry
         self._padding = 0
+        self.records = 0  # of extended headers, so far
         self.position = 0  # bytes consumed: where the current entry's data begins, before any of it is read
 
     def __iter__(self) -> Iterator[Entry]:
@@ -106,6 +107,7 @@ class Archive:
             self._skip(-size % BLOCK)
             if kind in b"xX":
                 for key, value in _records(body):
+                    self.records += 1
                     if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
                         sparse_pax.append((key, value))
                     else:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from wherry.errors import Invalid
 from wherry.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at
 
-LINKS_MAX = 255
+LINKS_MAX = 255  # as other runtimes have it; the kernel's own limit is 40
 _PLAIN = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _CACHED = 64
@@ -38,13 +38,18 @@ def clean(name: bytes) -> tuple[bytes, ...]:
 
 
 class Directory:
-    """An open directory of the tree: real is its path from the root with no link in it."""
+    """An open directory of the tree: real is its path from the root with no link in it, key the same in one piece."""
 
-    __slots__ = ("fd", "real")
+    __slots__ = ("fd", "key", "real")
 
     def __init__(self, fd: int, real: tuple[bytes, ...]) -> None:
         self.fd = fd
         self.real = real
+        self.key = b"/".join(real)
+
+    def below(self, name: bytes) -> bytes:
+        """The key of what lies in it."""
+        return self.key + b"/" + name if self.key else name
 
 
 class Tree:
@@ -53,7 +58,10 @@ class Tree:
     def __init__(self, root: int, owner: tuple[int, int] = (0, 0)) -> None:
         self.root = Directory(root, ())
         self.owner = owner  # of the directories made on the way, as the file system has the ids
-        self.made: set[tuple[bytes, ...]] = set()  # directories made because a name needed them
+        self.made: set[bytes] = set()  # keys of directories made because a name needed them
+        self.steps = (
+            0  # parts of names that were looked up one by one, links followed: what a name costs beyond a look-up
+        )
         self._cache: OrderedDict[tuple[bytes, ...], Directory] = OrderedDict()
         self._spare: Directory | None = None
 
@@ -104,6 +112,7 @@ class Tree:
         try:
             while todo:
                 part = todo.pop()
+                self.steps += 1
                 if part in (b"", b"."):
                     continue
                 if part == b"..":
@@ -118,7 +127,7 @@ class Tree:
                         raise
                     os.mkdir(part, 0o755, dir_fd=current)
                     os.chown(part, self.owner[0], self.owner[1], dir_fd=current, follow_symlinks=False)
-                    self.made.add((*real, part))
+                    self.made.add(b"/".join((*real, part)))
                     mode = stat.S_IFDIR
                 if stat.S_ISLNK(mode):
                     links += 1

@@ -98,7 +98,7 @@ def _unpack(request: Mapping[str, Any]) -> Job:
             raise Invalid(f'layer "{request["digest"]}"', f"the bytes have the digest {done.digest}")
         if request["sync"]:
             syncfs(roots[0])
-        return {"diff_id": done.diff_id, "root": done.root}
+        return {"diff_id": done.diff_id, "root": done.root, "removals": [os.fsdecode(path) for path in done.removals]}
 
     return job
 

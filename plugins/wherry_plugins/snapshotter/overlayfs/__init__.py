@@ -61,13 +61,15 @@ def _probe(config: OverlayConfig, context: Context) -> str | None:
     return None
 
 
-def _capabilities(_config: OverlayConfig, context: Context) -> Capabilities:
+def _capabilities(config: OverlayConfig, context: Context) -> Capabilities:
     from wherry.linux import userns
 
     # in an ordinary user's namespace the kernel idmaps no mount of a disk's file system
     remap = ("remap-ids",) if "mount.idmapped" in context.features else ()
     marks = ("userxattr",) if userns.confined() else remap
-    return Capabilities(frozenset(("mounts", "shared-lower", "rebase", *marks)))
+    # where a directory may be another's, only a mount knows what is merged
+    apart = () if config.redirect_dir else ("rebase",)
+    return Capabilities(frozenset(("mounts", "shared-lower", *apart, *marks)))
 
 
 def _open(config: OverlayConfig, context: Context) -> OverlaySnapshotter:

@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from wherry.api import Context, Invalid, Labels, Mount, SnapshotOptions
+from wherry.api import ApartLayer, Context, Invalid, Labels, Mount, SnapshotOptions
 from wherry.layers.directories import DirectorySnapshotter
+from wherry.layers.overlaid import drop_idle_removals
 from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
 from wherry.layers.usage import usage
 from wherry.linux import userns
@@ -73,10 +74,14 @@ class OverlaySnapshotter(DirectorySnapshotter):
                 self._make(row, work=False)
         return self._mounts(row)
 
-    def rebase(self, key: str, parent: str, *, root: bool) -> tuple[Mount, ...]:
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
         with self._rows.rebase(key, parent) as row:
-            if not root:
-                _dress(self._fs(row.number), self._root_of(row.lowers[0]))
+            fs = self._fs(row.number)
+            if not layer.root:
+                _dress(fs, self._root_of(row.lowers[0]))
+            if layer.removals:
+                opaque = f"{'user' if 'userxattr' in self._options else 'trusted'}.overlay.opaque"
+                drop_idle_removals(fs, [self._fs(number) for number in row.lowers], layer.removals, opaque)
         return self._mounts(row)
 
     def commit(self, name: str, key: str, labels: Labels) -> None:
