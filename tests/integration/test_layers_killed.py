@@ -103,9 +103,9 @@ def test_a_worker_killed_at_each_step(tmp_path: Path, snapshotter: str) -> None:
                 assert tree(root, times=True) == wanted
             made.drivers.snapshotter.remove("look")
             made.images.remove(source)
-            made.images.gc(())
+            made.images.gc()
             sound(made, set())
-    assert kills >= 8
+    assert kills >= 5
 
 
 # -- a full disk -----------------------------------------------------------------------------------------------------------
@@ -148,9 +148,9 @@ def test_a_full_disk(tmp_path: Path, small_disk: Path, snapshotter: str) -> None
                 made.images.ensure(f"layout:{tmp_path / name}", made.drivers)
             assert getattr(caught.value, "errno", errno.ENOSPC) == errno.ENOSPC, caught.value
             sound(made, {kept})
-        assert made.images.gc(()).blobs, "what the failed images had fetched"
+        assert made.images.gc().blobs, "what the failed images had fetched"
         made.images.remove(f"layout:{tmp_path / 'good'}")
-        made.images.gc(())
+        made.images.gc()
         sound(made, set())
         assert made.images.ensure(f"layout:{tmp_path / 'good'}", made.drivers).chain_id == kept
         with mounted(made.drivers.snapshotter.view("look", kept), tmp_path / "look") as root:

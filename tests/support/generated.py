@@ -55,8 +55,8 @@ class Generator:
 
     def _whiteout(self) -> None:
         path = self._known()
-        if path is None or self._taken(path):
-            return
+        if path is None or self._taken(path) or any(info.name.rstrip("/") == path for info, _ in self.members):
+            return  # what a layer lists and hides as well is another matter: not all agree on its times
         above, _, name = path.rpartition("/")
         self._list(above)
         self.members.append(member(f"{above}/.wh.{name}".lstrip("/")))

@@ -60,8 +60,11 @@ class World:
         self.drivers = self.kernel.variant()
 
     def close(self) -> None:
+        self.images.close()
         self.workers.close()
         self.kernel.close()
+        for driver in self.kernel._drivers.values():  # their databases hold the file system that a test unmounts
+            getattr(driver._driver, "close", lambda: None)()
         self.database.close()
 
 

@@ -220,6 +220,7 @@ def _state(
     leases.holding = kernel.holding
     bus.notify = kernel.notify
     images = Images(kernel, leases)
+    stack.callback(images.close)
     return State(
         root=root,
         run=run,

@@ -73,6 +73,9 @@ class Images:
         self._saver = Saver(self._documents, self._catalogue, self._lease)
         self._sizes = Sizes(kernel, self._documents)
 
+    def close(self) -> None:
+        self._unpacker.close()
+
     # from elsewhere
 
     def pull(self, reference: str, platform: str = "") -> Iterator[Progress]:

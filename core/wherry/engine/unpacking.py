@@ -93,6 +93,11 @@ class Unpacker:
         self._sync(job)
         return chain[-1]
 
+    def close(self) -> None:
+        """Lets go of the disks; nothing is unpacked any more."""
+        for disk in self._disks.values():
+            disk.close()
+
     # one layer
 
     def _layer(self, job: _Job, number: int) -> None:

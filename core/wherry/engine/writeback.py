@@ -28,7 +28,8 @@ class WriteBack:
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock = threading.Lock()
         self.word = _word()
-        weakref.finalize(self, os.close, self._fd)
+        #: Idempotent. A descriptor holds the file system: it can't be unmounted meanwhile.
+        self.close = weakref.finalize(self, os.close, self._fd)
 
     @contextmanager
     def sound(self, begun: str) -> Iterator[None]:
