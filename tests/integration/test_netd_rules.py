@@ -16,7 +16,7 @@ import pytest
 
 from support.nets import BOUND, Machine, World, ask, inside, ip, nft, until, world
 from wherry.api import Port
-from wherry_plugins.network.bridge.netd import rules
+from wherry_plugins.network.bridge.netd import conntrack, rules
 from wherry_plugins.network.bridge.records import BridgeState
 
 UDP = socket.SOCK_DGRAM
@@ -116,6 +116,32 @@ def test_ipv6_for_a_container_without(here: World) -> None:
     web_on(here, net, Port(80, "tcp", "", 8080), six="")
     assert from_host("::1", 8080) == "web,10.77.1.1"
     assert out.ask("2001:db8::1", 8080) == "web,10.77.1.1"
+
+
+def moves(here: World) -> list[str]:
+    """Who answers one sender of datagrams, from one socket: while a container has the port, and when it is another's."""
+    net = net_a(here)
+    out = here.outside()
+    old = here.machine("old", net, "10.77.1.3/24", "fd77:1::3/64")
+    old.serve(80, UDP)
+    found = []
+    with out.open(socket.AF_INET, UDP) as v4, out.open(socket.AF_INET6, UDP) as v6:
+        asked = [(v4, "192.0.2.1"), (v6, "2001:db8::1")]
+        here.endpoint(old, net, Port(80, "udp", "", 8080))
+        found += [ask(sock, address, 8080).partition(",")[0] for sock, address in asked]
+        here.netd.forget("box-old", net.name)
+        web_on(here, net, Port(80, "udp", "", 8080))
+        found += [ask(sock, address, 8080).partition(",")[0] for sock, address in asked]
+    return found
+
+
+def test_a_sender_that_keeps_its_port(here: World) -> None:
+    assert moves(here) == ["old", "old", "web", "web"]
+
+
+def test_twin_flows_are_remembered(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conntrack, "forget", lambda _wanted: 0)
+    assert moves(here) == ["old"] * 4
 
 
 def test_two_ports_may_need_the_same_element(here: World) -> None:

@@ -15,7 +15,7 @@ import sys
 
 from wherry.linux import framing
 from wherry.linux.loop import IN
-from wherry_plugins.network.bridge.netd import forwarding, rules
+from wherry_plugins.network.bridge.netd import conntrack, forwarding, rules
 from wherry_plugins.network.bridge.netd.dns import Answers
 from wherry_plugins.network.bridge.netd.libnftables import NftError
 from wherry_plugins.network.bridge.netd.names import Names
@@ -223,6 +223,9 @@ class Server:
         if endpoint is not None:
             self._ruleset.delete(rules.of_endpoint(endpoint))
             self._names.remove(endpoint)
+            udp = {port.host_port for port in endpoint.ports if port.protocol == "udp"}
+            if udp:
+                conntrack.forget(lambda flow: flow.to_port in udp and flow.answerer in endpoint.addresses)
             self._published.pop(key, Published()).close()
             if not any(sandbox == key[0] for sandbox, _network in self._endpoints):
                 for resolver in self._resolvers.pop(key[0], []):
