@@ -49,5 +49,5 @@ def wherry_network() -> Registration[CniConfig, CniNetwork]:
         config=CniConfig,
         init=_init,
         probe=_probe,
-        capabilities=lambda config, context: Capabilities(frozenset({"ports"})),
+        capabilities=lambda config, context: Capabilities(frozenset({"networks", "ports"})),
     )

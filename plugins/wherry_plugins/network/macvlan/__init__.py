@@ -45,5 +45,5 @@ def wherry_network() -> Registration[MacvlanConfig, MacvlanNetwork]:
         config=MacvlanConfig,
         init=_init,
         probe=_probe,
-        capabilities=lambda config, context: Capabilities(),
+        capabilities=lambda config, context: Capabilities(frozenset({"networks"})),
     )
