@@ -287,3 +287,11 @@ def test_twin_without_another_try(here: World, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(here.netd, "_dial", Dying(here, 3).dial)
     with pytest.raises(Unavailable):
         here.bridge("br-a", "10.77.1.1/24")
+
+
+def test_one_that_can_not_start_says_why(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_ATTEMPTS", (0.0, 0.1))
+    monkeypatch.setattr(client, "_BOOT", "raise SystemExit('libnftables.so.1 is missing')")
+    with pytest.raises(Unavailable, match=r"netd: libnftables\.so\.1 is missing; see "):
+        here.netd.network(BridgeState("n", "br-n", ("10.77.1.0/24",)))
+    here.netd.path.unlink()

@@ -248,7 +248,14 @@ class Netd:
             except _Gone as error:
                 self._disconnect()
                 failure = str(error)
-        raise Unavailable("netd", failure, f'see "{self._log}"')
+        raise Unavailable("netd", self._last_words() or failure, f'see "{self._log}"')
+
+    def _last_words(self) -> str:
+        """Why it ended right after its start, the log's last line; "" where there is none."""
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").split("\n")
+            return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+        return ""
 
     def _undo(self, message: dict[str, Any]) -> None:
         """A request that takes something away: where no netd is, and none has been killed, there is nothing to take."""
