@@ -78,7 +78,6 @@ class Netd:
         self._watched: socket.socket | None = None  # the watcher's, which closes it
         self._connections = 0  # their number tells a watcher whether its own still counts
         self._asked = False  # whether a netd that lived on has been asked what it has
-        self._task = ""
 
     # what it is told
 
@@ -167,8 +166,7 @@ class Netd:
                     self._call({"op": "stop"})
             finally:
                 self._rest()
-            if self._task:
-                self._await_end()
+            self._await_end()
 
     def close(self) -> None:
         """This engine's end: netd goes on where there are containers."""
@@ -183,11 +181,11 @@ class Netd:
     def _await_end(self) -> None:
         """Until the shim has seen its end: a hub can't be removed before."""
         end = time.monotonic() + _PATIENCE
-        while any(task.status != "stopped" for task in self._context.shim.list(self._task)):
+        ours = f"{self._context.id}.netd."  # one that an engine before this one has started, too
+        while any(task.status != "stopped" and task.id.startswith(ours) for task in self._context.shim.list()):
             if time.monotonic() > end:
                 raise Unavailable("netd", "it does not end", f'see "{self._log}"')
             time.sleep(0.002)
-        self._task = ""
 
     # descriptors
 
@@ -428,7 +426,6 @@ class Netd:
             self._context.shim.spawn(task, "", plan, Stdio(stdout=log, stderr=log))
             if self._hub:
                 self._context.shim.start(task, "")
-            self._task = task
         except OSError as error:
             raise Unavailable("netd", f"could not be started: {error}", f'see "{self._log}"') from None
         finally:
