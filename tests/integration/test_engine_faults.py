@@ -85,7 +85,7 @@ def mended(engine: Engine) -> bool:
         return False
 
 
-@pytest.mark.parametrize("call", ["network.reserve", "network.attach", "store.resolve"])
+@pytest.mark.parametrize("call", ["snapshotter.stat", "store.info", "store.resolve"])
 def test_a_driver_that_hangs_is_given_up(place: EngineDirs, tmp_path: Path, call: str) -> None:
     rule = f'call = "{call}"\naction = "hang"\nseconds = 2\nnth = 1'
     with engine_with(place, tmp_path, rule, deadline=0.5) as engine:

@@ -179,8 +179,9 @@ def test_capabilities_and_privileges(engine: Engine) -> None:
 
 
 def test_networks(engine: Engine) -> None:
-    lines = run(engine, "cat", "/proc/net/dev").out.splitlines()[2:]
-    assert [line.split(":")[0].strip() for line in lines] == ["lo"]
+    for network, links in (("", {"lo", "eth0"}), ("none", {"lo"})):
+        lines = run(engine, "cat", "/proc/net/dev", network=network).out.splitlines()[2:]
+        assert {line.split(":")[0].strip() for line in lines} == links
     said = sh(engine, "hostname; ls -l /proc/self/ns/net", network="host")
     assert said.out.splitlines()[0] == socket.gethostname()
     assert os.readlink("/proc/self/ns/net") in said.out
@@ -395,7 +396,7 @@ def test_events_tell_the_whole_life(engine: Engine) -> None:
 def test_spans(engine: Engine) -> None:
     id = sh(engine, "true", trace=True).id
     plugins = {span.plugin for span in engine.spans(id)}
-    assert {"snapshotter.overlayfs", "isolation.namespaces", "network.none"} <= plugins
+    assert {"snapshotter.overlayfs", "isolation.namespaces", "network.bridge"} <= plugins
 
 
 def test_spans_of_what_failed_can_be_asked_for(engine: Engine) -> None:

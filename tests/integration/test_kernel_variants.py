@@ -75,7 +75,7 @@ def test_every_driver_in_a_process_of_its_own(start: Start, snapshotter: str) ->
         "store.local",
         f"snapshotter.{snapshotter}",
         "isolation.namespaces",
-        "network.none",
+        "network.bridge",
         "log.json-file",
         "transport.host",
     ]
@@ -173,9 +173,9 @@ def test_an_injected_error_leaves_nothing_behind(start: Start, call: str) -> Non
 
 
 def test_an_injected_hang_is_given_up(start: Start) -> None:
-    engine = start(RULES.format(call="network.attach", action="hang"))
+    engine = start(RULES.format(call="snapshotter.stat", action="hang"))
     with pytest.raises(DeadlineExceeded) as caught:
         says(engine, "x", variant="faulty", remove=True)
-    assert caught.value.plugin == "network.none"
+    assert caught.value.plugin == "snapshotter.overlayfs"
     assert engine.containers(all=True) == ()
-    assert says(engine, "others work", network="host") == "others work"
+    assert says(engine, "others work", snapshotter="vfs") == "others work"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support import leaks
+from support.isolation import isolated
 from support.rootless import User
 
 
@@ -59,7 +60,17 @@ def stop_all(run: Path, patience: float = 0) -> list[str]:
             except OSError:
                 pass  # not empty yet: once more
         time.sleep(0.01)
+    unplug(run)
     return left
+
+
+def unplug(run: Path) -> None:
+    """Takes away what an engine that was killed has left of its built-in network: bridge and rules."""
+    bridge = "whb" + hashlib.sha256(f"{run}/network/bridge\0bridge".encode()).hexdigest()[:10]
+    if isolated() and bridge in leaks.links():
+        table = "wherry-" + hashlib.sha256(os.fsencode(run)).hexdigest()[:8]
+        for command in (["ip", "link", "delete", bridge], ["nft", "delete", "table", "inet", table]):
+            subprocess.run(command, check=False, capture_output=True, timeout=30)
 
 
 def _inside(group: Path) -> list[int]:

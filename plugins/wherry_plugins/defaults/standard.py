@@ -18,7 +18,7 @@ volume = "local"
 store = "local"
 snapshotter = ["overlayfs", "vfs"]
 isolation = ["namespaces", "userns"]
-network = "none"
+network = ["bridge", "none"]
 """
 
 

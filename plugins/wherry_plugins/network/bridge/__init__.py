@@ -12,11 +12,27 @@ def _init(config: BridgeConfig, context: Context) -> Network:
     return BridgeNetwork(config, context)
 
 
+def _probe(_config: BridgeConfig, _context: Context) -> str | None:
+    from wherry.linux import caps, nsfs
+    from wherry_plugins.network.bridge.netd import libnftables
+
+    if not nsfs.owns_network():
+        return "bridges are made in the host's network, which belongs to root"
+    if not caps.get()[0] & caps.mask(["CAP_NET_ADMIN"]):
+        return "the engine lacks CAP_NET_ADMIN"
+    try:
+        libnftables.library()
+    except OSError:
+        return f'the library "{libnftables.LIBRARY}" is missing (Debian: libnftables1)'
+    return None
+
+
 @hookimpl
 def wherry_network() -> Registration[BridgeConfig, Network]:
     return Registration(
         id="bridge",
         config=BridgeConfig,
         init=_init,
+        probe=_probe,
         capabilities=lambda config, context: Capabilities(frozenset({"networks", "ports", "dns"})),
     )

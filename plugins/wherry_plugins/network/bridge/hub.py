@@ -12,6 +12,7 @@ import threading
 
 from wherry.api import Context, Sandbox
 from wherry.linux import nsfs
+from wherry.linux.nsfs import owns_network
 from wherry.networks.netlink import Rtnl
 
 
@@ -22,7 +23,7 @@ class Hub:
         self._context = context
         self._lock = threading.Lock()
         self._made = False
-        self.sandbox_id = "" if nsfs.owns_network() else f"{context.id}.hub"
+        self.sandbox_id = "" if owns_network() else f"{context.id}.hub"
 
     def rtnl(self) -> Rtnl:
         """A conversation in the hub."""
