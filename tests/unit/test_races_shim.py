@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from wherry.api import Plan, Stdio
 from wherry.engine import link as links
 from wherry.engine.link import Link
 from wherry.engine.shim import ShimClient
@@ -224,6 +225,39 @@ def test_a_hand_over_counts_once_it_is_done(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_twin_a_hand_over_that_counts_as_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert handed_over_twice(monkeypatch, early=True) == ["hello", "recover", "hello"]
+
+
+def spawned_by_a_lost_shim() -> list[Any]:
+    """What its successor is told, which had taken over before the answer to a spawn was read."""
+    told: list[Any] = []
+    client = ShimClient.__new__(ShimClient)
+    client._guard, client._pidfds, client._root = threading.Lock(), {}, None
+    lost: Any = SimpleNamespace(instance="lost")
+    now: Any = SimpleNamespace(
+        instance="new", call=lambda op, fields, fds: told.append((op, fields["tasks"], len(fds)))
+    )
+    state = {
+        "id": "c", "exec_id": "", "status": "created", "pid": 1, "start_time": 1, "sandbox_id": "", "exit": None, "user": "",
+    }  # fmt: skip
+
+    def exchange(_op: str, _fds: Any, _fields: Any) -> Any:
+        client._link = now
+        return state, [os.open("/dev/null", os.O_RDONLY)], lost
+
+    client._exchange = exchange  # type: ignore[method-assign]
+    client.spawn("c", "", Plan(), Stdio())
+    for _state, fd in client._pidfds.values():
+        os.close(fd)
+    return [(op, [task["id"] for task in tasks], count) for op, tasks, count in told]
+
+
+def test_a_spawn_that_a_lost_shim_answered_is_handed_over() -> None:
+    assert spawned_by_a_lost_shim() == [("recover", ["c"], 1)]
+
+
+def test_twin_a_spawn_that_the_snapshot_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShimClient, "_hand_over_late", lambda *_arguments: None)
+    assert spawned_by_a_lost_shim() == []
 
 
 def in_flight_beside_a_bad_descriptor() -> Any:

@@ -46,6 +46,7 @@ class Link:
         self._next = 0
         self._reading = False
         self.lost = False
+        self.instance = ""  # of the shim, as it said in its greeting
 
     def call(self, op: str, fields: Mapping[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
         """The answer and its descriptors. ConnectionError when there will be none."""

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,6 +146,7 @@ class ShimClient:
             self._renew(link)
             hello = _value(link.call("hello", {}, ())[0])
         self.pid, self.start_time, self.version = hello["pid"], hello["start_time"], hello["version"]
+        link.instance = hello["instance"]
         if self._instance == hello["instance"]:
             return
         if self._instance:
@@ -159,8 +160,9 @@ class ShimClient:
         _value(link.call("replace", {"core": core, "version": wherry.__version__}, ())[0])
 
     def _hand_over(self, link: Link) -> None:
-        """Tells a new shim what a lost one had: in pages, as a frame takes only so many descriptors."""
-        known = list(self._pidfds.values())
+        """Tells a new shim what a lost one had: in pages, as a frame takes only so many descriptors. Execs first: their ends are to be
+        told before those of their containers."""
+        known = sorted(self._pidfds.values(), key=lambda one: not one[0]["exec_id"])
         boxes = list(self._boxes.values())
         while True:
             page, known = known[:_PAGE], known[_PAGE:]
@@ -188,6 +190,10 @@ class ShimClient:
         self._pidfds[state["id"], state["exec_id"]] = (state, fd)
 
     def _call(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[Any, list[int]]:
+        return self._exchange(op, fds, fields)[:2]
+
+    def _exchange(self, op: str, fds: Sequence[int], fields: Mapping[str, Any]) -> tuple[Any, list[int], Link]:
+        """Value and descriptors of an answer, and the connection that it came by."""
         for last in (op not in _REPEATABLE, True):
             link = self._connected()
             try:
@@ -196,7 +202,7 @@ class ShimClient:
                 if last:
                     raise errors.Unavailable("shim", LOST, "try again") from None
             else:
-                return _value(answer), received
+                return _value(answer), received, link
         raise errors.Unavailable("shim", LOST, "try again")
 
     def close(self) -> None:
@@ -240,10 +246,19 @@ class ShimClient:
         record, fds = encode_stdio(stdio)
         body = encode_plan(plan)
         body["fds"] = [len(fds) + index for index in range(len(plan.fds))]
-        state, received = self._call("spawn", [*fds, *plan.fds], container=id, exec_id=exec_id, plan=body, stdio=record)
+        fields = {"container": id, "exec_id": exec_id, "plan": body, "stdio": record}
+        state, received, link = self._exchange("spawn", [*fds, *plan.fds], fields)
         for fd in received:
             self._remember(state, fd)
+            self._hand_over_late(link, state, fd)
         return state_of(state)
+
+    def _hand_over_late(self, link: Link, state: dict[str, Any], fd: int) -> None:
+        """Where the shim that answered was lost, and its successor told of all there was before this answer came."""
+        with self._guard:
+            now = self._link
+        if now is not None and now is not link and now.instance != link.instance:
+            now.call("recover", {"tasks": [state], "sandboxes": [], "more": False}, [fd])
 
     def start(self, id: str, exec_id: str) -> None:
         self._call("start", container=id, exec_id=exec_id)
