@@ -302,9 +302,11 @@ class CniNetwork:
             os.symlink(f"/proc/{os.getpid()}/fd/{fd}", link)
             yield str(link)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(link)
-            os.close(fd)
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(link)
+            finally:
+                os.close(fd)
 
 
 def _is_name(name: str) -> bool:
