@@ -73,11 +73,15 @@ def normalize(reference: str) -> str:
 
 
 def familiar(name: str) -> str:
-    """The short form of a full name, as users see it: "busybox:latest"."""
-    for prefix in (f"{DEFAULT_DOMAIN}/library/", f"{DEFAULT_DOMAIN}/"):
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
+    """The short form of a full name, as users see it: "busybox:latest". It always leads back to the full one."""
+    if not name.startswith(f"{DEFAULT_DOMAIN}/"):
+        return name
+    rest = name[len(DEFAULT_DOMAIN) + 1 :]
+    if rest.startswith("library/") and "/" not in rest[8:]:
+        return rest[8:]
+    first, slash, _ = rest.partition("/")
+    is_host = first == "localhost" or set(first) & set(".:") or first != first.lower()
+    return rest if slash and not is_host else name
 
 
 __all__ = ["DEFAULT_DOMAIN", "Reference", "familiar", "normalize", "parse_reference"]

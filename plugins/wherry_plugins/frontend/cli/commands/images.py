@@ -12,6 +12,7 @@ import click
 from attrs import asdict, frozen
 
 from wherry.api import ImageInfo, Invalid
+from wherry.spec.reference import familiar
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
@@ -19,7 +20,6 @@ from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 
 NONE = "<none>"
-DEFAULT_PREFIXES = ("docker.io/library/", "docker.io/")
 KEYS = ("dangling", "label", "reference", "before", "since", "until")
 
 
@@ -35,11 +35,7 @@ class Named:
 
 def split_name(name: str) -> tuple[str, str, str]:
     """(repository, tag, digest) of a full reference, the default registry left out as docker does."""
-    for prefix in DEFAULT_PREFIXES:
-        if name.startswith(prefix):
-            name = name.removeprefix(prefix)
-            break
-    name, _, digest = name.partition("@")
+    name, _, digest = familiar(name).partition("@")
     repository, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:
         repository, tag = name, NONE
