@@ -295,6 +295,12 @@ def debian_archive(debian_image: Path) -> Path:
     return debian_image / "docker-archive.tar"
 
 
+@pytest.fixture(scope="session")
+def apt_image(images_cache: Path) -> Path:
+    """The same with apt-get."""
+    return _made(images.debian_with_apt, images_cache)
+
+
 # -- odds and ends ---------------------------------------------------------------------------------------------------------
 
 

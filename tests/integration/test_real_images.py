@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,40 @@ def test_a_redis_keeps_its_data_in_a_bind(wherry: Wherry, tmp_path: Path) -> Non
     # and a new container on the same data
     wherry("run", "-d", "--name", "db", "-v", f"{data}:/data", image, *server)
     assert client("get", "key") == "kept"
+
+
+@pytest.mark.parametrize("variant", ["overlay", "copies"])
+def test_apt_get_installs_a_package(wherry: Wherry, tmp_path: Path, apt_image: Path, variant: str) -> None:
+    """A package of our own with files, a link, a set-id program and a script that runs: dpkg renames, links and syncs as it likes."""
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    build = tmp_path / "hello-wherry"
+    (build / "DEBIAN").mkdir(parents=True)
+    (build / "DEBIAN/control").write_text(
+        "Package: hello-wherry\nVersion: 1.0\nArchitecture: all\nDepends: dpkg\nMaintainer: nobody <nobody@example.org>\n"
+        "Description: says hello\n"
+    )
+    (build / "DEBIAN/postinst").write_text("#!/bin/sh\nset -e\necho configured > /var/lib/hello-wherry\n")
+    (build / "DEBIAN/postinst").chmod(0o755)
+    (build / "usr/bin").mkdir(parents=True)
+    (build / "usr/bin/hello-wherry").write_text("#!/bin/sh\necho hello from the package\n")
+    (build / "usr/bin/hello-wherry").chmod(0o4755)
+    (build / "usr/bin/hello-link").symlink_to("hello-wherry")
+    package = tmp_path / "in/hello-wherry.deb"
+    package.parent.mkdir()
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-b", str(build), str(package)], check=True, capture_output=True, timeout=60
+    )
+    look = """
+    set -e
+    apt-get install -y --no-install-recommends /in/hello-wherry.deb
+    hello-link; cat /var/lib/hello-wherry; dpkg-query -W -f '${db:Status-Status}\n' hello-wherry
+    stat -c %a /usr/bin/hello-wherry; dpkg --verify hello-wherry
+    apt-get purge -y hello-wherry; test ! -e /usr/bin/hello-wherry
+    """
+    done = wherry(
+        "run", "--rm", "--network", "none", *(["--variant", variant] if variant != "overlay" else []), "-v", f"{package.parent}:/in:ro",
+        f"archive:{apt_image / 'oci-archive.tar'}", "bash", "-c", look, env={"WHERRY_CONFIG": str(config)}, timeout=120,
+    )  # fmt: skip
+    assert "\nhello from the package\nconfigured\ninstalled\n4755\n" in done.stdout
+    assert "\nRemoving hello-wherry (1.0)" in done.stdout

@@ -140,8 +140,8 @@ def busybox(cache: Path) -> Path:
     return _made_once(cache, "busybox", f"2 {stat.st_size} {stat.st_mtime_ns}", make)
 
 
-def _essential() -> list[str]:
-    """Debian's essential packages as they are installed here, and what they depend on."""
+def _essential(*more: str) -> list[str]:
+    """Debian's essential packages as they are installed here, more of them, and what they all depend on."""
     form = "${Package}\t${Essential}\t${db:Status-Status}\t${Provides}\t${Pre-Depends}, ${Depends}\n"
     depends: dict[str, list[str]] = {}
     provided: dict[str, str] = {}
@@ -153,7 +153,7 @@ def _essential() -> list[str]:
         depends[package] = [need.split("|")[0].split("(")[0].split(":")[0].strip() for need in needs.split(",")]
         for name in provides.split(","):
             provided.setdefault(name.split("(")[0].strip(), package)
-        if essential == "yes":
+        if essential == "yes" or package in more:
             wanted.append(package)
     found: list[str] = []
     while wanted:
@@ -165,13 +165,13 @@ def _essential() -> list[str]:
     return sorted(found)
 
 
-def _debian_tree(root: Path) -> None:
+def _debian_tree(root: Path, *more: str) -> None:
     """Copies the files of the packages, with their links, modes and owners; documentation is left out."""
     skip = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/locale/", "/usr/share/info/", "/.")
     for link in ("bin", "sbin", "lib", "lib64"):
         if (Path("/") / link).is_symlink():
             (root / link).symlink_to(os.readlink(f"/{link}"))
-    for path in sorted(set(_run(_tool("dpkg-query"), "-L", *_essential()).splitlines())):
+    for path in sorted(set(_run(_tool("dpkg-query"), "-L", *_essential(*more)).splitlines())):
         if not path.startswith("/") or path.startswith(skip):
             continue
         source, target = Path(path), root / path.lstrip("/")
@@ -211,6 +211,42 @@ def debian(cache: Path) -> Path:
         )
 
     return _made_once(cache, "debian", recipe, make)
+
+
+def _apt_tree(root: Path) -> None:
+    """The same with apt, and with what dpkg knows of all these packages, so that both work in there."""
+    _debian_tree(root, "apt")
+    dpkg = root / "var/lib/dpkg"
+    for directory in ("info", "updates", "triggers", "alternatives"):
+        (dpkg / directory).mkdir(parents=True, exist_ok=True)
+    for directory in (
+        "var/lib/apt/lists/partial",
+        "var/cache/apt/archives/partial",
+        "var/log/apt",
+        "etc/apt/apt.conf.d",
+    ):
+        (root / directory).mkdir(parents=True, exist_ok=True)
+    packages = _essential("apt")
+    status = _run(_tool("dpkg-query"), "-s", *packages)
+    (dpkg / "status").write_text(status.replace("\n---\n", "\n"))
+    for package in packages:
+        for path in Path("/var/lib/dpkg/info").glob(f"{package}*"):
+            if path.name.split(".")[0].split(":")[0] == package:
+                shutil.copyfile(path, dpkg / "info" / path.name)
+    for path in Path("/var/lib/dpkg/info").glob("format"):
+        shutil.copyfile(path, dpkg / "info/format")
+
+
+def debian_with_apt(cache: Path) -> Path:
+    """As ``debian``, with apt-get."""
+    if not Path("/usr/bin/apt-get").exists() or not Path("/var/lib/dpkg/status").exists():
+        raise CannotMake("this is no Debian")
+    recipe = "1 " + " ".join(_essential("apt")) + Path("/etc/debian_version").read_text()
+
+    def make(work: Path) -> None:
+        _image(work, "apt", _apt_tree, "--config.env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "--config.cmd", "bash")
+
+    return _made_once(cache, "apt", recipe, make)
 
 
 def docker_names(archive: Path) -> list[str]:

@@ -28,8 +28,8 @@ META = b".wh..wh."
 OPAQUE = b".wh..wh..opq"
 #: What a layer may cost, in bytes of memory and in steps of a walk, however little of it there is; and what each byte of the blob
 #: adds. Ordinary layers stay far below the first: it is for those that a few kilobytes blow up.
-COST_FREE, COST_PER_BYTE = 32 << 20, 2
-STEPS_FREE, STEPS_PER_BYTE = 1_000_000, 1
+COST_FREE, COST_PER_BYTE = 16 << 20, 2
+STEPS_FREE, STEPS_PER_BYTE = 300_000, 1
 _ENTRY, _MADE, _RECORD = 128, 256, 64
 #: The overlay file system's own marks would let an image hide or redirect what is below it.
 _FOREIGN_XATTRS = (b"trusted.overlay.", b"user.overlay.")
