@@ -20,7 +20,7 @@ import peers as others
 from rows import ROWS, WANTED, Line, Plan
 from world import AbsentError, World
 
-SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, peer_containers=3, burst=4, bursts=1)
+SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, peer_containers=3, burst=4, bursts=1, streams=1, seconds=1)
 
 
 def arguments() -> argparse.Namespace:
@@ -124,7 +124,7 @@ def shown(lines: list[Line]) -> str:
     ]
     for line in lines:
         ratio = "" if line.ratio is None else f"{line.ratio:.3f} ({line.low:.3f} to {line.high:.3f})"
-        goal = "" if line.goal is None else f"≤ {line.goal:.3f}"
+        goal = "" if line.goal is None else f"{'≥' if line.more else '≤'} {line.goal:.3f}"
         unit = "ms" if line.unit == "ms" else line.unit
         remark = "; ".join(part for part in (line.verdict, line.note) if part)
         text.append(
@@ -147,6 +147,7 @@ def main() -> int:
     if wanted & {"wherry", "floor"} or options.calls:
         wanted.add("wherry api")
     plan = SHORT if options.short else Plan()
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are stopped
     world = World()
     failed = False
@@ -163,6 +164,8 @@ def main() -> int:
             try:
                 lines += ROWS[number](found, plan)
                 print(f"row {number}: measured after {time.monotonic() - began:.0f} s", file=sys.stderr)
+            except AbsentError as reason:
+                print(f"not run: row {number}: {reason}")
             except Exception as error:
                 print(f"not run: row {number}: {type(error).__name__}: {error}")
                 failed = True

@@ -129,6 +129,7 @@ class Engine:
     environ = ENVIRON
     spawner: Spawner
     options: tuple[str, ...] = ()
+    port = 18080  # on the host; each runtime has one of its own
 
     def run(self, *arguments: str) -> float:
         return self.spawner.one([*self.command, *arguments], self.environ)
@@ -142,6 +143,49 @@ class Engine:
 
     def once(self) -> float:
         return self.spawner.one(self.words("--rm", IMAGE, "true"), self.environ)
+
+    def networked(self, *arguments: str, inner: int = 80) -> list[str]:
+        """On the runtime's own bridge, with a published port."""
+        return [
+            *self.command,
+            "run",
+            *self.options,
+            "--publish",
+            f"{self.port}:{inner}",
+            "--network",
+            "bridge",
+            *arguments,
+        ]
+
+    def published(self) -> float:
+        return self.spawner.one(self.networked("--rm", IMAGE, "true"), self.environ)
+
+    def neighbours(self, inner: int) -> tuple[int, int]:
+        """The pids of two containers on the runtime's own bridge, of which the second has that port published."""
+        plain = [
+            *self.command,
+            "run",
+            *self.options,
+            "--network",
+            "bridge",
+            "--detach",
+            "--name",
+            "left",
+            IMAGE,
+            "sleep",
+            "100000",
+        ]
+        self.spawner.one(plain, self.environ)
+        named = ("--detach", "--name", "right", IMAGE, "sleep", "100000")
+        self.spawner.one(self.networked(*named, inner=inner), self.environ)
+        pids = []
+        for name in ("left", "right"):
+            self.run("inspect", "--format", "{{.State.Pid}}", name)
+            pids.append(int(self.spawner.text()))
+        return pids[0], pids[1]
+
+    def part(self) -> None:
+        self.run("rm", "--force", "left", "right")
 
     def hold(self) -> None:
         self.spawner.one(self.words("--detach", "--name", "held", IMAGE, "sleep", "100000"), self.environ)
@@ -182,6 +226,7 @@ class Engine:
 
 class Podman(Engine):
     name = "podman"
+    port = 18081
 
     def __init__(self, world: World) -> None:
         program = need("podman")
@@ -194,7 +239,7 @@ class Podman(Engine):
         self.runroot = world.run / "podman"
         self.command = [
             program, "--root", str(self.root), "--runroot", str(self.runroot), "--tmpdir", str(world.run / "podman-tmp"),
-            "--cgroup-manager", "cgroupfs", "--events-backend", "file",
+            "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--network-config-dir", str(world.base / "podman-networks"),
         ]  # fmt: skip
         self.group = f"wherry-bench-{os.getpid()}-podman"
         self.options = (
@@ -224,9 +269,10 @@ class Podman(Engine):
 
 
 class Docker(Engine):
-    """With a daemon of its own, which touches neither links nor firewall."""
+    """With a daemon of its own, whose links and rules are in the benchmark's network namespace."""
 
     name = "docker"
+    port = 18082
 
     def __init__(self, world: World) -> None:
         program, daemon = need("docker"), need("dockerd")
@@ -243,8 +289,7 @@ class Docker(Engine):
         self.process = subprocess.Popen(
             [
                 daemon, "--host", f"unix://{self.socket}", "--data-root", str(self.root),
-                "--exec-root", str(self.exec_root), "--pidfile", str(world.run / "dockerd.pid"), "--bridge", "none",
-                "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
+                "--exec-root", str(self.exec_root), "--pidfile", str(world.run / "dockerd.pid"),
                 "--cgroup-parent", f"/{self.group}", "--config-file", str(world.base / "no-such-file.json"),
             ][:-2],
             stdout=self.log, stderr=self.log, env=self.environ,

@@ -7,10 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numbers_of import interval, percentile, ratios
+from streams import Neighbours, address_of, gigabits, settled
+from world import need
 
 IDLE = 0.15
 
@@ -32,11 +35,14 @@ class Line:
     high: float = 0.0
     goal: float | None = None
     note: str = ""
+    more: bool = False  # whether more is better
 
     @property
     def verdict(self) -> str:
         if self.ratio is None or self.goal is None:
             return ""
+        if self.more:
+            return "reached" if self.ratio >= self.goal else f"missed by {1 - self.ratio / self.goal:.0%}"
         return "reached" if self.ratio <= self.goal else f"missed by {self.ratio / self.goal - 1:.0%}"
 
 
@@ -51,6 +57,8 @@ class Plan:
     peer_containers: int = 100
     burst: int = 100
     bursts: int = 3
+    streams: int = 7
+    seconds: int = 3
     samples: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -136,6 +144,13 @@ def row_2(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
     return timed(
         2, "run --rm true, command line", {name: peers[name].once for name in names}, "wherry", goals, plan, slow=True
     )
+
+
+def row_3(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    names = [name for name in ("wherry", "docker", "podman") if name in peers]
+    goals = both({"docker": 1 / 15, "podman": 1 / 11})
+    subjects = {name: peers[name].published for name in names}
+    return timed(3, "run --rm -p PORT:80 true, bridge, command line", subjects, "wherry", goals, plan, slow=True)
 
 
 def row_4(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
@@ -230,6 +245,51 @@ def row_8(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
     return lines
 
 
+def row_9(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    """Throughput of one TCP connection, Gbit/s: between two containers, and from a machine outside to a published port."""
+    names = [name for name in ("wherry", "docker", "podman") if name in peers]
+    need("iperf3")
+    inner = 5201
+    hand = Neighbours()
+    held = []
+    try:
+        between: dict[str, Callable[[], float]] = {
+            "veth pair": partial(gigabits, hand.left, hand.right, address_of(hand.right), inner, inner, plan.seconds)
+        }
+        outside: dict[str, Callable[[], float]] = {}
+        for name in names:
+            held.append(peers[name])
+            left, right = peers[name].neighbours(inner)
+            address, port = address_of(right), peers[name].port
+            between[name] = partial(gigabits, left, right, address, inner, inner, plan.seconds)
+            outside[name] = partial(gigabits, hand.outside, right, hand.host, port, inner, plan.seconds)
+        lines = _streams("between two containers", between, {"veth pair": 0.98}, plan)
+        return lines + _streams("to a published port", outside, {"docker": 1.0}, plan)
+    finally:
+        for peer in held:
+            peer.part()
+        hand.close()
+
+
+def _streams(
+    what: str, subjects: Mapping[str, Callable[[], float]], goals: Mapping[str, float], plan: Plan
+) -> list[Line]:
+    for measure in subjects.values():
+        settled(measure)
+    found = interleaved(subjects, plan.streams, 0.0)
+    lines = []
+    for name, values in found.items():
+        plan.samples[f"9 {what} / {name}"] = values
+        line = Line(9, what, "", name, statistics.median(values), min(values), len(values), "Gbit/s", more=True)
+        if name != "wherry" and "wherry" in found:
+            each = ratios(found["wherry"], values)
+            line.ratio, (line.low, line.high) = statistics.median(each), interval(each)
+            line.goal = goals.get(name)
+        line.note = "the least in place of p99"
+        lines.append(line)
+    return lines
+
+
 def row_11(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
     lines = []
     names = [name for name in ("wherry", "docker", "podman") if name in peers]
@@ -240,14 +300,16 @@ def row_11(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
 
 
 ROWS: dict[int, Callable[[Mapping[str, Any], Plan], list[Line]]] = {
-    1: row_1, 2: row_2, 4: row_4, 7: row_7, 8: row_8, 11: row_11,
+    1: row_1, 2: row_2, 3: row_3, 4: row_4, 7: row_7, 8: row_8, 9: row_9, 11: row_11,
 }  # fmt: skip
 #: Who takes part in which row; a row runs with those that are there.
 WANTED: dict[int, tuple[str, ...]] = {
     1: ("wherry api", "wherry in process", "floor", "crun", "runc"),
     2: ("wherry", "docker", "podman", "runc", "crun"),
+    3: ("wherry", "docker", "podman"),
     4: ("wherry api", "wherry", "floor", "crun", "docker", "podman"),
     7: ("floor", "wherry api", "podman", "docker"),
     8: ("wherry api", "wherry", "podman", "docker"),
+    9: ("wherry", "docker", "podman"),
     11: ("wherry", "docker", "podman"),
 }

@@ -106,7 +106,10 @@ class Services:
         failed = []
         for place in places:
             request = place.reservation.request
-            if (request.sandbox_id, request.network) in known:
+            held = known.get((request.sandbox_id, request.network))
+            if held is not None and held[1] >= len(
+                place.reservation.ports
+            ):  # fewer: the engine died while it told them
                 continue
             claims = None
             try:

@@ -113,7 +113,7 @@ class Netd:
             self._endpoints[key] = record = _plain(endpoint)
             tagged = self._keep(key, endpoint, resolvers, listeners)
             try:
-                self._call({"op": "endpoint", "endpoint": record}, *self._lending(key, tagged))
+                self._call(*self._telling(key, record, tagged))
             except FailedPrecondition:
                 if before is None:
                     self._let_go(key)
@@ -217,18 +217,15 @@ class Netd:
         self._networks.clear()
 
     @staticmethod
-    def _lending(key: Key, tagged: Tagged) -> Iterator[dict[str, Any]]:
-        """Requests that lend these, a page each; "_fds" is what travels along."""
-        for at in range(0, len(tagged), _PAGE):
+    def _telling(key: Key, record: dict[str, Any], tagged: Tagged) -> Iterator[dict[str, Any]]:
+        """The requests that tell an endpoint and lend its descriptors, a page each; "_fds" is what travels along."""
+        for at in range(0, max(1, len(tagged)), _PAGE):
             page = tagged[at : at + _PAGE]
-            yield {
-                "op": "lend",
-                "sandbox": key[0],
-                "network": key[1],
-                "first": at == 0,
-                "tags": [tag for tag, _fd in page],
-                "_fds": [fd for _tag, fd in page],
-            }
+            message: dict[str, Any] = {"tags": [tag for tag, _fd in page], "_fds": [fd for _tag, fd in page]}
+            if at == 0:
+                yield {"op": "endpoint", "endpoint": record, **message}
+            else:
+                yield {"op": "lend", "sandbox": key[0], "network": key[1], **message}
 
     # the connection
 
@@ -360,7 +357,7 @@ class Netd:
                 if key not in endpoints and key[0] not in lent:
                     lent.add(key[0])
                     tagged = [*self._resolvers.get(key[0], []), *tagged]
-                self._exchange([{"op": "endpoint", "endpoint": record}, *self._lending(key, tagged)])
+                self._exchange(list(self._telling(key, record, tagged)))
 
     def _adopt(self, networks: Mapping[str, dict[str, Any]], endpoints: Mapping[Key, dict[str, Any]]) -> None:
         """Takes over what an engine before this one has told."""

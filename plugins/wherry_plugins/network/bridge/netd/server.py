@@ -1,7 +1,7 @@
 """netd's requests: what the engine tells and asks, as frames (wherry.linux.framing) in the order they are answered.
 
 {"op": "...", ...} is answered by {"ok": value} or {"error": text}. A connection that says "watch" gets nothing until netd ends.
-Descriptors travel in pages with a tag each (see ``lend``), since a container may publish thousands of ports.
+Descriptors travel in pages with a tag each, since a container may publish thousands of ports.
 
 While an engine is connected netd stays for as long as there is a network, without one as long as there is a container.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 #: How long netd waits with nothing to do before it ends, in seconds.
 IDLE = 2.0
-#: The tag of a resolver's descriptor; others are those of listeners: "<index of the port>/<network>".
+#: The tag of a resolver's descriptor; that of a listener's is the index of its port.
 RESOLVER = "resolver"
 PAGE = 100
 
@@ -169,12 +169,25 @@ class Server:
             self.settle()
         return None, []
 
-    def _endpoint(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
-        """A new one, or one that has changed; its listeners stay unless the ports are others."""
+    def _endpoint(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, list[int]]:
+        """A new one, or one that has changed; its listeners stay unless the ports are others, or new ones are lent with it.
+
+        Those are in the same frame, so that an engine that dies in between leaves no endpoint without them.
+        """
         endpoint = Endpoint(message["endpoint"])
         before = self._endpoints.get(endpoint.key)
-        if before is not None and before.record == endpoint.record:
-            return None, []
+        if before is None or before.record != endpoint.record:
+            self._change(endpoint, before)
+        tags = message["tags"]
+        if any(tag != RESOLVER for tag in tags):
+            self._published.pop(endpoint.key, Published()).close()
+        if RESOLVER in tags:
+            for resolver in self._resolvers.pop(endpoint.sandbox, []):
+                resolver.close()
+        self._take(endpoint, tags, fds)
+        return None, []
+
+    def _change(self, endpoint: Endpoint, before: Endpoint | None) -> None:
         self._ruleset.add(rules.of_endpoint(endpoint))
         if before is not None:
             self._ruleset.delete(rules.of_endpoint(before))
@@ -183,27 +196,25 @@ class Server:
         self._endpoints[endpoint.key] = endpoint
         self._names.add(endpoint)
         self.settle()
-        return None, []
 
     def _lend(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, list[int]]:
-        """Descriptors of an endpoint, with a tag each. first: those of the same kind that it had before go."""
+        """More descriptors of an endpoint than its own frame had room for."""
         key = (message["sandbox"], message["network"])
         endpoint = self._endpoints.get(key)
         if endpoint is None:
             raise Refused(f"no endpoint of {key[0]} in {key[1]}")
-        if message["first"] and any(tag != RESOLVER for tag in message["tags"]):
-            self._published.pop(key, Published()).close()
-        if message["first"] and RESOLVER in message["tags"]:
-            for resolver in self._resolvers.pop(key[0], []):
-                resolver.close()
-        for tag in message["tags"]:
+        self._take(endpoint, message["tags"], fds)
+        return None, []
+
+    def _take(self, endpoint: Endpoint, tags: list[str], fds: list[int]) -> None:
+        for tag in tags:
             fd = fds.pop(0)
             if tag == RESOLVER:
-                resolvers = self._resolvers.setdefault(key[0], [])
-                resolvers.append(Resolver(self._loop, self._answers, key[0], fd))
+                held = self._resolvers.setdefault(endpoint.sandbox, [])
+                held.append(Resolver(self._loop, self._answers, endpoint.sandbox, fd))
             else:
-                self._published.setdefault(key, Published()).open.append((tag, self._listen(endpoint, int(tag), fd)))
-        return None, []
+                published = self._published.setdefault(endpoint.key, Published())
+                published.open.append((tag, self._listen(endpoint, int(tag), fd)))
 
     def _listen(self, endpoint: Endpoint, index: int, fd: int) -> TcpPort | UdpPort:
         port = endpoint.ports[index]
@@ -234,7 +245,7 @@ class Server:
         return None, []
 
     def _state(self, _message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
-        """All networks and endpoints, with the tags of the descriptors that each has."""
+        """All networks and endpoints, as they were told."""
         return {
             "networks": [network.record for network in self._networks.values()],
             "endpoints": [endpoint.record for endpoint in self._endpoints.values()],
