@@ -226,10 +226,21 @@ class CniNetwork:
                 conflist = lists.from_stored(data["conflist"])
                 with self._namespace(key, need=False) as netns:
                     attached = _attached(restore(Reservation, data["reservation"]), conflist, netns)
-                    self._chain.delete(conflist, attached, data.get("result"))
+                    self._delete(conflist, attached, data.get("result"))
             with self._lock:
                 self._records.remove(key)
             self._ports.release(key)
+
+    def _delete(self, conflist: Conflist, attached: Attached, result: Mapping[str, Any] | None) -> None:
+        """By the list as it was; where that fails, by one of its name that was mended since."""
+        try:
+            self._chain.delete(conflist, attached, result)
+        except Error:
+            with self._lock:
+                current = self._known(conflist.name)
+            if current is None or current == conflist:
+                raise
+            self._chain.delete(current, attached, result)
 
     def check(self, sandbox_id: str, network: str) -> None:
         key = (network, sandbox_id)
