@@ -72,10 +72,10 @@ OWN_LEAF = "wherry-shim"
 
 
 def delegated(v2: str) -> str:
-    """The directory of this process's own v2 group, or the one above its leaf, if groups may be made there; else ""."""
+    """The directory of the v2 group above this process's leaf, if groups may be made there; else ""."""
     for line in read("/proc/self/cgroup").splitlines():
-        if line.startswith("0::"):
-            path = v2 + line[3:].rstrip("/").removesuffix("/" + OWN_LEAF)
+        if line.startswith("0::") and os.path.basename(line) == OWN_LEAF:
+            path = v2 + os.path.dirname(line[3:])
             wanted = (path, f"{path}/cgroup.subtree_control", f"{path}/cgroup.procs")
             if path != v2 and all(os.access(name, os.W_OK) for name in wanted):
                 return path

@@ -15,7 +15,7 @@ import time
 from wherry import __version__
 from wherry.linux import process
 from wherry.oci import idmaps
-from wherry.shim import enclave, wire
+from wherry.shim import enclave, scope, wire
 from wherry.shim.boot import Options
 
 #: What of the caller's environment the engine sees.
@@ -161,6 +161,7 @@ def _become(place: Place, held: int, writer: int, maps: idmaps.Maps | None) -> N
         os.umask(0o022)
         os.chdir("/")
         if maps is not None:
+            scope.enter(run)
             enclave.enter(run, maps)
         null = os.open("/dev/null", os.O_RDWR)
         log = os.open(f"{run}/shim.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
