@@ -1,17 +1,20 @@
 """An ordinary user for tests, and Wherry where that user can read it; the machine stays as it is.
 
-The user is made by bind mounts over /etc/passwd and its like in the test process's own mount namespace. Wherry is built as a wheel
+The user is made by bind mounts over /etc/passwd and its like in the test process's own mount namespace; so are /dev/net/tun and
+/dev/fuse opened to everybody, as distributions have them. Wherry is built as a wheel
 and installed in a virtual environment in /var/tmp, with copies of the packages it needs, once for each state of the sources.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -28,6 +31,8 @@ TOP = Path(__file__).resolve().parents[2]
 NAME, UID, GID = "wherrytest", 54321, 54321
 FIRST, COUNT = 7_000_000, 65536
 _FILES = ("passwd", "group", "subuid", "subgid")
+#: Devices that distributions let everybody open, and this kind of machine only root: (major, minor).
+_DEVICES = {"/dev/net/tun": (10, 200), "/dev/fuse": (10, 229)}
 
 
 class User(NamedTuple):
@@ -86,6 +91,13 @@ def made(home: Path, program: Path, ranges: str | None = None) -> Iterator[User]
                     raise FileNotFoundError(f"{target}: install the package uidmap")
                 mount.mount(str(source), target, None, mount.MS_BIND)
                 placed.append(target)
+            for target, numbers in _DEVICES.items():
+                if os.path.exists(target) and not os.stat(target).st_mode & stat.S_IWOTH:
+                    node = Path(directory, target.rpartition("/")[2])
+                    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(*numbers))
+                    node.chmod(0o666)
+                    mount.mount(str(node), target, None, mount.MS_BIND)
+                    placed.append(target)
             os.chown(home, UID, GID)
             yield User(NAME, UID, GID, home, program, ranges is None or bool(ranges))
         finally:
@@ -142,6 +154,7 @@ def _needed(name: str, found: dict[str, importlib.metadata.Distribution]) -> Non
             _needed(match[0], found)
 
 
+@functools.cache
 def installed() -> Path:
     """The environment's wherry command; made when it is not there yet for these sources."""
     top = Path(f"/var/tmp/wherry-test-wheel-{os.getuid()}")

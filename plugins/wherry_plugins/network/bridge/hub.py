@@ -14,6 +14,7 @@ from wherry.api import Context, Sandbox
 from wherry.linux import nsfs
 from wherry.linux.nsfs import owns_network
 from wherry.networks.netlink import Rtnl
+from wherry.networks.uplink import Uplink
 
 
 class Hub:
@@ -23,6 +24,7 @@ class Hub:
         self._context = context
         self._lock = threading.Lock()
         self._made = False
+        self._uplink: Uplink | None = None
         self.sandbox_id = "" if owns_network() else f"{context.id}.hub"
 
     def rtnl(self) -> Rtnl:
@@ -42,12 +44,25 @@ class Hub:
             if self.sandbox_id and not self._made:
                 self._context.shim.create_sandbox(Sandbox(self.sandbox_id, ipc=False, uts=False))
                 self._made = True
+                self._uplink = self._uplink or Uplink(self._context, self.sandbox_id)
+
+    def connect(self) -> None:
+        """The hub's way out is there, where there is one that is not the host's own."""
+        self.make()
+        if self._uplink is not None:
+            self._uplink.make()
+
+    def nameserver(self) -> str:
+        """Where the host's name server answers in the hub; "" where it is asked itself."""
+        return self._uplink.nameserver if self._uplink is not None else ""
 
     def remove(self) -> None:
         """The hub goes, and with it what is in it."""
         with self._lock:
             if self.sandbox_id:
                 self._made = False
+                if self._uplink is not None:
+                    self._uplink.end()
                 self._context.shim.remove_sandbox(self.sandbox_id)
 
     def identity(self) -> tuple[int, int]:

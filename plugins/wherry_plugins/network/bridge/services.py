@@ -31,7 +31,7 @@ class Services:
 
     def network(self, config: NetworkConfig, interface: str, mtu: int, *, named: bool) -> None:
         options = options_of(config)
-        self._hub.make()
+        self._hub.connect()
         self.netd.network(
             BridgeState(
                 name=config.name,
@@ -50,6 +50,7 @@ class Services:
     def endpoint(self, place: Place, config: NetworkConfig, claims: Claims | None, *, named: bool) -> None:
         """Once the container's end of the link is there. claims are the sockets of its ports; netd has its own after this."""
         request = place.reservation.request
+        self._hub.connect()  # what was killed meanwhile is started again
         forwarders = () if config.internal or not named else self._forwarders(request.nameservers)
         state = EndpointState(
             sandbox_id=request.sandbox_id,
@@ -93,7 +94,7 @@ class Services:
     def _forwarders(self, wished: tuple[str, ...]) -> tuple[str, ...]:
         """The name servers to ask: the user's, else the host's. Those on the host's loopback are there for netd only where it is on
         the host itself."""
-        found = wished
+        found = wished or ((self._hub.nameserver(),) if self._hub.nameserver() else ())
         for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
             if found:
                 break

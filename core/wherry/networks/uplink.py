@@ -1,0 +1,150 @@
+"""The way out of a hub: the network namespace in which an ordinary user's bridges are.
+
+A program of the host, pasta(1) or slirp4netns(1), moves packets between a tap interface in the hub and sockets of that user. It is
+started when the hub is, once for all networks and containers in it, and goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from ipaddress import ip_network
+
+from wherry.api import Context, Stdio
+from wherry.errors import Error, FailedPrecondition
+from wherry.linux import nsfs
+from wherry.programs import Programs
+
+INTERFACE = "uplink"
+log = logging.getLogger(__name__)
+_SUBNET = ip_network("10.87.255.0/24")
+_GATEWAY, _NAMESERVER, _OWN = (
+    str(_SUBNET.network_address + number) for number in (2, 3, 100)
+)  # as slirp4netns has them
+_MTU = 65520
+_PATIENCE = 20.0
+_TUN = "/dev/net/tun"
+
+
+def reason() -> str:
+    """Why there can be no way out here, or ""."""
+    if not _program():
+        return "neither pasta nor slirp4netns is installed (Debian: passt, slirp4netns)"
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        return f"{_TUN} is missing, or this user may not open it"
+    return ""
+
+
+def _program() -> str:
+    """The path of the one that is used; pasta where there are both."""
+    return shutil.which("pasta") or shutil.which("slirp4netns") or ""
+
+
+class Uplink:
+    """Of one hub, a sandbox. Thread-safe."""
+
+    def __init__(self, context: Context, hub: str) -> None:
+        self._context = context
+        self._hub = hub
+        self._programs = Programs(context.shim, f"{context.id}.uplink")
+        self._lock = threading.Lock()
+        self._warned = False
+
+    @property
+    def nameserver(self) -> str:
+        """Where, in the hub, the host's name server answers, even if the host has it on its loopback; "" without a way out."""
+        return "" if reason() else _NAMESERVER
+
+    def make(self) -> None:
+        """The hub has its way out when this returns. Where there can be none, that is told in the log once, and all the rest works.
+
+        FailedPrecondition with what the program said, when it fails.
+        """
+        if cause := reason():
+            if not self._warned:
+                self._warned = True
+                log.warning("networks have no way out: %s", cause)
+            return
+        with self._lock:
+            netns = self._context.shim.namespace(self._hub, "net")
+            try:
+                name = f"uplink-{nsfs.identity(netns)[1]}"
+                for task in list(self._context.shim.list(f"{self._context.id}.uplink.program")):
+                    if task.exec_id == name and task.status == "running":
+                        return
+                    self._programs.end(task.exec_id)  # of a hub that is gone, or it was killed
+                self._start(name, netns)
+            finally:
+                os.close(netns)
+
+    def end(self) -> None:
+        """Nothing happens when there is none."""
+        with self._lock, contextlib.suppress(Error):
+            self._programs.sweep(())
+
+    def _start(self, name: str, netns: int) -> None:
+        program = _program()
+        base = f"{self._context.run}/uplink"
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        said = os.open(f"{base}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        pid = f"{base}.pid"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(pid)
+        pasta = os.path.basename(program) == "pasta"
+        argv = _pasta(program, pid) if pasta else _slirp(program)
+        try:
+            self._programs.start(name, argv, fds=[writer], stdio=Stdio(stdin=netns, stdout=said, stderr=said))
+            os.close(writer)
+            writer = -1
+            until = time.monotonic() + _PATIENCE
+            while not (_written(pid) if pasta else _said(reader)):
+                task = self._programs.find(name)
+                if task is None or task.status == "stopped" or time.monotonic() > until:
+                    words = os.pread(said, 4096, 0).decode(errors="replace").strip().splitlines()
+                    self._programs.end(name)
+                    raise FailedPrecondition(
+                        f'program "{program}"', "; ".join(words[-3:]) or "it ended, and said nothing"
+                    )
+                time.sleep(0.002)
+        finally:
+            for fd in (reader, writer, said):
+                if fd >= 0:
+                    os.close(fd)
+
+
+def _written(path: str) -> bool:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip().isdecimal()
+    except FileNotFoundError:
+        return False
+
+
+def _said(reader: int) -> bool:
+    try:
+        return os.read(reader, 1) == b"1"
+    except BlockingIOError:
+        return False
+
+
+def _pasta(program: str, pid: str) -> list[str]:
+    return [
+        program, "--foreground", "--quiet", "--runas", "0:0", "--config-net", "--no-netns-quit", "--netns", "/proc/self/fd/0",
+        "--ns-ifname", INTERFACE, "--mtu", str(_MTU), "--no-map-gw", "--address", _OWN, "--netmask", str(_SUBNET.prefixlen),
+        "--gateway", _GATEWAY, "--dns-forward", _NAMESERVER, "--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none",
+        "--udp-ns", "none", "--pid", pid,
+    ]  # fmt: skip
+
+
+def _slirp(program: str) -> list[str]:
+    return [
+        program, "--configure", f"--mtu={_MTU}", f"--cidr={_SUBNET}", "--disable-host-loopback", "--enable-sandbox",
+        "--enable-seccomp", "--netns-type=path", "--ready-fd=3", "/proc/self/fd/0", INTERFACE,
+    ]  # fmt: skip
+
+
+__all__ = ["INTERFACE", "Uplink", "reason"]
