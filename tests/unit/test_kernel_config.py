@@ -145,7 +145,7 @@ class TestMistakes:
         assert problems(text) == [
             'f.toml:3: [engine] deadline: "a" is a string, expected a number',
             'f.toml:2: [engine] x: unknown key "x"; valid are root, run, group, frontends, transport, log, volume, adjusters, '
-            "deadline, idle_exit",
+            "deadline, idle_exit, userns",
             'f.toml:5: [variant.v] extend: unknown key "extend"; did you mean "extends"?',
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wherry.api import hookimpl
+from wherry.linux import userns
 
 CONFIG = """\
 version = 1
@@ -22,6 +23,12 @@ network = ["bridge", "none"]
 """
 
 
+#: In an ordinary user's engine: a bridge of the host's is not for it, and each container has a way out of its own.
+ROOTLESS = CONFIG.rpartition("network = ")[0] + """\
+network = ["pasta", "slirp4netns", "none"]
+"""
+
+
 @hookimpl
 def wherry_default_config() -> str:
-    return CONFIG
+    return ROOTLESS if userns.confined() else CONFIG
