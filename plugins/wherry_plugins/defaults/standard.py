@@ -24,9 +24,12 @@ network = ["bridge", "none"]
 
 
 #: In an ordinary user's engine: a bridge of the host's is not for it, and each container has a way out of its own.
-ROOTLESS = CONFIG.rpartition("network = ")[0] + """\
+ROOTLESS = (
+    CONFIG.rpartition("network = ")[0]
+    + """\
 network = ["pasta", "slirp4netns", "none"]
 """
+)
 
 
 @hookimpl
