@@ -17,10 +17,12 @@ from typing import Any
 import calls
 import ours
 import peers as others
+import pulls
 from rows import ROWS, WANTED, Line, Plan
 from world import AbsentError, World
 
-SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, peer_containers=3, burst=4, bursts=1, streams=1, seconds=1)
+SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, peer_containers=3, burst=4, bursts=1, streams=1, seconds=1, pulls=1,
+             images=(pulls.Image(2, 60, 3, "gzip"), pulls.Image(2, 60, 1, "zstd")))  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -89,6 +91,10 @@ def set_up(world: World, wanted: set[str], options: argparse.Namespace) -> tuple
         "runc": lambda: others.Bundled(world, "runc"),
         "podman": lambda: others.Podman(world),
         "docker": lambda: others.Docker(world),
+        "registry": lambda: pulls.Registry(world),
+        "wherry overlayfs": lambda: pulls.Wherry(world, "overlayfs"),
+        "wherry vfs": lambda: pulls.Wherry(world, "vfs"),
+        "containerd": lambda: pulls.Containerd(world),
     }
     for name, make in makers.items():
         if name not in wanted:

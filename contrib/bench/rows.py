@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from numbers_of import interval, percentile, ratios
+from pulls import Image, subjects
 from streams import Neighbours, address_of, gigabits, settled
 from world import need
 
@@ -59,6 +60,11 @@ class Plan:
     bursts: int = 3
     streams: int = 7
     seconds: int = 3
+    pulls: int = 3
+    images: tuple[Image, ...] = (
+        Image(300, 3000, 1, "gzip"), Image(300, 3000, 20, "gzip"), Image(300, 3000, 100, "gzip"), Image(300, 3000, 1, "zstd"),
+        Image(1400, 88_000, 1, "gzip"), Image(1400, 88_000, 20, "gzip"),
+    )  # fmt: skip
     samples: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -167,6 +173,28 @@ def row_4(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
     finally:
         for peer in holders:
             peer.drop()
+    return lines
+
+
+def row_5(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    """Pull and unpack. Goals: half of what each other one takes, and 1.2 times the slowest stage alone."""
+    lines: list[Line] = []
+    registry = peers.get("registry")
+    for image in plan.images if registry is not None else ():
+        reference = registry.push(image)
+        found = interleaved(subjects(peers, reference), plan.pulls, 0.0)
+        for name, values in found.items():
+            plan.samples[f"5 {image.title} / {name}"] = values
+        goals = dict.fromkeys(("containerd", "docker", "podman"), 0.5)
+        lines += lines_of(5, image.title, "back to back", found, "wherry overlayfs", goals)
+        stages = registry.stages(image)
+        slowest = max(stages, key=lambda name: stages[name])
+        ours = statistics.median(found["wherry overlayfs"])
+        for name, seconds in stages.items():
+            line = Line(5, image.title, "", name, seconds * 1e3, seconds * 1e3, 1)
+            line.ratio = line.low = line.high = ours / seconds
+            line.goal = 1.2 if name == slowest else None
+            lines.append(line)
     return lines
 
 
@@ -300,7 +328,7 @@ def row_11(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
 
 
 ROWS: dict[int, Callable[[Mapping[str, Any], Plan], list[Line]]] = {
-    1: row_1, 2: row_2, 3: row_3, 4: row_4, 7: row_7, 8: row_8, 9: row_9, 11: row_11,
+    1: row_1, 2: row_2, 3: row_3, 4: row_4, 5: row_5, 7: row_7, 8: row_8, 9: row_9, 11: row_11,
 }  # fmt: skip
 #: Who takes part in which row; a row runs with those that are there.
 WANTED: dict[int, tuple[str, ...]] = {
@@ -308,6 +336,7 @@ WANTED: dict[int, tuple[str, ...]] = {
     2: ("wherry", "docker", "podman", "runc", "crun"),
     3: ("wherry", "docker", "podman"),
     4: ("wherry api", "wherry", "floor", "crun", "docker", "podman"),
+    5: ("registry", "wherry overlayfs", "wherry vfs", "containerd", "docker", "podman"),
     7: ("floor", "wherry api", "podman", "docker"),
     8: ("wherry api", "wherry", "podman", "docker"),
     9: ("wherry", "docker", "podman"),
