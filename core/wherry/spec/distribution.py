@@ -27,6 +27,8 @@ _LAYER_BASES = (
     f"{DOCKER}.image.rootfs.foreign.diff.tar",
 )
 LAYERS = frozenset(base + end for base in _LAYER_BASES for end in ("", "+gzip", "+zstd", ".gzip", ".zstd"))
+#: More than any tool makes, and than overlayfs stacks; each costs whoever unpacks it a process.
+LAYERS_MAX = 1024
 #: Layers that a registry may lack, since their licences forbid to pass them on; their descriptors have URLs instead.
 FOREIGN = frozenset(
     base + end
@@ -117,6 +119,8 @@ def _manifest(fields: Fields) -> Manifest:
     if config.media_type not in CONFIGS:
         raise Invalid(what, f'its config is of type "{config.media_type}": not an image')
     items = fields.objects("layers", required=True)
+    if len(items) > LAYERS_MAX:
+        raise Invalid(what, f"has {len(items)} layers, more than {LAYERS_MAX}")
     layers = tuple(parse_descriptor(item, f"{what}: layers[{number}]") for number, item in enumerate(items))
     for layer in layers:
         if layer.media_type not in LAYERS:

@@ -15,7 +15,7 @@ LAYER_PACKINGS = frozenset(("gzip", "zstd"))
 HEAD = 6
 """So many bytes of a file tell how it is packed."""
 
-_MEMORY = 256 << 20  # xz -9 takes 65 MiB to unpack
+_MEMORY = 72 << 20  # xz -9 takes 65 MiB to unpack
 _XZ, _BZIP2 = b"\xfd7zXZ\0", b"BZh"
 
 
