@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,29 @@ def test_owners_of_an_image_are_ignored_with_one_id(wherry: Wherry, busybox_arch
     wherry("load", "-i", busybox_archive)
     name = wherry("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.strip()
     assert wherry("run", "--rm", name, "id", "-u").stdout == "0\n"
+
+
+@user
+def test_an_owner_beyond_the_users_ids_is_told(wherry: Wherry, place: Path) -> None:
+    layer, archive = place / "layer.tar", place / "image.tar"
+    with tarfile.open(layer, "w") as tar:
+        member = tarfile.TarInfo("far")
+        member.uid = 70_000
+        tar.addfile(member)
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, "config": {}}
+    config["rootfs"]["diff_ids"] = ["sha256:" + hashlib.sha256(layer.read_bytes()).hexdigest()]  # type: ignore[index]
+    manifest = [{"Config": "config.json", "RepoTags": ["far:1"], "Layers": ["layer.tar"]}]
+    with tarfile.open(archive, "w") as tar:
+        tar.add(layer, "layer.tar")
+        for name, document in (("config.json", config), ("manifest.json", manifest)):
+            data = json.dumps(document).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    archive.chmod(0o644)
+    wherry("load", "-i", archive)
+    refused = wherry("run", "--rm", "far:1", "true", code=125).stderr
+    assert "has the owner 70000, which this user's namespace does not hold; see /etc/subuid" in refused
 
 
 # -- crashes ---------------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def _unpack(request: Mapping[str, Any]) -> Job:
 
     stream = open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
     preload()
-    uids, gids = _mapper(request["uids"]), _mapper(request["gids"])  # while /proc is there
+    uids, gids = _mapper(request["uids"], "uid_map"), _mapper(request["gids"], "gid_map")  # while /proc is there
 
     def job(roots: Sequence[int]) -> object:
         marks = request["marks"].encode()
@@ -155,21 +155,22 @@ def _populate(request: Mapping[str, Any]) -> Job:
     return job
 
 
-def _mapper(ranges: Sequence[Range]) -> Callable[[int], int]:
-    """Container id to host id; no ranges: as they are. Invalid for an id that no range holds.
+def _mapper(ranges: Sequence[Range], name: str) -> Callable[[int], int]:
+    """Container id to host id; no ranges: as they are. Invalid for an id that no range holds. name: "uid_map" or "gid_map".
 
     Where there is one id only, as for a user without subordinate ones, everything is its own.
     """
-    if sum(size for _inside, _outside, size in userns.id_map()) == 1:
+    own = [(inside, inside, size) for inside, _outside, size in userns.id_map(name)]
+    if sum(size for _inside, _outside, size in own) == 1:
         return lambda _id: 0
-    if not ranges:
-        return int
+    where = "the id map" if ranges else "this user's namespace"
+    ranges = ranges or own
 
     def translate(id: int) -> int:
         for inside, outside, size in ranges:
             if inside <= id < inside + size:
                 return outside + id - inside
-        raise Invalid("layer", f"has the owner {id}, which the id map does not hold")
+        raise Invalid("layer", f"has the owner {id}, which {where} does not hold", "see /etc/subuid and /etc/subgid")
 
     return translate
 
