@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from attrs import frozen
 
-from wherry.errors import DeadlineExceeded, Error, NotFound, Unavailable
+from wherry.errors import DeadlineExceeded, Error, FailedPrecondition, NotFound, Unavailable
 from wherry.interfaces.process import Plan, Shim, Stdio, TaskState
 from wherry.linux import pidfd
 
@@ -125,7 +125,7 @@ class Programs:
         poll = select.poll()
         for fd in readers:
             poll.register(fd, select.POLLIN)
-        handle = _handle(task)
+        handle = hold(task.pid, task.start_time)
         until = time.monotonic() + seconds
         open_, alive = set(readers), handle >= 0
         if alive:
@@ -188,16 +188,20 @@ class Programs:
     def end(self, name: str, pid: int = 0, start_time: int = 0) -> None:
         """Kills a program and all that it started, and forgets it. pid and start_time find one that the shim has lost."""
         task = self.find(name)
-        if task is not None and task.status != "stopped":
+        if task is not None:
             pid, start_time = task.pid, task.start_time
-        if pid and (task is None or task.status != "stopped"):
-            _kill(pid, start_time)
+        if pid and (handle := hold(pid, start_time)) >= 0:
+            try:
+                pidfd.send_signal(handle, signal.SIGKILL)
+                wait_end(handle, GRACE)
+            except ProcessLookupError:
+                pass
+            finally:
+                os.close(handle)
         kill_marked(name)
-        until = time.monotonic() + GRACE
-        while task is not None and task.status != "stopped" and time.monotonic() < until:
-            time.sleep(0.002)
-            task = self.find(name)
-        with contextlib.suppress(NotFound, Unavailable):
+        if task is not None:
+            self._code(name)  # until the shim has reaped it
+        with contextlib.suppress(NotFound, FailedPrecondition, Unavailable):
             self._shim.forget(self._owner, name)
 
     def sweep(self, keep: Collection[str]) -> int:
@@ -210,14 +214,16 @@ class Programs:
         return len(gone)
 
 
-def _handle(task: TaskState) -> int:
-    """A pidfd, -1 when the process has ended."""
+def hold(pid: int, start_time: int) -> int:
+    """A pidfd of the process that pid and start time name, the caller's to close; -1 when it is gone."""
+    if pid <= 0:
+        return -1
     try:
-        handle = pidfd.open(task.pid)
+        handle = pidfd.open(pid)
     except OSError:
         return -1
     try:
-        if pidfd.start_time(task.pid) == task.start_time:
+        if pidfd.start_time(pid) == start_time:
             return handle
     except OSError:
         pass
@@ -225,19 +231,11 @@ def _handle(task: TaskState) -> int:
     return -1
 
 
-def _kill(pid: int, start_time: int) -> None:
-    """One process, if it is still the one that is meant."""
-    try:
-        handle = pidfd.open(pid)
-    except OSError:
-        return
-    try:
-        if not start_time or pidfd.start_time(pid) == start_time:
-            pidfd.send_signal(handle, signal.SIGKILL)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+def wait_end(handle: int, seconds: float) -> bool:
+    """Whether a process, by its pidfd, has ended within that time."""
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def kill_marked(name: str) -> None:

@@ -6,14 +6,18 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.drivers import HOST, OUTSIDE, Driven, driven, echo, uplink
 from support.shims import eventually
 from wherry.api import AttachRequest, FailedPrecondition, InUse, Invalid, NotFound, Port, Sandbox
+from wherry.networks.claims import PortClaims
+from wherry.programs import Programs
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
@@ -267,7 +271,7 @@ def test_never_in_the_hosts_namespace(made: Driven) -> None:
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ("echo no luck today >&2; exit 3", "ended with status 3: no luck today"),
+        ("echo no luck today >&2; exit 3", "ended at once: no luck today"),
         ("exec sleep 1000", "was not ready within 1 seconds"),
     ],
 )
@@ -288,3 +292,102 @@ def test_where_it_is_not_installed(id: str) -> None:
     with pytest.raises(pytest.skip.Exception, match="is not installed"):
         with driven(id, {"program": "/no/such/program"}):
             raise AssertionError
+
+
+class Died(BaseException):
+    """The engine is gone: nothing that follows happens either."""
+
+
+def dying(patch: pytest.MonkeyPatch, wanted: int) -> None:
+    """From the step wanted on nothing changes any more: files, and programs that are started or ended."""
+    seen = 0
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
+        if seen >= wanted:
+            raise Died
+
+    def stepping(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **keywords: Any) -> Any:
+            count()
+            answer = real(*arguments, **keywords)
+            count()
+            return answer
+
+        return step
+
+    for owner, name in (
+        (os, "rename"),
+        (os, "unlink"),
+        (Programs, "start"),
+        (Programs, "end"),
+        (PortClaims, "release"),
+    ):
+        patch.setattr(owner, name, stepping(getattr(owner, name)))
+
+
+def life(made: Driven) -> None:
+    driver = made.open()
+    wish = AttachRequest("s-1", network(made), ports=(Port(80, host_ip="127.0.0.1"),))
+    driver.attach(driver.reserve(wish), made.sandbox("s-1", ""))
+    driver.detach("s-1", network(made))
+
+
+def test_killed_at_every_step(made: Driven) -> None:
+    every = 1 if os.environ.get("WHERRY_TESTS_ALL") else 2
+    step = 1
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            dying(patch, step)
+            try:
+                life(made)
+                break
+            except Died:
+                pass
+        made.reopen().gc(())
+        assert not programs(made), step
+        assert not list((made.context.run / "attached").glob("*.json")), step
+        assert not list((made.context.run / "programs").iterdir()), step
+        step += every
+    assert step > 12
+
+
+def test_a_step_less_and_it_leaks(made: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: a sweep that keeps what no record names."""
+    monkeypatch.setattr(Programs, "sweep", lambda self, keep: 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(made.open()), "_look", lambda *_arguments: os.abort())
+        patch.setattr(os, "abort", lambda: (_ for _ in ()).throw(Died()))
+        patch.setattr(Programs, "end", lambda *_arguments: None)
+        with pytest.raises(Died):
+            life(made)
+    for path in (made.context.run / "attached").iterdir():
+        path.unlink()
+    made.reopen().gc(())
+    assert len(programs(made)) == 1
+    monkeypatch.undo()
+    made.open().gc(())
+    assert not programs(made)
+    assert not list((made.context.run / "programs").iterdir())
+
+
+def test_names_are_asked_of_the_hosts_resolver(made: Driven, tmp_path: Path) -> None:
+    """By the nameserver that is reported, whatever the host's is: this one listens where no sandbox would reach it."""
+    config = tmp_path / "resolv.conf"
+    config.write_text(f"nameserver {OUTSIDE[0]}\n")
+    target = os.path.realpath("/etc/resolv.conf")
+    subprocess.run(["mount", "--bind", config, target], check=True, timeout=60)
+    try:
+        with socket.socket(type=UDP) as server:
+            server.settimeout(30)
+            server.bind((OUTSIDE[0], 53))
+            (nameserver,) = made.attached(network(made), "s-1").nameservers
+            with made.socket("s-1", kind=UDP) as client:
+                client.connect((nameserver, 53))
+                client.send(b"which")
+                data, peer = server.recvfrom(64)
+                server.sendto(b"this", peer)
+                assert (data, client.recv(64)) == (b"which", b"this")
+    finally:
+        subprocess.run(["umount", target], check=True, timeout=60)

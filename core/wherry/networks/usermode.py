@@ -30,15 +30,17 @@ from wherry.api import (
     NotFound,
     Reservation,
     Sandbox,
+    Stdio,
 )
 from wherry.linux import nsfs
 from wherry.networks import interfaces, netlink
 from wherry.networks.claims import PortClaims
 from wherry.networks.netlink import Rtnl
 from wherry.networks.records import Key, Records, need_id, plain, restore
-from wherry.programs import Programs
+from wherry.programs import Programs, hold, wait_end
 
 _LOCKS = 64
+_LOOK_SECONDS = 0.002
 
 
 @attrs.frozen
@@ -233,7 +235,11 @@ class UserModeNetwork:
             if key[1] not in keep:
                 self.detach(key[1], key[0])
                 dropped += 1
-        self._programs.sweep({data.get("program", "") for _key, data in self._records.all()})
+        known = {data.get("program", "") for _key, data in self._records.all()}
+        self._programs.sweep(known)
+        for path in self._files.iterdir():
+            if path.name.rpartition(".")[0] not in known:
+                path.unlink(missing_ok=True)
         return dropped
 
     # the program
@@ -250,24 +256,25 @@ class UserModeNetwork:
         What it says on stderr is told when it ends before that, or is not ready in time: both are FailedPrecondition. As a path, the
         namespace is /proc/self/fd/0: a descriptor is the one thing that may be opened by a program without rights over whose it is.
         """
-        from wherry.api import Stdio
-
         said = os.open(f"{place.files}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            self._programs.start(place.name, argv, fds=fds, stdio=Stdio(stdin=place.netns, stdout=said, stderr=said))
+            stdio = Stdio(stdin=place.netns, stdout=said, stderr=said)
+            task = self._programs.start(place.name, argv, fds=fds, stdio=stdio)
         finally:
             os.close(said)
         until = time.monotonic() + self._patience
-        while not ready():
-            task = self._programs.find(place.name)
-            if task is None or task.status == "stopped":
-                code = task.exit.code if task is not None and task.exit is not None else "unknown"
-                raise FailedPrecondition(f'program "{argv[0]}"', f"ended with status {code}: {self._said(place)}")
-            if time.monotonic() > until:
-                raise FailedPrecondition(
-                    f'program "{argv[0]}"', f"was not ready within {self._patience:g} seconds: {self._said(place)}"
-                )
-            time.sleep(0.002)
+        handle = hold(task.pid, task.start_time)
+        try:
+            while not ready():
+                if handle < 0 or wait_end(handle, _LOOK_SECONDS):
+                    raise FailedPrecondition(f'program "{argv[0]}"', f"ended at once: {self._said(place)}")
+                if time.monotonic() > until:
+                    raise FailedPrecondition(
+                        f'program "{argv[0]}"', f"was not ready within {self._patience:g} seconds: {self._said(place)}"
+                    )
+        finally:
+            if handle >= 0:
+                os.close(handle)
 
     def let_go(self, place: Place, protocol: str) -> None:
         """Gives up the claims of a protocol, for a program that can't bind beside them."""
