@@ -58,7 +58,7 @@ from wherry.interfaces.engine import (
     RunRequest,
     Span,
 )
-from wherry.interfaces.images import ArchiveFormat, ContainerUse, DiskUsage, ImageUse, LayerFile, LayerUse
+from wherry.interfaces.images import ArchiveFormat, ContainerUse, DiskUsage, ImageUse, LayerFile, LayerUse, VolumeUse
 from wherry.interfaces.isolation import Checkpointer, CreateRequest, Isolation
 from wherry.interfaces.kernel import API, Context, Registration, Workers
 from wherry.interfaces.network import Attachment, AttachRequest, Join, Network, NetworkConfig, Port, Reservation
@@ -153,6 +153,7 @@ __all__ = [
     "Variant",
     "Volume",
     "VolumeDriver",
+    "VolumeUse",
     "Workers",
     "hookimpl",
     "hookspec",

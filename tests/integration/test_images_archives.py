@@ -272,3 +272,33 @@ def test_an_image_by_mmdebstrap_through_a_registry(wherry: Wherry, tmp_path: Pat
         assert wherry("images", "-q").stdout == ""
         assert "Deleted" not in wherry("gc").stdout
         assert wherry("run", "--rm", f"{registry.host}/debian:1").stdout == "by mmdebstrap\n"
+
+
+def test_df_counts_layers_once_and_volumes(wherry: Wherry, busybox_archive: Path) -> None:
+    wherry("load", "-i", busybox_archive)
+    wherry("tag", "busybox", "other:1")
+    wherry(
+        "run",
+        "--name",
+        "one",
+        "-v",
+        "data:/data",
+        "busybox",
+        "sh",
+        "-c",
+        "head -c 5000 /dev/zero > /data/x; echo y > /y",
+    )
+    usage = json.loads(wherry("system", "df", "--json").stdout)
+    (image,) = usage["images"]
+    assert image["containers"] == 1
+    assert image["size"] == usage["layers"] > 2_000_000
+    assert usage["reclaimable"] == 0
+    assert usage["containers"][0]["size"] > 0
+    (volume,) = usage["volumes"]
+    assert (volume["name"], volume["containers"]) == ("data", 1)
+    assert volume["size"] >= 5000
+    assert wherry("system", "df").stdout.count("\n") == 4
+    wherry("rm", "one")
+    assert json.loads(wherry("system", "df", "--json").stdout)["reclaimable"] == usage["layers"]
+    assert "Total reclaimed space" in wherry("image", "prune", "-af").stdout
+    assert json.loads(wherry("system", "df", "--json").stdout)["layers"] == 0

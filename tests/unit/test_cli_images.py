@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.cli import FakeEngine, absent, call, container, image
-from wherry.api import ContainerUse, DiskUsage, GcReport, ImageUse, LayerFile, LayerUse
+from wherry.api import ContainerUse, DiskUsage, GcReport, ImageUse, LayerFile, LayerUse, VolumeUse
 from wherry_plugins.frontend.cli.commands.images import _like
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -153,6 +153,7 @@ USAGE = DiskUsage(
     ),
     4000,
     1000,
+    (VolumeUse("data", "local", 700, 1), VolumeUse("old", "local", 300, 0), VolumeUse("far", "nfs", -1, 0)),
 )
 
 
@@ -163,11 +164,17 @@ def test_df() -> None:
         ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"],
         ["Images", "2", "1", "4kB", "1kB", "(25%)"],
         ["Containers", "2", "1", "800B", "300B", "(37%)"],
+        ["Local", "Volumes", "3", "1", "1kB", "300B", "(30%)"],
     ]
-    assert call(engine, "system", "df", "--format", "{{.Type}} {{.TotalCount}}")[1] == "Images 2\nContainers 2\n"
+    assert (
+        call(engine, "system", "df", "--format", "{{.Type}} {{.TotalCount}}")[1]
+        == "Images 2\nContainers 2\nLocal Volumes 3\n"
+    )
     text = call(engine, "system", "df", "-v")[1]
     assert "x            1         aaaaaaaaaaaa" in text
     assert '"sh -c sleep 10000000"' in text
+    assert "data          1         700B" in text
+    assert text.rstrip().endswith("N/A")
     assert json.loads(call(engine, "system", "df", "--json")[1])["layers"] == 4000
 
 

@@ -138,8 +138,9 @@ class Images:
         image = self._catalogue.find(store, name)[0]
         return self._sizes.files(store, self._documents.content(store, image.target, platform), layer)
 
-    def disk_usage(self, records: Iterable[Record]) -> DiskUsage:
-        return self._sizes.usage(self._kernel.variant().store, records)
+    def disk_usage(self, records: Iterable[Record], *, images_only: bool) -> DiskUsage:
+        """Of images and, unless images_only, of the containers of these records."""
+        return self._sizes.usage(self._kernel.variant().store, records, images_only=images_only)
 
     def ensure(
         self,

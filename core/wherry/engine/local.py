@@ -254,8 +254,8 @@ class Engine:
     def config(self) -> tuple[Origin, ...]:
         return self._p.system.config()
 
-    def disk_usage(self) -> DiskUsage:
-        return self._p.state.images.disk_usage(list(self._p.state.registry))
+    def disk_usage(self, *, images_only: bool = False) -> DiskUsage:
+        return self._p.system.disk_usage(images_only=images_only)
 
     def gc(self) -> GcReport:
         with self._p.reserve.used():

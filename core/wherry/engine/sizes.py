@@ -91,7 +91,7 @@ class Sizes:
             for entry in Archive(Layer(stream)):
                 yield _file(entry)
 
-    def usage(self, store: Store, records: Iterable[Record]) -> DiskUsage:
+    def usage(self, store: Store, records: Iterable[Record], *, images_only: bool) -> DiskUsage:
         groups = self._groups(store)
         snapshotters = self._snapshotters()
         sizes: dict[tuple[str, str], int] = {}  # the lowest chain-id may be the digest of a plain layer
@@ -127,7 +127,7 @@ class Sizes:
         total = sum(sizes.values())
         return DiskUsage(
             tuple(images),
-            tuple(self._container(record) for record in containers),
+            () if images_only else tuple(self._container(record) for record in containers),
             total,
             total - sum(sizes[thing] for thing in used),
         )

@@ -6,19 +6,25 @@ import os
 from functools import partial
 from pathlib import Path
 
+from attrs import evolve
+
 import wherry
 from wherry.api import (
     BlobInfo,
+    DiskUsage,
     Error,
     Finding,
     GcReport,
     Info,
+    Mount,
     NotFound,
     Origin,
     PluginInfo,
     Process,
     Snapshotter,
     Store,
+    Volume,
+    VolumeUse,
 )
 from wherry.engine import idmaps
 from wherry.engine.database import boot_id
@@ -81,6 +87,27 @@ class System:
 
     def config(self) -> tuple[Origin, ...]:
         return self._state.loaded.origins
+
+    def disk_usage(self, *, images_only: bool) -> DiskUsage:
+        state = self._state
+        usage = state.images.disk_usage(list(state.registry), images_only=images_only)
+        if images_only:
+            return usage
+        volumes = [
+            VolumeUse(volume.name, volume.driver, self._size(volume), len(state.volumes.users(volume.name)))
+            for volume in state.volumes.every()
+        ]
+        return evolve(usage, volumes=tuple(volumes))
+
+    def _size(self, volume: Volume) -> int:
+        """Bytes, as a worker counts them; -1 where that can't be told."""
+        if not volume.mountpoint:
+            return -1
+        try:
+            return self._state.kernel.workers.usage((Mount("bind", volume.mountpoint, "", ("rbind", "ro")),))[0]
+        except (Error, OSError) as error:
+            log.warning("volume {}: {}", volume.name, error)
+            return -1
 
     # gc
 

@@ -65,6 +65,16 @@ class ContainerUse:
 
 
 @frozen
+class VolumeUse:
+    """size: bytes of what is in the volume, -1 where it is nowhere on this host; containers counts those that have it."""
+
+    name: str
+    driver: str
+    size: int
+    containers: int
+
+
+@frozen
 class DiskUsage:
     """layers: bytes of all blobs and unpacked layers, each counted once; reclaimable: those that no container's image has."""
 
@@ -72,6 +82,7 @@ class DiskUsage:
     containers: tuple[ContainerUse, ...]
     layers: int
     reclaimable: int
+    volumes: tuple[VolumeUse, ...] = ()
 
 
-__all__ = ["ArchiveFormat", "ContainerUse", "DiskUsage", "ImageUse", "LayerFile", "LayerUse"]
+__all__ = ["ArchiveFormat", "ContainerUse", "DiskUsage", "ImageUse", "LayerFile", "LayerUse", "VolumeUse"]

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from attrs import asdict, frozen
 
-from wherry.api import ContainerUse, DiskUsage, ImageUse
+from wherry.api import ContainerUse, DiskUsage, ImageUse, VolumeUse
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.commands.images import NONE, split_name
@@ -41,6 +41,11 @@ def summary(usage: DiskUsage) -> list[Kind]:
         Kind(
             "Containers", len(usage.containers), len(usage.containers) - len(idle),
             sum(container.size for container in usage.containers), sum(container.size for container in idle),
+        ),
+        Kind(
+            "Local Volumes", len(usage.volumes), sum(1 for volume in usage.volumes if volume.containers),
+            sum(max(volume.size, 0) for volume in usage.volumes),
+            sum(max(volume.size, 0) for volume in usage.volumes if not volume.containers),
         ),
     ]  # fmt: skip
 
@@ -110,6 +115,14 @@ _CONTAINER_COLUMNS = (
 )
 
 
+_VOLUMES: dict[str, Callable[[VolumeUse], Any]] = {
+    "Name": lambda volume: volume.name,
+    "Links": lambda volume: str(volume.containers),
+    "Size": lambda volume: "N/A" if volume.size < 0 else human.size(volume.size),
+}
+_VOLUME_COLUMNS = (("VOLUME NAME", "Name"), ("LINKS", "Links"), ("SIZE", "Size"))
+
+
 def _table(
     session: Session, title: str, fields: Any, columns: Sequence[tuple[str, str]], items: Sequence[Any], gap: str
 ) -> None:
@@ -120,10 +133,10 @@ def _table(
 @click.command(
     "df",
     cls=Command,
-    help="Show what images and containers take on disk, and what could be had back.",
+    help="Show what images, containers and volumes take on disk, and what could be had back.",
     examples="wherry system df\nwherry system df -v",
 )
-@option("-v", "--verbose", is_flag=True, help="Each image and container")
+@option("-v", "--verbose", is_flag=True, help="Each image, container and volume")
 @format_option()
 @json_option()
 def command(session: Session, *, verbose: bool, form: str, as_json: bool) -> int:
@@ -135,6 +148,7 @@ def command(session: Session, *, verbose: bool, form: str, as_json: bool) -> int
     if verbose and not form:
         _table(session, "Images space usage:", _IMAGES, _IMAGE_COLUMNS, usage.images, "")
         _table(session, "Containers space usage:", _CONTAINERS, _CONTAINER_COLUMNS, usage.containers, "\n")
+        _table(session, "Local Volumes space usage:", _VOLUMES, _VOLUME_COLUMNS, usage.volumes, "\n")
         return 0
     show(session, [Row(_SUMMARY, kind) for kind in summary(usage)], _COLUMNS, form=form)
     return 0

@@ -69,7 +69,7 @@ def command(session: Session, *, everything: bool, force: bool, filters: tuple[s
         session.out(f"WARNING! This will remove all images {which}.\nAre you sure you want to continue? [y/N] ")
         if next(session.pieces(64), b"").strip().lower() not in {b"y", b"yes"}:
             return 0
-    before = session.engine.disk_usage().layers
+    before = session.engine.disk_usage(images_only=True).layers
     lines: list[str] = []
     for image in doomed(session, wanted, everything=everything):
         try:
@@ -81,6 +81,6 @@ def command(session: Session, *, everything: bool, force: bool, filters: tuple[s
     if lines:
         session.line("Deleted Images:")
         session.out("".join(f"{line[0].lower()}{line[1:]}\n" for line in lines) + "\n")
-    freed = max(before - session.engine.disk_usage().layers, 0) + report.bytes
+    freed = max(before - session.engine.disk_usage(images_only=True).layers, 0) + report.bytes
     session.line(f"Total reclaimed space: {human.size(freed)}")
     return 0

@@ -31,7 +31,7 @@ group = Group(
     "system",
     {
         "reset": (f"{HERE}.system", "reset", "System", "Remove every container, image and snapshot"),
-        "df": (f"{HERE}.df", "command", "System", "Show what images and containers take on disk"),
+        "df": (f"{HERE}.df", "command", "System", "Show what images, containers and volumes take on disk"),
         "info": (f"{HERE}.info", "command", "System", "Print which drivers were chosen and why"),
         "events": (f"{HERE}.events", "command", "System", "Print what happens"),
         "prune": (f"{HERE}.gc", "command", "System", "Remove what nothing refers to"),
