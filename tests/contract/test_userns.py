@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from support import rootless
+from support.drivers import uplink
 
 ISOLATION = """
 from wherry.testing import IsolationContract
@@ -24,18 +27,34 @@ class TestSnapshotter(SnapshotterContract):
     plugin = "wherry_plugins.snapshotter.{}"
     must_run = True
 """
+NETWORK = """
+from wherry.testing import NetworkContract
+
+class TestNetwork(NetworkContract):
+    plugin = "wherry_plugins.network.{}"
+    must_run = True
+"""
 
 
 @pytest.mark.parametrize(
     ("suite", "least"),
-    [(ISOLATION, 30), (SNAPSHOTTER.format("overlayfs"), 35), (SNAPSHOTTER.format("vfs"), 35)],
-    ids=["isolation", "overlayfs", "vfs"],
+    [
+        (ISOLATION, 30),
+        (SNAPSHOTTER.format("overlayfs"), 35),
+        (SNAPSHOTTER.format("vfs"), 35),
+        (NETWORK.format("pasta"), 12),
+        (NETWORK.format("slirp4netns"), 12),
+    ],
+    ids=["isolation", "overlayfs", "vfs", "pasta", "slirp4netns"],
 )
 def test_the_suite_passes(suite: str, least: int) -> None:
     """least: clauses that pass; what is skipped says why."""
     if reason := rootless.refused():
         pytest.skip(reason)
-    with tempfile.TemporaryDirectory(prefix="wh", dir="/tmp") as top:
+    program = next((name for name in ("pasta", "slirp4netns") if name in suite), "")
+    if program and shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    with uplink() if program else contextlib.nullcontext(), tempfile.TemporaryDirectory(prefix="wh", dir="/tmp") as top:
         file = Path(top, "test_suite.py")
         file.write_text(suite)
         with rootless.made(Path(top), rootless.installed()) as user:
