@@ -1,9 +1,9 @@
 """Garbage collection of blobs and snapshots: what no image, lease, container or plugin leads to may go.
 
-First names, leases and containers are looked at, while all other work goes on. Then, under the gate by which work takes leases and
-gives names, once more if there was any of either since; what is needed by nobody is marked, and counts as absent from then. What
-was leased meanwhile, by a driver that knows no gate, is unmarked. The rest is swept, which stops nobody. Whoever works on
-images leases a thing before asking whether it exists: so it is either found leased here, or absent when it is asked for.
+First names, leases and containers are looked at, while all other work goes on; what is leased or named from then on is taken down.
+Then, under the gate by which work takes leases and gives names, what nobody needs or took since is marked, and counts as absent.
+What a driver, which knows no gate, leased meanwhile is unmarked. The rest is swept, which stops nobody. Whoever works on images
+leases a thing before asking whether it exists: so it is either found leased here, or absent when it is asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wherry.engine.unpacking import PREFIX
 from wherry.spec.distribution import MANIFESTS, Manifest
 
 if TYPE_CHECKING:
-    from wherry.engine.leases import Leases
+    from wherry.engine.leases import Leases, Watch
     from wherry.kernel import Kernel
 
 
@@ -48,8 +48,13 @@ class Collector:
         self._gate = gate
         self._live = live
         self._one = threading.Lock()  # a sweep takes all that is marked, so no two run at once
-        #: Counts the names that were given or moved; to be raised under the gate.
-        self.named = 0
+        self._named: list[list[tuple[Store, Descriptor]]] = []
+
+    def named(self, store: Store, target: Descriptor) -> None:
+        """A name was given, under the gate."""
+        self._leases.tell(f"blob/{target.digest}")
+        for names in self._named:
+            names.append((store, target))
 
     def collect(self) -> GcReport:
         """One run over every store and snapshotter that this engine can use."""
@@ -57,9 +62,11 @@ class Collector:
         snapshots: list[str] = []
         freed = 0
         for store in self._stores():
-            moment = self._moment()
-            keep = self._reachable(store)
-            gone = self._delete(store, [info.digest for info in list(store.walk()) if info.digest not in keep], moment)
+            with self._leases.watch() as seen:
+                keep = self._reachable(store)
+                gone = self._delete(
+                    store, [info.digest for info in list(store.walk()) if info.digest not in keep], seen
+                )
             blobs += [info.digest for info in gone]
             freed += sum(info.size for info in gone) + self._abandoned(store)
         for id, snapshotter in self._snapshotters():
@@ -74,13 +81,12 @@ class Collector:
         except (NotFound, Invalid):
             contents = []
         mine = dict.fromkeys(item.digest for item in self._documents.references(store, target))
-        moment = self._moment()
-        keep = self._reachable(store)
-        chains = [content.config.chain_ids() for content in contents]
-        gone = {info.digest for info in self._delete(store, [digest for digest in mine if digest not in keep], moment)}
+        with self._leases.watch() as seen:
+            keep = self._reachable(store)
+            gone = {info.digest for info in self._delete(store, [name for name in mine if name not in keep], seen)}
         configs = [content.manifest.config.digest for content in contents]
         layers = [layer.digest for content in contents for layer in reversed(content.manifest.layers)]
-        names = {name for chain in chains for name in chain}
+        names = {name for content in contents for name in content.config.chain_ids()}
         for id, snapshotter in self._snapshotters():
             self._sweep(id, snapshotter, names)
         shown = dict.fromkeys([*configs, target.digest, *layers])
@@ -89,26 +95,29 @@ class Collector:
     # what is kept
 
     def _reachable(self, store: Store) -> set[str]:
-        held = {*self._live(), *self._leases.resources()}
-        keep = {resource.removeprefix("blob/") for resource in held if resource.startswith("blob/")}
-        targets = [image.target for image in store.list()]
-        known = {target.digest for target in targets}
-        for digest in keep - known:  # of a container whose image has no name any more, or of work under way
-            targets += self._documents.unnamed(store, digest)
-        for target in targets:
-            keep.update(item.digest for item in self._documents.references(store, target))
+        """All that names, leases and containers lead to at this moment."""
+        keep = self._closure(store, {*self._live(), *self._leases.resources()})
+        for image in store.list():
+            keep.update(item.digest for item in self._documents.references(store, image.target))
         return keep
 
-    def chains(self) -> set[str]:
-        """Chain-ids of all images in all stores; a layer in common is a chain in common."""
+    def _closure(self, store: Store, resources: Collection[str]) -> set[str]:
+        """Digests of the blobs among resources, and of those that they lead to."""
+        keep = {resource.removeprefix("blob/") for resource in resources if resource.startswith("blob/")}
+        for digest in list(keep):
+            for target in self._documents.unnamed(store, digest):
+                keep.update(item.digest for item in self._documents.references(store, target))
+        return keep
+
+    def _chains(self, named: Iterable[tuple[Store, Descriptor]]) -> set[str]:
+        """Chain-ids of images; a layer in common is a chain in common."""
         names: set[str] = set()
-        for store in self._stores():
-            for image in store.list():
-                try:
-                    for content in self._contents(store, image.target):
-                        names.update(content.config.chain_ids())
-                except (NotFound, Invalid):
-                    continue
+        for store, target in named:
+            try:
+                for content in self._contents(store, target):
+                    names.update(content.config.chain_ids())
+            except (NotFound, Invalid):
+                continue
         return names
 
     def _contents(self, store: Store, target: Descriptor) -> list[Content]:
@@ -126,25 +135,18 @@ class Collector:
 
     # what goes
 
-    def _moment(self) -> tuple[int, int]:
-        """Stays the same as long as nothing was leased or named."""
-        return self.named, self._leases.count
-
-    def _delete(self, store: Store, doomed: Collection[Digest], moment: tuple[int, int]) -> tuple[BlobInfo, ...]:
-        """Of what nobody needed at a moment, what really went."""
+    def _delete(self, store: Store, doomed: Collection[Digest], seen: Watch) -> tuple[BlobInfo, ...]:
+        """Of what nobody needed, what really went; seen: what is in use since."""
         if not doomed:
             return ()
         with self._one:
-            left = set(doomed)
             with self._gate:
-                if moment != (moment := self._moment()):
-                    left -= self._reachable(store)
+                left = set(doomed) - self._closure(store, seen.now())
                 store.mark(tuple(left))
-                if moment != self._moment():
-                    # A document that is marked can't be read: what it leads to comes back one round after it.
-                    while back := left & self._reachable(store):
-                        store.unmark(tuple(back))
-                        left -= back
+                # A document that is marked can't be read: what it leads to comes back one round after it.
+                while back := left & self._closure(store, seen.now()):
+                    store.unmark(tuple(back))
+                    left -= back
             gone = store.sweep()
         for info in gone:
             self._documents.forget(info.digest)
@@ -167,30 +169,36 @@ class Collector:
 
     def _sweep(self, id: str, snapshotter: Snapshotter, names: Collection[str] | None = None) -> tuple[str, ...]:
         """Of the snapshots with these names, or of all, what really went. What has a child that stays is not marked."""
-        wanted = _Wanted(self)
-        keep = wanted.now()
-        live = self._live()
-        doomed = [
-            info.name
-            for info in list(snapshotter.walk())
-            if _is_ours(info)
-            and (names is None or info.name in names)
-            and info.name not in keep
-            and f"snapshot/{id}/{info.name}" not in live
-        ]
-        if not doomed:
-            return ()
-        with self._one:
-            with self._gate:
-                keep, held = wanted.now(), self._leased(id)
-                # A container's parent needs no lease: it has a child.
-                marked = snapshotter.mark([name for name in doomed if name not in keep and name not in held])
-                snapshotter.unmark(self._leased(id).intersection(marked))
-            return snapshotter.sweep()
-
-    def _leased(self, id: str) -> set[str]:
         prefix = f"snapshot/{id}/"
-        return {name.removeprefix(prefix) for name in self._leases.resources() if name.startswith(prefix)}
+        named: list[tuple[Store, Descriptor]] = []
+        with self._leases.watch() as seen, self._one:
+            with self._gate:
+                self._named.append(named)
+            try:
+                keep = self._chains((store, image.target) for store in self._stores() for image in store.list())
+                held = {*self._live(), *self._leases.resources()}
+                doomed = [
+                    info.name
+                    for info in list(snapshotter.walk())
+                    if _is_ours(info)
+                    and (names is None or info.name in names)
+                    and info.name not in keep
+                    and prefix + info.name not in held
+                ]
+                if not doomed:
+                    return ()
+                with self._gate:
+                    # A container's parent needs no lease: it has a child.
+                    keep, since = self._chains(named), seen.now()
+                    marked = snapshotter.mark(
+                        [name for name in doomed if name not in keep and prefix + name not in since]
+                    )
+                    since = seen.now()
+                    snapshotter.unmark([name for name in marked if prefix + name in since])
+            finally:
+                with self._gate:
+                    self._named = [other for other in self._named if other is not named]
+            return snapshotter.sweep()
 
     # where
 
@@ -219,21 +227,6 @@ def present(kernel: Kernel, kind: Kind) -> list[tuple[str, Any]]:
 def _is_ours(info: SnapshotInfo) -> bool:
     """Layers of images, whole or in the making. Containers' snapshots are their containers' business."""
     return info.name.startswith("sha256:" if info.kind == "committed" else PREFIX)
-
-
-class _Wanted:
-    """The chain-ids of all images, worked out anew when a name was given since, as is sure under the gate."""
-
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-        self._named = -1
-        self._names: Collection[str] = ()
-
-    def now(self) -> Collection[str]:
-        if self._named != self._collector.named:
-            self._named = self._collector.named
-            self._names = self._collector.chains()
-        return self._names
 
 
 __all__ = ["Collector", "present"]

@@ -333,8 +333,9 @@ class Images:
     def _tag(self, store: Store, name: str, target: Descriptor) -> Image:
         """Under the gate: gc looks at names when it holds it."""
         with self._gate:
-            self._collector.named += 1
-            return store.tag(name, target, {})
+            image = store.tag(name, target, {})
+            self._collector.named(store, target)
+            return image
 
 
 def _normal(name: str) -> str:

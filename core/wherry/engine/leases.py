@@ -35,6 +35,18 @@ class Lease:
             self._leases.added(self, resource)
 
 
+class Watch:
+    """What was leased since it began."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self.resources: set[str] = set()
+
+    def now(self) -> frozenset[str]:
+        with self._lock:
+            return frozenset(self.resources)
+
+
 class Leases:
     """The leases of this engine. ``resources`` is what gc asks, again after it has marked what it means to delete."""
 
@@ -43,8 +55,7 @@ class Leases:
         self._engine = engine
         self._lock = threading.Lock()
         self._active: dict[str, Lease] = {}
-        #: How many resources were ever leased: as long as it stays, nothing was since one looked.
-        self.count = 0
+        self._watchers: list[Watch] = []
         #: Set to ``Kernel.holding``: makes ``Context.hold`` of the drivers called by this thread end in this lease.
         self.holding: Callable[[Callable[[str], None]], AbstractContextManager[object]] = lambda add: nullcontext()
 
@@ -118,7 +129,25 @@ class Leases:
         """The engine's memory is enough: a resource of a lease only counts while its engine lives."""
         with self._lock:
             lease.resources.add(resource)
-            self.count += 1
+        self.tell(resource)
+
+    @contextmanager
+    def watch(self) -> Iterator[Watch]:
+        """Takes down every resource that is leased during the block, be it let go of again or not."""
+        watch = Watch(self._lock)
+        with self._lock:
+            self._watchers.append(watch)
+        try:
+            yield watch
+        finally:
+            with self._lock:
+                self._watchers.remove(watch)
+
+    def tell(self, resource: str) -> None:
+        """Tells watchers of a resource that is in use otherwise from now on, by a name for instance."""
+        with self._lock:
+            for watch in self._watchers:
+                watch.resources.add(resource)
 
     def current(self) -> Lease | None:
         return _current.get()
