@@ -209,3 +209,23 @@ def test_an_interrupted_follow_ends(wherry: Any) -> None:
     assert time.monotonic() - started < 10
     child.stdout.close()
     wherry("rm", "-f", "talks")
+
+
+def test_volumes(wherry: Any) -> None:
+    assert wherry("volume", "create", "--label", "a=b", "data").stdout == "data\n"
+    wherry("run", "--rm", "-v", "data:/d", IMAGE, "sh", "-c", "echo kept > /d/x")
+    assert wherry("run", "--rm", "-v", "data:/d:ro", "-v", "/none", IMAGE, "cat", "/d/x").stdout == "kept\n"
+    # What the image has there goes in first, with its links: the programs that follow come from the volume.
+    assert wherry("run", "--rm", "-v", "bin:/usr/bin", IMAGE, "sh", "-c", "echo kept | cat").stdout == "kept\n"
+    wherry("create", "--name", "user", "-v", "data:/d", "-v", "/none", IMAGE)
+    assert wherry("volume", "ls", "-q", "--filter", "label=a").stdout == "data\n"
+    assert (
+        wherry("volume", "ls", "--format", "{{.Name}} {{.Driver}}", "--filter", "dangling=true").stdout == "bin local\n"
+    )
+    refused = wherry("volume", "rm", "data", "bin", code=125)
+    assert (refused.stdout, 'volume "data": container "user"' in refused.stderr) == ("bin\n", True)
+    assert wherry("volume", "inspect", "-f", "{{.Labels}}", "data").stdout == "map[a:b]\n"
+    wherry("rm", "-v", "user")
+    assert wherry("volume", "ls", "-q").stdout == "data\n"
+    assert "Deleted Volumes:\ndata\n" in wherry("volume", "prune", "-af").stdout
+    assert wherry("volume", "ls", "-q").stdout == ""

@@ -41,7 +41,7 @@ def test_the_two_commands() -> None:
     assert "\ncontrib/setup test && .venv/bin/python -m pytest\n" in text
     assert text.count("\n```sh\n") == 2, "two set-up commands, no more"
     ci = (TOP / ".ci/run").read_text()
-    assert "\ncontrib/setup test\n" in ci
+    assert "contrib/setup test\n" in ci
     assert "python -m pytest" in ci
 
 

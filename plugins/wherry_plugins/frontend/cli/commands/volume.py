@@ -98,7 +98,7 @@ def rm(session: Session, *, force: bool, volumes: tuple[str, ...]) -> int:
 
 
 @click.command("inspect", cls=Command, help="Print all that is known of volumes.")
-@format_option()
+@option("-f", "--format", "form", metavar="TEMPLATE", default="", help="Print each by a Go template, or as JSON")
 @argument("volumes", nargs=-1, required=True, metavar="VOLUME...")
 def inspect(session: Session, *, form: str, volumes: tuple[str, ...]) -> int:
     """Prints them as JSON, or each by the template."""
