@@ -11,7 +11,7 @@ from attrs import evolve
 from wherry.api import AlreadyExists, Container, FailedPrecondition, Invalid, Join, NotFound, RunRequest
 from wherry.engine.attaching import Attaching, joins, with_joins
 from wherry.engine.creation import Begun, Creation, must_not_be_removing
-from wherry.engine.places import Place, pack_places, place_of
+from wherry.engine.places import Place, keep_places, pack_places, place_of
 from wherry.engine.records import Record, pack_request
 from wherry.engine.state import State
 from wherry.engine.undo import attempt
@@ -81,6 +81,9 @@ class Joining:
         state.sweeping.wait()
         places = state.attached.get(record.id, ())
         number = next(number for number in range(len(places) + 1) if all(p.interface != f"eth{number}" for p in places))
+        # The driver has it no later than the database: what is attached is what the end of the container gives back.
+        name, driver_id, _driver = state.find_network(join.network, begun.drivers)
+        keep_places(state, record.id, (*places, Place(name, driver_id, pending=True)))
         made: list[Place] = []
         try:
             seat = self._attaching.seat(begun, join, f"eth{number}", (), made)
@@ -95,6 +98,8 @@ class Joining:
             for place in made:
                 detach = partial(state.network(place.driver, record).detach, record.id, place.network)
                 attempt(failures, "network.detach", detach)
+            if not failures:
+                keep_places(state, record.id, places)
             state.report(failures, f"undo of connect of container {record.id[:12]}")
             raise
         tell = {"network": join.network, "driver": seat.driver_id}
@@ -104,7 +109,6 @@ class Joining:
         state, record = self._state, begun.record
         places = state.attached.get(record.id, ())
         going = [place for place in places if place.network == name]
-        # Written first: after a crash in between the driver's gc does not know, but the end of the container does it.
         for place in going:
             state.network(place.driver, record).detach(record.id, place.network)
         self._settle(begun, tuple(place for place in places if place.network != name), wished)

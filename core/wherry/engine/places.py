@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from wherry.api import Attachment
 
+if TYPE_CHECKING:
+    from wherry.engine.state import State
+
 
 @attrs.frozen
 class Place:
-    """driver is the id of the network's driver; names are what the container is called there; addresses are CIDR, gateways bare."""
+    """driver is the id of the network's driver; names are what the container is called there; addresses are CIDR, gateways bare.
+
+    pending: its driver may have made it or not; an engine that finds it so gives it back.
+    """
 
     network: str
     driver: str
@@ -24,6 +30,7 @@ class Place:
     gateways: tuple[str, ...] = ()
     nameservers: tuple[str, ...] = ()
     mac: str = ""
+    pending: bool = False
 
 
 def place_of(driver: str, attachment: Attachment) -> Place:
@@ -47,6 +54,13 @@ def network_id(driver: str, name: str) -> str:
 
 def pack_places(places: Sequence[Place]) -> str:
     return json.dumps([attrs.astuple(place) for place in places])
+
+
+def keep_places(state: State, sandbox_id: str, places: tuple[Place, ...]) -> None:
+    """Notes what a running sandbox is attached to; survives a crash of the engine."""
+    with state.database.transaction(durable=False) as tx:
+        tx.execute("UPDATE sandboxes SET attached = ? WHERE id = ?", (pack_places(places), sandbox_id))
+    state.attached[sandbox_id] = places
 
 
 def unpack_places(text: str) -> tuple[Place, ...]:

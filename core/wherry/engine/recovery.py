@@ -17,7 +17,7 @@ from pathlib import Path
 from wherry.api import Error, Exit, TaskState
 from wherry.engine.database import boot_id
 from wherry.engine.ending import Ending
-from wherry.engine.places import Place, unpack_places
+from wherry.engine.places import Place, keep_places, unpack_places
 from wherry.engine.records import Exec, Gate, Record, unpack_record
 from wherry.engine.state import State
 from wherry.engine.undo import attempt
@@ -90,6 +90,7 @@ class Recovery:
                     self._settle_exec(record, state)
 
     def _settle_live(self, record: Record, task: TaskState | None) -> None:
+        self._settle_places(record)
         if task is None or (record.start_time and task.start_time and task.start_time != record.start_time):
             log.warning("container {}: its end was not seen", record.id[:12])
             self._ending.ended(record, Exit(None, time.time_ns()))
@@ -98,6 +99,17 @@ class Recovery:
             self._ending.ended(record, task.exit or Exit(None, time.time_ns()))
         elif task.pid and task.pid != record.pid:
             record.apply({"pid": task.pid})
+
+    def _settle_places(self, record: Record) -> None:
+        """A connect that was broken off is taken back: nobody was told of it."""
+        places = self._state.attached.get(record.id, ())
+        pending = [place for place in places if place.pending]
+        failures: list[tuple[str, Exception]] = []
+        for place in pending:
+            attempt(failures, "network.detach", partial(self._detach, record.id, place))
+        if pending and not failures:
+            keep_places(self._state, record.id, tuple(place for place in places if not place.pending))
+        self._state.report(failures, f"recovery of container {record.id[:12]}")
 
     @staticmethod
     def _settle_exec(record: Record, task: TaskState) -> None:

@@ -102,7 +102,8 @@ class Registration(Generic[C, D_co]):
     id equals the second half of the entry point's name; api is the API version the plugin was written for. config is an
     attrs class whose defaults are the driver's defaults. Importing the module, probe and capabilities are cheap and without
     side effects. probe answers the reason why the driver can't run here, or None. init may import heavy modules; what it
-    raises makes the driver "failed", which is not "skipped".
+    raises makes the driver "failed", which is not "skipped". A driver may have a method ``close()``: it is called once, at the
+    engine's end, to let go of descriptors and threads; what it has made stays.
     """
 
     id: str

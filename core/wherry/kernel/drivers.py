@@ -28,6 +28,7 @@ from wherry.kernel.context import DriverContext, make_directories
 from wherry.kernel.discovery import Entry
 from wherry.kernel.guard import missing
 from wherry.kernel.health import Health
+from wherry.kernel.log import logger as log
 from wherry.kernel.plugins import Plugins, in_process, options, said
 
 PROTOCOLS: dict[str, Any] = {
@@ -190,7 +191,7 @@ class Driver:
             kill("a call hung")
 
     def close(self) -> None:
-        """Ends the driver's own process, if it has one."""
+        """Ends the driver's own process, if it has one, or what it has in this one."""
         if self._backing is not None:
             self._backing.close()
 
@@ -215,6 +216,7 @@ class LocalBacking:
         self._context = driver.context()
         self._registration: Registration[Any, Any]
         self._options: Any = None
+        self._made: Any = None
 
     def prepare(self) -> None:
         """See Backing."""
@@ -239,10 +241,18 @@ class LocalBacking:
         if reason := unfit(driver, self._driver.family, self._driver.capabilities()):
             hint = f"the Protocol is {PROTOCOLS[self._driver.family].__name__} in wherry.api"
             raise self._driver.fault(f"init returned {reason}", hint)
+        self._made = driver
         return driver
 
     def close(self) -> None:
-        """Nothing of it outlives the process."""
+        """Descriptors, threads and the like of an engine that is one of several in this process: only its driver knows them."""
+        made, self._made = self._made, None
+        close = getattr(made, "close", None)
+        if close is not None:
+            try:
+                self._bounded("close", close)
+            except (Error, OSError) as error:
+                log.warning("{}: not closed: {}", self._driver.key, error)
 
     def _asked(self, what: str, ask: Callable[[], Any], annotation: Any) -> Any:
         value = self._bounded(what, ask)

@@ -194,7 +194,7 @@ class Kernel:
         return self.loaded.origins
 
     def close(self) -> None:
-        """Lets listeners finish, ends drivers' processes and idle threads. Drivers stay as they are."""
+        """Lets listeners finish, ends drivers' processes and idle threads, and has drivers let go of what they hold."""
         self._listeners.close()
         for driver in list(self._drivers.values()):
             driver.close()

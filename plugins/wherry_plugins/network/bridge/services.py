@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+import time
 from collections.abc import Callable, Collection, Mapping
 
-from wherry.api import Context, NetworkConfig, Port
+from wherry.api import Context, InUse, NetworkConfig, Port
 from wherry.networks.store import Place
 from wherry_plugins.network.bridge.config import options_of
 from wherry_plugins.network.bridge.hub import Hub
@@ -19,6 +20,8 @@ from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 RESOLVER = "127.0.0.11"
 _PORT = 53
 _BACKLOG = 64
+#: So long the kernel may take to end a process that was killed, on a busy machine.
+_DYING = 10.0
 
 
 class Services:
@@ -105,6 +108,7 @@ class Services:
         """After a restart of the engine: what no netd has any more is told once more. Those that could not be, and why."""
         known = self.netd.known()
         failed = []
+        until = time.monotonic() + _DYING
         for place in places:
             request = place.reservation.request
             held = known.get((request.sandbox_id, request.network))
@@ -115,7 +119,7 @@ class Services:
             claims = None
             try:
                 if place.reservation.ports:
-                    claims = claim(place.reservation.ports)
+                    claims = _claimed(place.reservation.ports, until)
                 tell(place, claims)
             except Exception as error:
                 failed.append((place, str(error)))
@@ -123,6 +127,17 @@ class Services:
                 if claims is not None:
                     claims.close()
         return failed
+
+
+def _claimed(ports: tuple[Port, ...], until: float) -> Claims:
+    """A netd that was killed a moment ago may still hold them."""
+    while True:
+        try:
+            return claim(ports)
+        except InUse:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _nameservers(path: str) -> list[str]:

@@ -1,0 +1,70 @@
+"""Engine and shim killed at any step of reserve, attach, detach, connect and disconnect: after doctor nothing is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wherry
+from support.engines import EngineDirs
+from support.network_life import ADDRESS, IMAGE, REQUEST
+from support.running import run
+from wherry.api import NetworkConfig
+
+TESTS = Path(__file__).resolve().parents[1]
+ALL = bool(os.environ.get("WHERRY_TESTS_ALL"))
+#: Where in the life of a container, as parts of a thousand.
+PLACES = range(0, 1000, 5) if ALL else range(40, 1000, 200)
+
+
+def prepare(dirs: EngineDirs) -> None:
+    with wherry.Engine(root=dirs.root, run=dirs.run) as engine:
+        engine.create_network(NetworkConfig("lab", subnets=("10.90.0.0/24",)))
+        engine.create_network(NetworkConfig("side", subnets=("10.91.0.0/24",)))
+        assert run(engine, "/bin/busybox", "true", image=IMAGE, network="lab").code == 0
+
+
+def live(dirs: EngineDirs, step: int, victim: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "support.network_life", str(dirs.root), str(dirs.run), str(step), victim]
+    return subprocess.run(argv, cwd=TESTS, capture_output=True, text=True, check=False, timeout=100)
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """How many there are in a life; the number differs by a few with what the shim has in reserve."""
+    top = tmp_path_factory.mktemp("counted")
+    dirs = EngineDirs(top / "root", top / "run")
+    prepare(dirs)
+    counted = live(dirs, 0, "engine")
+    assert counted.returncode == 0, counted.stderr
+    assert counted.stderr == ""
+    return int(counted.stdout)
+
+
+@pytest.mark.parametrize("victim", ["engine", "shim"])
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_at_a_step(engine_dirs: EngineDirs, steps: int, place: int, victim: str) -> None:
+    prepare(engine_dirs)
+    done = live(engine_dirs, 1 + steps * place // 1000, victim)
+    assert done.returncode == (-9 if victim == "engine" else 0), done.stderr
+    own = Path("/proc/self/ns/net").stat().st_ino
+    with wherry.Engine(root=engine_dirs.root, run=engine_dirs.run) as engine:
+        engine.doctor(repair=True)
+        assert engine.doctor(repair=True) == ()
+        for container in engine.containers(all=True):
+            if container.status == "running":
+                assert Path(f"/proc/{container.pid}/ns/net").stat().st_ino != own
+            engine.remove(container.id, force=True)
+        for name in ("lab", "side"):
+            assert engine.network(name).attachments == ()
+        again = engine.run(REQUEST)  # its address, its names: nothing holds them
+        assert again.addresses[0] == f"{ADDRESS}/24"
+        assert again.networks == ("lab", "side")
+        engine.remove(again.id, force=True)
+        for name in ("lab", "side"):
+            engine.remove_network(name)
+        assert engine.doctor() == ()
