@@ -465,6 +465,57 @@ def test_who_does_not_read_holds_up_the_other(running: Running) -> None:
         assert got == sent
 
 
+def leftovers(running: Running) -> list[bytes]:
+    """What is in the pipes that are kept for the next connection, when one was reset while its own was full."""
+    server = bound(socket.SOCK_STREAM)
+    server.listen()
+    with published(running, server) as port, socket.create_connection(port.socket.getsockname(), BOUND) as client:
+        inner, _address = server.accept()
+        with inner:
+            client.sendall(b"x")
+            assert inner.recv(1) == b"x"
+            (connection,) = port.connections
+            assert running.do(lambda: (connection._client.pipe, connection._server.pipe)) == (None, None)
+            client.setblocking(False)
+
+            def poured() -> bool:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        client.send(bytes(1 << 16))
+                return running.do(lambda: connection._server.pipe is not None)
+
+            until(poured)
+            assert connection._client.pipe is None
+            inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        until(lambda: not port.connections)  # reset, with a pipe that is full
+    found = []
+    for reader, _writer in tcp.PIPES._kept:
+        with contextlib.suppress(BlockingIOError):
+            found.append(os.read(reader, 1))
+    return found
+
+
+@pytest.fixture
+def pipes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pipes of the test's own."""
+    monkeypatch.setattr(tcp, "PIPES", made := tcp.Pipes())
+    yield
+    for pipe in made._kept:
+        for fd in pipe:
+            os.close(fd)
+
+
+@pytest.mark.usefixtures("pipes")
+def test_a_pipe_is_lent_for_as_long_as_there_is_something_in_it(running: Running) -> None:
+    assert leftovers(running) == []
+
+
+@pytest.mark.usefixtures("pipes")
+def test_twin_a_pipe_comes_back_as_it_is(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp.Pipes, "give", lambda self, pipe, *, empty: self._kept.append(pipe))
+    assert leftovers(running) == [b"\0"]
+
+
 @pytest.mark.parametrize("who", ["client", "inner"])
 def test_a_reset_resets_the_other(running: Running, who: str) -> None:
     with pair(running) as (client, inner):

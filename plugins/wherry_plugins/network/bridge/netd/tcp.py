@@ -2,11 +2,15 @@
 
 One that is accepted is connected to the container's address; then each side's bytes go to the other as fast as that takes them,
 an end of file likewise, and an error resets both. A side that takes nothing stops the other from being read.
+
+Bytes go by splice(2), from socket to pipe to socket, and are never copied to here. A pipe is lent to a direction for as long as there
+is something in it, so that connections that are quiet, most of all, have none.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -24,9 +28,10 @@ if TYPE_CHECKING:
 #: Connections of all ports, and of one: more wait in the kernel's queue until others end.
 MOST, MOST_OF_ONE = 4096, 2048
 _PATIENCE = 10.0  # seconds that a container has to accept
-_PIECE = 1 << 16
+_PIECE = 1 << 18  # the size of a pipe, too
 _ROUND = 4  # pieces a turn: then other connections have theirs
 _BACKLOG = 512
+_KEPT = 16  # empty pipes
 _RESET = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST
 
 
@@ -90,17 +95,79 @@ class TcpPort:
             connection.fail()
 
 
-class Side:
-    """One end: what it still has to take, whether it has nothing more to say, whether it was told the other's end."""
+class Pipes:
+    """Empty pipes, as (read end, write end); a few are kept."""
 
-    __slots__ = ("ended", "pending", "socket", "told", "watched")
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, int]] = []
+
+    def take(self) -> tuple[int, int]:
+        if self._kept:
+            return self._kept.pop()
+        pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, _PIECE)
+        except OSError:  # a user may have so many pages only: smaller ones do
+            pass
+        return pipe
+
+    def give(self, pipe: tuple[int, int], *, empty: bool) -> None:
+        if empty and len(self._kept) < _KEPT:
+            self._kept.append(pipe)
+            return
+        for fd in pipe:
+            os.close(fd)
+
+
+PIPES = Pipes()
+
+
+class Side:
+    """One end: what it still has to take, in its pipe; whether it has nothing more to say, whether it was told the other's end."""
+
+    __slots__ = ("ended", "pending", "pipe", "socket", "told", "watched")
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self.pending = b""
+        self.pending = 0
+        self.pipe: tuple[int, int] | None = None
         self.ended = False
         self.told = False
         self.watched = 0
+
+    def take(self, source: Side) -> None:
+        """What the other side has to say, until it or this one has enough for a turn."""
+        for _turn in range(_ROUND):
+            if self.pending or source.ended:
+                return
+            if self.pipe is None:
+                self.pipe = PIPES.take()
+            try:
+                self.pending = os.splice(source.socket.fileno(), self.pipe[1], _PIECE, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                self._done()
+                return
+            source.ended = not self.pending
+            self.flush()
+
+    def flush(self) -> None:
+        """As much of what is pending as the socket takes."""
+        while self.pending and self.pipe is not None:
+            try:
+                flags = os.SPLICE_F_NONBLOCK
+                self.pending -= os.splice(self.pipe[0], self.socket.fileno(), self.pending, flags=flags)
+            except BlockingIOError:
+                return
+        self._done()
+
+    def _done(self) -> None:
+        pipe, self.pipe = self.pipe, None
+        if pipe is not None:
+            PIPES.give(pipe, empty=not self.pending)
+
+    def close(self) -> None:
+        self._done()
+        self.socket.close()
 
 
 class Connection:
@@ -159,13 +226,11 @@ class Connection:
                 self.fail()
                 return
             if events & OUT and side.pending:
-                side.pending = side.pending[side.socket.send(side.pending) :]
+                side.flush()
             if events & (IN | HUP):
-                self._pump(side, other)
+                other.take(side)
             self._tell_end(side, other)
             self._tell_end(other, side)
-        except BlockingIOError:
-            pass
         except OSError:
             self.fail()
             return
@@ -174,24 +239,6 @@ class Connection:
         else:
             self._watch(side, other)
             self._watch(other, side)
-
-    @staticmethod
-    def _pump(source: Side, sink: Side) -> None:
-        for _turn in range(_ROUND):
-            if sink.pending or source.ended:
-                return
-            try:
-                data = source.socket.recv(_PIECE)
-            except BlockingIOError:
-                return
-            if not data:
-                source.ended = True
-                return
-            try:
-                sent = sink.socket.send(data)
-            except BlockingIOError:
-                sent = 0
-            sink.pending = data[sent:]
 
     @staticmethod
     def _tell_end(source: Side, sink: Side) -> None:
@@ -231,7 +278,7 @@ class Connection:
         for side in (self._client, self._server):
             if side is not None:
                 self._loop.remove(side.socket.fileno())
-                side.socket.close()
+                side.close()
         if self._timer is not None:
             self._timer.cancel()
         self._port.connections.discard(self)
