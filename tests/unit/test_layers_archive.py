@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from support.layers import directory, hard, link, member, tar
 from wherry.api import Invalid
 from wherry.layers import compression
+from wherry.layers.ahead import ReadAhead
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer
 from wherry.layers.writer import END, header, padding
@@ -320,3 +321,49 @@ def test_a_window_of_2_gib_is_refused() -> None:
     head = b"\x28\xb5\x2f\xfd" + bytes([0x00, (31 - 10) << 3])  # frame header: a window of 2^31
     with pytest.raises(Invalid):
         _read(head + bytes(100))
+
+
+# -- reading ahead ---------------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """Notes how far it was read, and may fail."""
+
+    def __init__(self, pieces: list[bytes | Exception]) -> None:
+        self.pieces = pieces
+        self.taken = 0
+
+    def read(self, size: int, /) -> bytes:
+        if self.taken == len(self.pieces):
+            return b""
+        piece = self.pieces[self.taken]
+        self.taken += 1
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+
+def test_ahead_gives_what_there_is_and_then_nothing() -> None:
+    ahead = ReadAhead(Slow([b"1", b"2", b"3"] * 10))
+    assert b"".join(iter(lambda: ahead.read(1), b"")) == b"123" * 10
+    assert ahead.read(1) == ahead.read(1) == b""
+    ahead.close()
+
+
+def test_ahead_is_only_a_little_ahead() -> None:
+    source = Slow([b"x"] * 100)
+    ahead = ReadAhead(source)
+    for _ in range(10):
+        assert ahead.read(1) == b"x"
+    assert source.taken <= 10 + 4 + 1
+    ahead.close()
+    assert ahead.read(1) == b""
+    ahead.close()
+
+
+def test_ahead_passes_errors_on_in_their_place() -> None:
+    ahead = ReadAhead(Slow([b"1", Invalid("layer", "damaged"), b"2"]))
+    assert ahead.read(1) == b"1"
+    with pytest.raises(Invalid, match="damaged"):
+        ahead.read(1)
+    assert ahead.read(1) == b""

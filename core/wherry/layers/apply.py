@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection
 
 from wherry.errors import FailedPrecondition, Invalid
 from wherry.layers import archive
+from wherry.layers.ahead import ReadAhead
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer, Readable
 from wherry.layers.paths import Directory, Tree, clean, remove, show
@@ -65,7 +66,8 @@ def apply(
     FailedPrecondition for what only the parents could tell. The umask has to be 0.
     """
     layer = Layer(raw)
-    members = Archive(layer)
+    source = ReadAhead(layer)
+    members = Archive(source)
     work = _Unpacker(root, uids, gids, devices=devices, marks=marks)
     try:
         for entry in members:
@@ -75,6 +77,7 @@ def apply(
         work.finish()
         removals = work.removals()
     finally:
+        source.close()
         work.tree.forget()
     return Applied(layer.digest, layer.diff_id, layer.size, work.entries, root=work.wrote_root, removals=removals)
 
