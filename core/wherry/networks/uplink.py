@@ -11,12 +11,12 @@ import logging
 import os
 import shutil
 import threading
-import time
 from ipaddress import ip_network
 
-from wherry.api import Context, Stdio
-from wherry.errors import Error, FailedPrecondition
+from wherry.api import Context
+from wherry.errors import Error
 from wherry.linux import nsfs
+from wherry.networks.tap import Started, Tap, pasta, slirp
 from wherry.programs import Programs
 
 INTERFACE = "uplink"
@@ -25,7 +25,6 @@ _SUBNET = ip_network("10.87.255.0/24")
 _GATEWAY, _NAMESERVER, _OWN = (
     str(_SUBNET.network_address + number) for number in (2, 3, 100)
 )  # as slirp4netns has them
-_MTU = 65520
 _PATIENCE = 20.0
 _TUN = "/dev/net/tun"
 
@@ -88,63 +87,13 @@ class Uplink:
 
     def _start(self, name: str, netns: int) -> None:
         program = _program()
-        base = f"{self._context.run}/uplink"
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        said = os.open(f"{base}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        pid = f"{base}.pid"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(pid)
-        pasta = os.path.basename(program) == "pasta"
-        argv = _pasta(program, pid) if pasta else _slirp(program)
+        how = Started(self._programs, name, netns, f"{self._context.run}/uplink", _PATIENCE)
+        tap = Tap(INTERFACE, (f"{_OWN}/{_SUBNET.prefixlen}",), (_GATEWAY,), nameserver=_NAMESERVER)
         try:
-            self._programs.start(name, argv, fds=[writer], stdio=Stdio(stdin=netns, stdout=said, stderr=said))
-            os.close(writer)
-            writer = -1
-            until = time.monotonic() + _PATIENCE
-            while not (_written(pid) if pasta else _said(reader)):
-                task = self._programs.find(name)
-                if task is None or task.status == "stopped" or time.monotonic() > until:
-                    words = os.pread(said, 4096, 0).decode(errors="replace").strip().splitlines()
-                    self._programs.end(name)
-                    raise FailedPrecondition(
-                        f'program "{program}"', "; ".join(words[-3:]) or "it ended, and said nothing"
-                    )
-                time.sleep(0.002)
-        finally:
-            for fd in (reader, writer, said):
-                if fd >= 0:
-                    os.close(fd)
-
-
-def _written(path: str) -> bool:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip().isdecimal()
-    except FileNotFoundError:
-        return False
-
-
-def _said(reader: int) -> bool:
-    try:
-        return os.read(reader, 1) == b"1"
-    except BlockingIOError:
-        return False
-
-
-def _pasta(program: str, pid: str) -> list[str]:
-    return [
-        program, "--foreground", "--quiet", "--runas", "0:0", "--config-net", "--no-netns-quit", "--netns", "/proc/self/fd/0",
-        "--ns-ifname", INTERFACE, "--mtu", str(_MTU), "--no-map-gw", "--address", _OWN, "--netmask", str(_SUBNET.prefixlen),
-        "--gateway", _GATEWAY, "--dns-forward", _NAMESERVER, "--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none",
-        "--udp-ns", "none", "--pid", pid,
-    ]  # fmt: skip
-
-
-def _slirp(program: str) -> list[str]:
-    return [
-        program, "--configure", f"--mtu={_MTU}", f"--cidr={_SUBNET}", "--disable-host-loopback", "--enable-sandbox",
-        "--enable-seccomp", "--netns-type=path", "--ready-fd=3", "/proc/self/fd/0", INTERFACE,
-    ]  # fmt: skip
+            (pasta if os.path.basename(program) == "pasta" else slirp)(how, program, tap)
+        except BaseException:
+            self._programs.end(name)
+            raise
 
 
 __all__ = ["INTERFACE", "Uplink", "reason"]

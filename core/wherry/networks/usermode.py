@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -30,28 +28,24 @@ from wherry.api import (
     NotFound,
     Reservation,
     Sandbox,
-    Stdio,
 )
 from wherry.linux import nsfs
 from wherry.networks import interfaces, netlink
 from wherry.networks.claims import PortClaims
 from wherry.networks.netlink import Rtnl
 from wherry.networks.records import Key, Records, need_id, plain, restore
-from wherry.programs import Programs, hold, wait_end
+from wherry.networks.tap import Started
+from wherry.programs import Programs
 
 _LOCKS = 64
-_LOOK_SECONDS = 0.002
 
 
 @attrs.frozen
 class Place:
-    """What a program is started for. name: its exec id; files: the beginning of the paths of its own files; netns: an nsfs
-    descriptor, open for the call."""
+    """What a program is started for, and how."""
 
-    name: str
-    files: str
-    netns: int
     reservation: Reservation
+    how: Started
 
 
 class UserModeNetwork:
@@ -91,7 +85,7 @@ class UserModeNetwork:
         raise TypeError("a subclass says it")
 
     def run(self, place: Place) -> tuple[str, ...]:
-        """Starts the program by ``self.start`` and answers the nameservers, once the sandbox is connected and its ports are
+        """Starts the program (``wherry.networks.tap``) and answers the nameservers, once the sandbox is connected and its ports are
         published."""
         raise TypeError("a subclass says it")
 
@@ -172,7 +166,8 @@ class UserModeNetwork:
                     f'sandbox "{key[1]}"', "its network namespace is the host's", "nothing was attached"
                 )
             self._ports.share(key)
-            place = Place(data["program"], self._path(data["program"]), netns, reservation)
+            files = str(self._files / data["program"])
+            place = Place(reservation, Started(self._programs, data["program"], netns, files, self._patience))
             nameservers = self.run(place)
             mac, addresses, gateways = self._look(key[1], reservation.request.interface)
             _granted(reservation.request, addresses)
@@ -247,43 +242,9 @@ class UserModeNetwork:
     def _turn(self, key: Key) -> threading.Lock:
         return self._busy[hash(key) % _LOCKS]
 
-    def _path(self, name: str) -> str:
-        return str(self._files / name)
-
-    def start(self, place: Place, argv: Sequence[str], ready: Callable[[], bool], *, fds: Sequence[int] = ()) -> None:
-        """Starts the program, with the sandbox's network namespace as its stdin, and returns once ready answers True.
-
-        What it says on stderr is told when it ends before that, or is not ready in time: both are FailedPrecondition. As a path, the
-        namespace is /proc/self/fd/0: a descriptor is the one thing that may be opened by a program without rights over whose it is.
-        """
-        said = os.open(f"{place.files}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            stdio = Stdio(stdin=place.netns, stdout=said, stderr=said)
-            task = self._programs.start(place.name, argv, fds=fds, stdio=stdio)
-        finally:
-            os.close(said)
-        until = time.monotonic() + self._patience
-        handle = hold(task.pid, task.start_time)
-        try:
-            while not ready():
-                if handle < 0 or wait_end(handle, _LOOK_SECONDS):
-                    raise FailedPrecondition(f'program "{argv[0]}"', f"ended at once: {self._said(place)}")
-                if time.monotonic() > until:
-                    raise FailedPrecondition(
-                        f'program "{argv[0]}"', f"was not ready within {self._patience:g} seconds: {self._said(place)}"
-                    )
-        finally:
-            if handle >= 0:
-                os.close(handle)
-
     def let_go(self, place: Place, protocol: str) -> None:
         """Gives up the claims of a protocol, for a program that can't bind beside them."""
         self._ports.release((self.name, place.reservation.request.sandbox_id), protocol)
-
-    @staticmethod
-    def _said(place: Place) -> str:
-        lines = Path(f"{place.files}.log").read_text(errors="replace").strip().splitlines()
-        return "; ".join(lines[-3:]) or "it said nothing"
 
     def _end(self, data: dict[str, Any]) -> None:
         name = data.get("program", "")

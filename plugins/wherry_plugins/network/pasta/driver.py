@@ -1,16 +1,16 @@
-"""The command line of pasta(1), and the addresses that it gives."""
+"""What a sandbox gets by pasta(1): addresses, ports, names."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wherry.api import AttachRequest, Context, InUse, Invalid, NetworkConfig, Port
+from wherry.api import AttachRequest, Context, InUse, Invalid, NetworkConfig
 from wherry.networks import addresses as ip
 from wherry.networks import netlink
 from wherry.networks.netlink import Rtnl
+from wherry.networks.tap import Tap, pasta
 from wherry.networks.usermode import Place, UserModeNetwork
 
 if TYPE_CHECKING:
@@ -83,51 +83,18 @@ class PastaNetwork(UserModeNetwork):
         return tuple(made)
 
     def run(self, place: Place) -> tuple[str, ...]:
-        request = place.reservation.request
-        pid = Path(f"{place.files}.pid")
-        argv = [
-            shutil.which(self._config.program or "pasta") or "pasta",
-            "--foreground",
-            "--quiet",
-            # Else root's pasta becomes "nobody", who may not enter the sandbox. For others this is who they are.
-            "--runas",
-            "0:0",
-            "--config-net",
-            "--no-netns-quit",
-            "--netns",
-            "/proc/self/fd/0",
-            "--ns-ifname",
+        request, addresses = place.reservation.request, place.reservation.addresses
+        tap = Tap(
             request.interface,
-            "--mtu",
-            str(self._config.mtu),
-            "--no-map-gw",
-            "--gateway",
-            self._gateway,
-            "--dns-forward",
-            self._nameserver,
-            "--netmask",
-            str(self._subnet.prefixlen),
-            "--pid",
-            str(pid),
-        ]
-        for cidr in place.reservation.addresses:
-            argv += ["--address", cidr.partition("/")[0]]
-            if ":" in cidr:
-                argv += ["--gateway", str(ip.first_host(self._six))]
-        mac = request.mac or ip.mac_of(ip.address(place.reservation.addresses[0].partition("/")[0]))
-        argv += ["--ns-mac-addr", mac, *_ports("--tcp-ports", "tcp", place), *_ports("--udp-ports", "udp", place)]
-        argv += ["--tcp-ns", "none", "--udp-ns", "none", *self._config.options]
-        self.start(place, argv, lambda: pid.exists() and pid.read_text().strip().isdecimal())
+            addresses,
+            (self._gateway, str(ip.first_host(self._six)))[: len(addresses)],
+            nameserver=self._nameserver,
+            mac=request.mac or ip.mac_of(ip.address(addresses[0].partition("/")[0])),
+            mtu=self._config.mtu,
+        )
+        program = shutil.which(self._config.program or "pasta") or "pasta"
+        pasta(place.how, program, tap, ports=place.reservation.ports, options=self._config.options)
         return (self._nameserver,)
-
-
-def _ports(option: str, protocol: str, place: Place) -> list[str]:
-    specs = [_spec(port) for port in place.reservation.ports if port.protocol == protocol]
-    return [word for spec in specs or ["none"] for word in (option, spec)]
-
-
-def _spec(port: Port) -> str:
-    return f"{port.host_ip}{'/' if port.host_ip else ''}{port.host_port}:{port.container_port}"
 
 
 def _routes_six() -> bool:

@@ -1,9 +1,8 @@
-"""The command line of slirp4netns(1), its socket for ports, and the addresses that it gives."""
+"""What a sandbox gets by slirp4netns(1): an address, and ports by its socket."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 from collections.abc import Collection
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wherry.api import AttachRequest, Context, FailedPrecondition, InUse, Invalid, NetworkConfig, Port
 from wherry.networks import addresses as ip
+from wherry.networks.tap import Tap, slirp
 from wherry.networks.usermode import Place, UserModeNetwork
 
 if TYPE_CHECKING:
@@ -71,41 +71,15 @@ class SlirpNetwork(UserModeNetwork):
     def run(self, place: Place) -> tuple[str, ...]:
         request = place.reservation.request
         (cidr,) = place.reservation.addresses
-        net = ip.around(cidr.partition("/")[0], _PREFIX)
-        api = f"{place.files}.s"
-        argv = [
-            shutil.which(self._config.program or "slirp4netns") or "slirp4netns",
-            "--configure",
-            f"--mtu={self._config.mtu}",
-            f"--cidr={net}",
-            f"--macaddress={request.mac or ip.mac_of(ip.address(cidr.partition('/')[0]))}",
-            "--disable-host-loopback",
-            "--enable-sandbox",
-            "--enable-seccomp",
-            "--netns-type=path",
-            "--ready-fd=3",
-            f"--api-socket={api}",
-            *self._config.options,
-            "/proc/self/fd/0",
-            request.interface,
-        ]
-        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            self.start(place, argv, lambda: _said_ready(reader), fds=[writer])
-        finally:
-            os.close(reader)
-            os.close(writer)
+        address = ip.address(cidr.partition("/")[0])
+        tap = Tap(request.interface, (cidr,), mac=request.mac or ip.mac_of(address), mtu=self._config.mtu)
+        api = f"{place.how.files}.s"
+        program = shutil.which(self._config.program or "slirp4netns") or "slirp4netns"
+        slirp(place.how, program, tap, api=api, options=self._config.options)
         self.let_go(place, "udp")  # libslirp sets SO_REUSEADDR on TCP only
         for port in place.reservation.ports:
             _publish(api, port)
-        return (str(net.network_address + _NAMESERVER),)
-
-
-def _said_ready(reader: int) -> bool:
-    try:
-        return os.read(reader, 1) == b"1"
-    except BlockingIOError:
-        return False
+        return (str(ip.around(str(address), _PREFIX).network_address + _NAMESERVER),)
 
 
 def _publish(path: str, port: Port) -> None:
