@@ -202,6 +202,37 @@ def test_loads_of_one_image_at_once(tmp_path: Path) -> None:
         assert list(made.drivers.store.ingests()) == []
 
 
+def test_imports_of_one_tree_at_once(tmp_path: Path) -> None:
+    (tmp_path / "r.tar").write_bytes(A)
+    with world(tmp_path / "w") as made:
+        gate = threading.Barrier(4)
+
+        def take(number: int) -> str:
+            gate.wait(30)
+            return made.images.import_image(f"archive:rootfs:{tmp_path}/r.tar", f"i{number // 2}:1", (), "same").id
+
+        with ThreadPoolExecutor(4) as pool:
+            ids = set(pool.map(take, range(4)))
+        assert {image.id for image in made.images.list()} <= ids
+        assert {name for image in made.images.list() for name in image.names} == {
+            "docker.io/library/i0:1",
+            "docker.io/library/i1:1",
+        }
+        assert list(made.drivers.store.ingests()) == []
+
+
+def test_programs_of_the_host_at_once(tmp_path: Path) -> None:
+    with world(tmp_path / "w") as made:
+        gate = threading.Barrier(4)
+
+        def take(_number: int) -> str:
+            gate.wait(30)
+            return made.images.ensure("host:/bin/true", made.drivers).chain_id
+
+        with ThreadPoolExecutor(4) as pool:
+            assert len(set(pool.map(take, range(4)))) == 1
+
+
 def test_clients_of_all_kinds_at_once(tmp_path: Path) -> None:
     """pull, tag, rmi, gc and list beside each other: what fails says that the image is not there; nothing is broken after it."""
     source = archive(tmp_path, "x:1")

@@ -1,6 +1,7 @@
 """Verbs on images, killed by SIGKILL at each of their durable steps, the engine or a worker: ``python -m support.killing``.
 
-Arguments: a verb, whom to kill ("engine" or "worker"), the snapshotter, a directory, and how many kills to take at most (0: all). Steps
+Arguments: a verb, whom to kill ("engine" or "worker"; "errors" kills nobody, but has the step fail with ENOSPC, EIO, EMFILE and
+ENOMEM in turn), the snapshotter, a directory, and how many kills to take at most (0: all). Steps
 are counted in a run that nobody kills; each kill has a state of its own, which a fork of this process makes, another one checks.
 Prints one JSON object: steps, killed, whole (the verb was through before its step came).
 """
@@ -8,6 +9,7 @@ Prints one JSON object: steps, killed, whole (the verb was through before its st
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ from typing import Any
 
 import apsw
 
+import wherry
 from support.images_area import World, image_layout, mounted, pack, world
 from support.layers import directory, hard, link, member, tar, tree
 from wherry.api import Error, NotFound
@@ -38,19 +41,27 @@ LAYERS = [
 ]
 
 
-class Steps:
-    """Counts, and kills this process before the step with a number."""
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ENOMEM)
 
-    def __init__(self, at: int = 0) -> None:
+
+class Steps:
+    """Counts, and kills this process before the step with a number, or has that step fail."""
+
+    def __init__(self, at: int = 0, *, fail: bool = False) -> None:
         self.at = at
+        self.fail = fail
         self.count = 0
         self._lock = threading.Lock()
 
     def step(self) -> None:
         with self._lock:
             self.count += 1
-            if self.count == self.at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            hit = self.count == self.at
+        if hit and self.fail:
+            number = ERRORS[self.at % len(ERRORS)]
+            raise OSError(number, os.strerror(number))
+        if hit:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def wrap(self, owner: Any, name: str) -> None:
         real = getattr(owner, name)
@@ -139,6 +150,14 @@ def prepare(made: World, name: str, source: str) -> None:
         ingest = made.drivers.store.ingest("fetch-sha256:abandoned")
         ingest.write(b"half")
         ingest.close()
+
+
+def doctor(at: Path) -> None:
+    """A whole engine over what was left: the first look may find and mend something, the second finds nothing."""
+    with wherry.Engine(root=at / "root", run=at / "run", config=at / "config.toml") as engine:
+        engine.doctor(repair=True)
+        assert engine.doctor() == ()
+        assert engine.doctor() == ()
 
 
 def check(at: Path, snapshotter: str, name: str, source: str, expected: Any) -> None:
@@ -232,9 +251,17 @@ def attempt(name: str, victim: str, snapshotter: str, at: int, where: Path, sour
                 problem = error
             assert problem is None or "ended without an answer" in str(problem), problem
             return 3 if problem else 0
-        steps = Steps(at)
+        steps = Steps(at, fail=victim == "errors")
         arm_engine(steps)
-        verb(made, name, source)
+        try:
+            verb(made, name, source)
+        except (Error, OSError):  # nothing else may come out
+            if victim == "engine":
+                raise
+            steps.at = 0
+            with contextlib.suppress(NotFound):  # gone by now, for a verb that removes
+                verb(made, name, source)
+            return 3
         report.write_text(str(steps.count))
     return 0
 
@@ -281,6 +308,8 @@ def main(name: str, victim: str, snapshotter: str, top: Path, most: int, without
         assert code in (-9, 0, 3), code
         killed += code != 0
         passed += code == 0
+        if victim == "engine" and killed % 3 == 1:
+            in_child(partial(doctor, where))
         in_child(partial(check, where, snapshotter, name, source, expected))
     print(json.dumps({"steps": total, "killed": killed, "whole": passed}))
 
