@@ -1,4 +1,4 @@
-"""What a test must leave as it found it: mounts, links, packet filter rules, namespaces, cgroups, processes, loop devices."""
+"""What a test must leave as it found it: mounts, links, addresses, packet filter rules, namespaces, cgroups, processes, loops."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ def mounts() -> Iterable[str]:
 
 def links() -> Iterable[str]:
     return (name for _, name in socket.if_nameindex())
+
+
+def addresses() -> Iterable[str]:
+    """Addresses of this network namespace (proc_pid_net(5)): local ones of IPv4, and those of IPv6 but link-local ones."""
+    last = ""
+    for line in _read("/proc/thread-self/net/fib_trie").splitlines():
+        words = line.split()
+        if words[:1] == ["|--"]:
+            last = words[1]
+        elif words == ["/32", "host", "LOCAL"]:
+            yield last
+    for line in _read("/proc/thread-self/net/if_inet6").splitlines():
+        address, _index, _prefix, scope, _flags, name = line.split()
+        if scope != "20":  # a link's own comes by itself, some time after the link
+            yield f"{address} at {name}"
 
 
 def rules() -> Iterable[str]:
@@ -93,6 +108,7 @@ def cgroups() -> Iterable[str]:
 OWN: dict[str, Callable[[], Iterable[str]]] = {
     "mount": mounts,
     "link": links,
+    "address": addresses,
     "table": rules,
     "descriptor": descriptors,
     "process": processes,

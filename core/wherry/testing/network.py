@@ -210,6 +210,76 @@ class NetworkContract(Contract):
         harness.open().detach("s-1", network)
         harness.open().reserve(AttachRequest("s-2", network, ports=(port,)))
 
+    def test_wishes_are_granted_or_refused(self, harness: NetworkHarness) -> None:
+        """A wished address or hardware address is the one that is given, or the wish is an error: never another one in its place."""
+        network = harness.network()
+        for wish in ({"addresses": ("192.0.2.99",)}, {"mac": "02:00:00:00:00:63"}):
+            try:
+                made = harness.attached(network, "s-1", **wish)
+            except Error:  # Invalid, or what a foreign program says
+                harness.open().detach("s-1", network)
+                continue
+            given = {address.partition("/")[0] for address in made.addresses} | {made.mac}
+            assert {*wish.get("addresses", ()), wish.get("mac", made.mac)} <= given
+            harness.open().detach("s-1", network)
+
+    def test_a_fixed_address_is_given_once(self, harness: NetworkHarness) -> None:
+        """In a network whose subnet holds it: to one sandbox, until that is detached."""
+        harness.need_networks()
+        try:
+            made = harness.open().create(NetworkConfig("blue", subnets=("10.55.0.0/24",)))
+        except Invalid:
+            pytest.skip(f"{harness.context.id}: chooses the subnets itself")
+        wish = {"addresses": ("10.55.0.77",)}
+        try:
+            first = harness.attached(made.name, "s-1", **wish)
+        except Invalid:
+            pytest.skip(f"{harness.context.id}: grants no addresses")
+        assert "10.55.0.77/24" in first.addresses
+        with pytest.raises(Error):  # InUse, or what a foreign program says
+            harness.attached(made.name, "s-2", **wish)
+        harness.open().detach("s-2", made.name)
+        harness.open().detach("s-1", made.name)
+        harness.open().detach("s-1", made.name)
+        assert "10.55.0.77/24" in harness.attached(made.name, "s-3", **wish).addresses
+
+    def test_never_the_hosts_namespace(self, harness: NetworkHarness) -> None:
+        """A sandbox that shares the host's network where its own was reserved is refused, and the host's links stay as they are."""
+        network = harness.network()
+        reservation = harness.open().reserve(AttachRequest("s-1", network, names=("s-1",)))
+        if reservation.netns == "host":
+            pytest.skip(f"{harness.context.id}: is the host's network")
+        links = host_links()
+        with pytest.raises(FailedPrecondition):
+            harness.open().attach(reservation, harness.sandbox("s-1", "host"))
+        assert host_links() == links
+        harness.open().detach("s-1", network)
+
+    def test_a_reservation_is_given_back(self, harness: NetworkHarness) -> None:
+        """One that came to nothing: by detach, and by gc where nobody lives to detach it."""
+        network = harness.network()
+        for give_back in (lambda: harness.open().detach("s-1", network), lambda: harness.open().gc(())):
+            harness.open().reserve(AttachRequest("s-1", network, names=("s-1",)))
+            give_back()
+        harness.attached(network, "s-1")
+        harness.open().check("s-1", network)
+
+    def test_a_sandbox_in_two_networks(self, harness: NetworkHarness) -> None:
+        harness.need_networks()
+        for name in ("blue", "green"):
+            try:
+                harness.open().create(NetworkConfig(name))
+            except InUse as refusal:  # one network for each interface of the host, for instance
+                pytest.skip(f"{harness.context.id}: {refusal}")
+        for number, name in enumerate(("blue", "green")):
+            harness.attached(name, "s-1", interface=f"eth{number}")
+        for name in ("blue", "green"):
+            harness.open().check("s-1", name)
+        harness.open().detach("s-1", "blue")
+        harness.open().check("s-1", "green")
+        assert harness.open().inspect("blue")[1] == ()
+        assert len(harness.open().inspect("green")[1]) == 1
+
     def test_threads_attach_side_by_side(self, harness: NetworkHarness) -> None:
         network = harness.network()
         with ThreadPoolExecutor(4) as pool:

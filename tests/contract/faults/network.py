@@ -15,6 +15,7 @@ from wherry.api import (
     Attachment,
     AttachRequest,
     Context,
+    InUse,
     Invalid,
     NetworkConfig,
     Reservation,
@@ -128,6 +129,64 @@ class TakesAHostLink(RowNetwork):
 class DropsPorts(RowNetwork):
     def reserve(self, request: AttachRequest) -> Reservation:
         return super().reserve(evolve(request, ports=()))
+
+
+@breaks("wishes_are_granted_or_refused")
+class GivesAnotherAddress(RowNetwork):
+    def wished(self, request: AttachRequest) -> str:
+        return ""
+
+
+@breaks("wishes_are_granted_or_refused")
+class GivesAnotherMac(RowNetwork):
+    def attachment(self, row: dict) -> Attachment:  # type: ignore[type-arg]
+        return evolve(super().attachment(row), mac="02:00:00:00:00:01")
+
+
+@breaks("a_fixed_address_is_given_once")
+class GivesAFixedAddressTwice(RowNetwork):
+    def wished(self, request: AttachRequest) -> str:
+        return f"{request.addresses[0]}/24" if request.addresses else ""
+
+
+@breaks("a_fixed_address_is_given_once")
+class KeepsAFixedAddress(RowNetwork):
+    given: set[str]
+
+    def wished(self, request: AttachRequest) -> str:
+        self.given = getattr(self, "given", set())
+        if found := super().wished(request):
+            if found in self.given:
+                raise InUse(found, "is taken")
+            self.given.add(found)
+        return found
+
+
+@breaks("never_the_hosts_namespace")
+class AttachesTheHost(RowNetwork):
+    def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
+        return super().attach(reservation, evolve(sandbox, netns=""))
+
+
+@breaks("a_reservation_is_given_back")
+class CollectsOnlyWhatWasAttached(RowNetwork):
+    def reserve(self, request: AttachRequest) -> Reservation:
+        if f"{request.network}/{request.sandbox_id}" in self.members:
+            raise InUse(f"sandbox {request.sandbox_id!r}", "has a place already")
+        return super().reserve(request)
+
+    def gc(self, live: Collection[str]) -> int:
+        kept = {key: row for key, row in self.members.items() if not row["attached"]}
+        dropped = super().gc(live)
+        self.members.update(kept)
+        return dropped
+
+
+@breaks("a_sandbox_in_two_networks")
+class DetachesAll(RowNetwork):
+    def detach(self, sandbox_id: str, network: str) -> None:
+        for name in self.networks:
+            super().detach(sandbox_id, name)
 
 
 @breaks("threads_attach_side_by_side")

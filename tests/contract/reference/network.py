@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from attrs import asdict, evolve
@@ -72,26 +73,42 @@ class RowNetwork:
         return self.config(name), tuple(self.of(name))
 
     def attachment(self, row: dict[str, Any]) -> Attachment:
-        request = AttachRequest(row["sandbox"], row["network"], names=tuple(row["names"]))
+        data = {key: tuple(value) if isinstance(value, list) else value for key, value in row["request"].items()}
         addresses = (row["address"],)
-        return Attachment(Reservation(request, "", addresses), "02:00:00:00:00:01", addresses, ("10.9.0.1",))
+        mac = row["request"]["mac"] or "02:00:00:00:00:01"
+        return Attachment(Reservation(AttachRequest(**data), "", addresses), mac, addresses, ("10.9.0.1",))
 
     def address(self) -> str:
         self.state.tables["count"] = int(self.state.tables.get("count", 1)) + 1
         return f"10.9.0.{self.state.tables['count']}/16"
+
+    def wished(self, request: AttachRequest) -> str:
+        """The wished address with its prefix, "" for no wish."""
+        if not request.addresses:
+            return ""
+        (subnet,) = self.config(request.network).subnets
+        (wish,) = request.addresses
+        if ip_address(wish) not in ip_network(subnet):
+            raise Invalid(f"address {wish!r}", f"is not in {subnet}")
+        address = f"{wish}/{subnet.partition('/')[2]}"
+        if any(row["address"] == address for row in self.members.values() if row["network"] == request.network):
+            raise InUse(f"address {wish!r}", "is taken")
+        return address
 
     def reserve(self, request: AttachRequest) -> Reservation:
         with self.state.change():
             self.config(request.network)
             if request.ports:
                 raise Invalid(f"ports of {request.sandbox_id!r}", "this driver publishes none")
-            row = {"sandbox": request.sandbox_id, "network": request.network, "names": list(request.names)}
-            row |= {"address": self.address(), "attached": False}
+            row = {"sandbox": request.sandbox_id, "network": request.network, "request": asdict(request)}
+            row |= {"address": self.wished(request) or self.address(), "attached": False}
             self.members[f"{request.network}/{request.sandbox_id}"] = row
             return Reservation(request, "", (row["address"],))
 
     def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
         with self.state.change():
+            if sandbox.netns == "host":
+                raise FailedPrecondition(f"sandbox {sandbox.id!r}", "shares the host's network")
             row = self.members[f"{reservation.request.network}/{sandbox.id}"]
             row["attached"] = True
             return self.attachment(row)
