@@ -5,10 +5,10 @@ CNI specification 1.1, section 1, "Network configuration format".
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,6 +17,7 @@ import attrs
 from attrs import frozen
 
 from wherry.api import Invalid, NetworkConfig
+from wherry.networks import addresses as ip
 
 #: Oldest first; earlier ones have another form of results.
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -47,9 +48,11 @@ class Conflist:
     def ranges(self) -> Iterator[tuple[str, str]]:
         """(subnet, gateway) of what its address management says, where that is written in it."""
         for plugin in self.plugins:
-            ipam = plugin.get("ipam") or {}
-            for item in (ipam, *(item for group in ipam.get("ranges") or () for item in group)):
-                if isinstance(item, Mapping) and item.get("subnet"):
+            ipam = plugin.get("ipam", {})
+            groups = ipam.get("ranges")
+            groups = groups if isinstance(groups, list) else []
+            for item in (ipam, *(item for group in groups if isinstance(group, list) for item in group)):
+                if isinstance(item, Mapping) and _is_subnet(item.get("subnet")):
                     yield str(item["subnet"]), str(item.get("gateway", ""))
 
     def described(self) -> NetworkConfig:
@@ -79,9 +82,12 @@ def parse(data: Any, source: str = "") -> Conflist:
         type = plugin.get("type") if isinstance(plugin, dict) else None
         if not isinstance(type, str) or not type or "/" in type or type in {".", ".."}:
             raise Invalid(what, f'a plugin has no usable type: "{type}"')
-        if not isinstance(plugin.get("capabilities", {}), dict):
-            raise Invalid(what, f'the capabilities of plugin "{type}" are no object')
+        for key in ("capabilities", "args", "ipam", "runtimeConfig"):
+            if not isinstance(plugin.get(key, {}), dict):
+                raise Invalid(what, f'"{key}" of plugin "{type}" is no object')
     said = data.get("cniVersions") or [data.get("cniVersion", "")]
+    if not isinstance(said, list):
+        raise Invalid(what, '"cniVersions" is no list')
     known = [version for version in VERSIONS if version in said]
     if not known:
         raise Invalid(what, f"is for CNI {', '.join(map(str, said))}", f"known are {', '.join(VERSIONS)}")
@@ -93,6 +99,13 @@ def parse(data: Any, source: str = "") -> Conflist:
         disable_gc=_flag(data, "disableGC"),
         source=source,
     )
+
+
+def _is_subnet(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and bool(ip_network(text, strict=False))
+    except ValueError:
+        return False
 
 
 def _flag(data: Mapping[str, Any], key: str) -> bool:
@@ -136,126 +149,71 @@ def read(path: Path) -> Conflist:
 # networks of the engine's own
 
 
-def generate(wish: NetworkConfig, data_dir: Path, taken: Iterable[str]) -> tuple[NetworkConfig, Conflist]:
-    """The wish with its defaults filled in, and a list for it. taken: subnets that it must not overlap. Invalid."""
+def given(wish: NetworkConfig) -> tuple[NetworkConfig, Conflist] | None:
+    """From the file that the option "conflist" names; None without it. Invalid."""
+    if "conflist" not in wish.options:
+        return None
+    if wish.subnets or wish.gateways or wish.ip_ranges or wish.internal or wish.ipv6 or len(wish.options) > 1:
+        raise Invalid(f'network "{wish.name}"', "a conflist says all of it", "leave out the other options")
+    made = attrs.evolve(read(Path(wish.options["conflist"])), name=wish.name, source="")
+    seen = made.described()
+    return attrs.evolve(wish, subnets=seen.subnets, gateways=seen.gateways), made
+
+
+def judge(wish: NetworkConfig) -> None:
+    """Invalid for a name or an option that no network can have."""
     what = f'network "{wish.name}"'
     if not NAME.match(wish.name):
         raise Invalid(what, "not a name", "use letters, digits, _ . and -")
     unknown = sorted(set(wish.options) - set(_OPTIONS))
     if unknown:
         raise Invalid(what, f'no option "{unknown[0]}"', f"there are {', '.join(_OPTIONS)}")
-    if "conflist" in wish.options:
-        return _given(wish, what)
-    subnets = tuple(_subnet(text, what) for text in wish.subnets) or _choose(wish, taken, what)
-    gateways = _gateways(wish, subnets, what)
-    ranges = _ranges(wish, subnets, gateways, what)
-    bridge = wish.options.get("bridge") or f"cni-{uuid4().hex[:8]}"
+    bridge = wish.options.get("bridge", "cni0")
     if not _IFNAME.match(bridge):
         raise Invalid(what, f'"{bridge}" is no name of an interface')
-    mtu = wish.options.get("mtu", "")
-    if mtu and not mtu.isdecimal():
+    mtu = wish.options.get("mtu", "1500")
+    if not mtu.isdecimal():
         raise Invalid(what, f'mtu "{mtu}" is no number')
+
+
+def generate(config: NetworkConfig, data_dir: Path) -> tuple[NetworkConfig, Conflist]:
+    """A list for a config that is filled in, and the config with the name of its bridge. data_dir: of host-local."""
+    bridge = config.options.get("bridge") or f"cni-{uuid4().hex[:8]}"
+    mtu = config.options.get("mtu", "")
     first: dict[str, Any] = {
         "type": "bridge",
         "bridge": bridge,
         "isGateway": True,
-        "ipMasq": not wish.internal,
+        "ipMasq": not config.internal,
         "hairpinMode": True,
         **({"mtu": int(mtu)} if mtu else {}),
         "capabilities": {"ips": True, "mac": True},
         "ipam": {
             "type": "host-local",
             "dataDir": str(data_dir),
-            "ranges": [[item] for item in ranges],
+            "ranges": [
+                [_range(ip.subnet(subnet), gateway, config)]
+                for subnet, gateway in zip(config.subnets, config.gateways, strict=True)
+            ],
             "routes": []
-            if wish.internal
-            else [{"dst": "::/0" if net.version == 6 else "0.0.0.0/0"} for net in subnets],
+            if config.internal
+            else [{"dst": "::/0" if ":" in subnet else "0.0.0.0/0"} for subnet in config.subnets],
         },
     }
     plugins: list[dict[str, Any]] = [first, {"type": "firewall"}]
-    if not wish.internal:
+    if not config.internal:
         plugins.insert(1, {"type": "portmap", "capabilities": {"portMappings": True}})
-    made = attrs.evolve(
-        wish,
-        subnets=tuple(map(str, subnets)),
-        gateways=gateways,
-        options={**wish.options, "bridge": bridge},
-    )
-    return made, Conflist(wish.name, "1.0.0", tuple(plugins))
+    made = attrs.evolve(config, options={**config.options, "bridge": bridge})
+    return made, Conflist(config.name, "1.0.0", tuple(plugins))
 
 
-_Net = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def _given(wish: NetworkConfig, what: str) -> tuple[NetworkConfig, Conflist]:
-    """From a file of the user's."""
-    if wish.subnets or wish.gateways or wish.ip_ranges or wish.internal or wish.ipv6 or len(wish.options) > 1:
-        raise Invalid(what, "a conflist says all of it", "leave out the other options")
-    made = attrs.evolve(read(Path(wish.options["conflist"])), name=wish.name, source="")
-    seen = made.described()
-    return attrs.evolve(wish, subnets=seen.subnets, gateways=seen.gateways), made
-
-
-def _subnet(text: str, what: str) -> _Net:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise Invalid(what, f"subnet: {error}") from None
-
-
-def _choose(wish: NetworkConfig, taken: Iterable[str], what: str) -> tuple[_Net, ...]:
-    """A free /24 of 10.89.0.0/16, and a /64 of a random prefix (RFC 4193) where IPv6 is asked for."""
-    used = [ipaddress.ip_network(text, strict=False) for text in taken]
-    free = (
-        net
-        for net in ipaddress.IPv4Network("10.89.0.0/16").subnets(new_prefix=24)
-        if not any(net.version == other.version and net.overlaps(other) for other in used)
-    )
-    first = next(free, None)
-    if first is None:
-        raise Invalid(what, "no subnet of 10.89.0.0/16 is free", "name one with --subnet")
-    if not wish.ipv6:
-        return (first,)
-    return (first, ipaddress.IPv6Network((0xFD << 120 | uuid4().int >> 88 << 80, 64)))
-
-
-def _gateways(wish: NetworkConfig, subnets: tuple[_Net, ...], what: str) -> tuple[str, ...]:
-    """One a subnet: the wished one, else its first address."""
-    wished = list(wish.gateways)
-    made = []
-    for net in subnets:
-        own = next((text for text in wished if _within(text, net, what)), "")
-        if own:
-            wished.remove(own)
-        made.append(own or str(net.network_address + 1))
-    if wished:
-        raise Invalid(what, f"gateway {wished[0]} is in none of its subnets")
-    return tuple(made)
-
-
-def _within(text: str, net: _Net, what: str) -> bool:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError as error:
-        raise Invalid(what, str(error)) from None
-    return address.version == net.version and address in net
-
-
-def _ranges(
-    wish: NetworkConfig, subnets: tuple[_Net, ...], gateways: tuple[str, ...], what: str
-) -> list[dict[str, str]]:
+def _range(subnet: ip.Network, gateway: str, config: NetworkConfig) -> dict[str, str]:
     """As host-local has them."""
-    limits = [_subnet(text, what) for text in wish.ip_ranges]
-    made = []
-    for net, gateway in zip(subnets, gateways, strict=True):
-        item = {"subnet": str(net), "gateway": gateway}
-        limit = next((each for each in limits if each.version == net.version and each.subnet_of(net)), None)  # type: ignore[arg-type]
-        if limit is not None:
-            limits.remove(limit)
-            first, last = limit[0], limit[-1]
-            item["rangeStart"] = str(first + 1 if first == net[0] else first)
-            item["rangeEnd"] = str(last - 1 if last == net[-1] else last)
-        made.append(item)
-    if limits:
-        raise Invalid(what, f"range {limits[0]} is in none of its subnets")
-    return made
+    item = {"subnet": str(subnet), "gateway": gateway}
+    within = next((one for one in map(ip.subnet, config.ip_ranges) if ip.overlap(one, subnet)), None)
+    if within is not None:
+        low, high = ip.hosts(subnet)
+        make = type(subnet.network_address)
+        item["rangeStart"] = str(make(max(low, int(within.network_address))))
+        item["rangeEnd"] = str(make(min(high, int(within.broadcast_address))))
+    return item

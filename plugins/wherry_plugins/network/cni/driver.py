@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -31,7 +30,11 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.linux import nsfs
+from wherry.networks import interfaces
+from wherry.networks.addresses import Network
 from wherry.networks.claims import PortClaims
+from wherry.networks.definition import fill
+from wherry.networks.netlink import DELLINK, Rtnl, link
 from wherry.networks.records import Key, Records, need_id, plain, restore
 from wherry.programs import Programs
 from wherry_plugins.network.cni import conflist as lists
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 _LOCKS = 64
 DEFAULT = "cni"
+_POOLS = {"10.89.0.0/16": 24}
 
 
 class CniNetwork:
@@ -75,26 +79,23 @@ class CniNetwork:
     # networks
 
     def create(self, config: NetworkConfig) -> NetworkConfig:
+        lists.judge(config)
         with self._lock:
-            made, conflist = lists.generate(config, self._root / "ipam", self._taken())
-            if self._known(config.name) is not None or config.name == DEFAULT:
-                raise AlreadyExists(f'network "{config.name}"', "there is one of that name")
+            self._need_free(config.name)
+            made, conflist = lists.given(config) or lists.generate(self._filled(config), self._root / "ipam")
         self._chain.validate(conflist)
         with self._lock:
-            if self._known(config.name) is not None:
-                raise AlreadyExists(f'network "{config.name}"', "there is one of that name")
+            self._need_free(config.name)
             self._made.write((config.name, ""), {"config": plain(made), "conflist": lists.stored(conflist)})
         return made
 
-    def _taken(self) -> Iterator[str]:
-        """Subnets of our networks, and of the host's routes."""
-        for config in self._configs():
-            yield from config.subnets
-        for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
-            fields = line.split()
-            address, mask = (int.from_bytes(bytes.fromhex(fields[index]), "little") for index in (1, 7))
-            if address:
-                yield f"{ip_address(address)}/{mask.bit_count()}"
+    def _need_free(self, name: str) -> None:
+        if name == DEFAULT or self._known(name) is not None:
+            raise AlreadyExists(f'network "{name}"', "there is one of that name")
+
+    def _filled(self, config: NetworkConfig) -> NetworkConfig:
+        others = [(other.name, ip_network(text, strict=False)) for other in self._configs() for text in other.subnets]
+        return fill(config, pools=_POOLS, others=others, taken=_taken, seed=f"{self._root}\0{config.name}")
 
     def remove(self, name: str) -> None:
         with self._lock:
@@ -320,6 +321,11 @@ class CniNetwork:
                 os.close(fd)
 
 
+def _taken() -> Sequence[Network]:
+    with Rtnl() as rtnl:
+        return interfaces.taken(rtnl)
+
+
 def _is_name(name: str) -> bool:
     return lists.NAME.match(name) is not None
 
@@ -416,9 +422,6 @@ def _granted(request: AttachRequest, made: Attachment) -> None:
 
 def _delete_link(name: str) -> None:
     """The bridge of a network that was made by ``create``; its plugin makes it at the first ADD and nobody takes it away."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    with IPRoute() as route, contextlib.suppress(NetlinkError):
-        for index in route.link_lookup(ifname=name):
-            route.link("del", index=index)
+    with Rtnl() as rtnl:
+        if index := interfaces.index_of(rtnl, name):
+            rtnl.ask((DELLINK, 0, link(index=index), f"link {name}"))
