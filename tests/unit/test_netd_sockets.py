@@ -159,6 +159,8 @@ class Asking:
     def __init__(self, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
         self._running = running
         self._monkeypatch = monkeypatch
+        for name in ("PATIENCE", "PATIENCE_TCP"):
+            monkeypatch.setattr(upstream, name, BOUND * 2)
         self.servers: list[Server] = []
         self.names = Names()
         record = {
@@ -268,11 +270,19 @@ def test_who_is_told_that_it_was_too_long_asks_by_tcp(asking: Asking) -> None:
     assert DNSRecord.parse(asking.ask(DNSRecord.question("example.com").pack())).header.tc == 1
 
 
-@pytest.mark.parametrize("first", [silent, failing])
-def test_the_next_server_is_asked(asking: Asking, monkeypatch: pytest.MonkeyPatch, first: Any) -> None:
-    monkeypatch.setattr(upstream, "PATIENCE", 0.05)
-    asking.serve(first, right)
+def test_the_next_server_is_asked_after_a_failure(asking: Asking) -> None:
+    asking.serve(failing, right)
     assert asking.found() == ("NOERROR", ["192.0.2.7"])
+
+
+def test_the_next_server_is_asked_after_a_silence(asking: Asking, running: Running) -> None:
+    asking.serve(silent, right)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(BOUND)
+        sock.sendto(DNSRecord.question("example.com").pack(), asking.udp)
+        until(lambda: asking.servers[0].seen)
+        running.do(lambda: [question._timer.callback() for question in asking.upstream.questions])
+        assert str(DNSRecord.parse(sock.recv(500)).rr[0].rdata) == "192.0.2.7"
 
 
 def test_a_server_that_is_not_there(asking: Asking) -> None:
