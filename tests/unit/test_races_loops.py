@@ -208,7 +208,7 @@ def two_frames_at_once(monkeypatch: pytest.MonkeyPatch, patience: float, lock: A
     session._enqueue({})
     other.join(BOUND)
     for _ in made:
-        session._frames.put(None)
+        session._steps.put(None)
     for thread in made:
         thread.join(BOUND)
     session.close()
@@ -230,6 +230,39 @@ class Open:
 
 def test_twin_two_threads_for_a_sessions_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     assert two_frames_at_once(monkeypatch, BOUND, Open()) == 2
+
+
+def others_wait_for_a_client_that_reads_nothing(ends: Ends, monkeypatch: pytest.MonkeyPatch, patience: float) -> bool:
+    """Whether the thread that listens to all clients waits for one that is to be told to exit and takes no frame."""
+    hub = Hub()
+    reader, writer = os.pipe()
+    ends.fds.append(writer)
+    session, end = session_of(hub, (os.dup(writer), os.dup(writer), os.dup(writer)))
+    taken = threading.Event()
+    monkeypatch.setattr(Session, "exit", lambda _session, _code: taken.wait(BOUND))
+    hub.watch(session)
+    os.close(reader)
+    turn = threading.Thread(target=hub.turn, daemon=True)
+    turn.start()
+    turn.join(patience)
+    waits = turn.is_alive()
+    taken.set()
+    turn.join(BOUND)
+    worker = session._worker
+    session.close()
+    end.close()
+    if worker is not None:
+        worker.join(BOUND)
+    return waits
+
+
+def test_nobody_waits_for_a_client_that_reads_nothing(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not others_wait_for_a_client_that_reads_nothing(ends, monkeypatch, BOUND)
+
+
+def test_twin_the_listener_tells_clients_itself(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "_later", lambda _session, step: step())
+    assert others_wait_for_a_client_that_reads_nothing(ends, monkeypatch, 0.2)
 
 
 def watched_while_let_go(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> dict[int, Session]:

@@ -219,12 +219,15 @@ class Keeper:
     def _frame(self, _channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
         op = message["op"]
         if op == "released":
-            if message["slot"] in self.dropped:
-                self.dropped.discard(message["slot"])
-                self.slots.give(message["slot"])
+            slot = message.get("slot", -1)
+            if slot in self.dropped:
+                self.dropped.discard(slot)
+                self.slots.give(slot)
             return
         streams = self.streams.get(message["key"])
-        if streams is None or streams.slot != message["slot"]:  # of an earlier run of that container
+        # By its slot it may be of an earlier run of that container; a logger of an earlier version, kept by a shim that replaced
+        # itself, names none.
+        if streams is None or message.get("slot", streams.slot) != streams.slot:
             for fd in fds:
                 os.close(fd)
             return

@@ -57,7 +57,7 @@ class Session:
         """Takes the client's streams from the process it follows; set once there is one."""
         self._lock = threading.Lock()
         self._starting = threading.Lock()
-        self._frames: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._target: Callable[[dict[str, Any]], None] | None = None
         self._held: list[dict[str, Any]] | None = None
@@ -230,8 +230,7 @@ class Session:
         elif self._held is not None:
             self._held.append(frame)
         elif (number := frame.get("signal")) in FATAL:
-            self.exit(128 + int(str(number)))
-            self.gone = True
+            self._later(lambda: self._end(128 + int(str(number))))
 
     def lost(self) -> None:
         """The client closed its socket; called by the hub's thread."""
@@ -241,24 +240,35 @@ class Session:
 
     def broken(self) -> None:
         """Nobody reads the client's stdout any more; called by the hub's thread."""
-        self.exit(BROKEN_PIPE)
+        self._later(lambda: self._end(BROKEN_PIPE))
+
+    def _end(self, code: int) -> None:
+        """The client is told to exit, and then the command that it is gone."""
+        self.exit(code)
         self.lost()
 
     def _enqueue(self, frame: dict[str, Any]) -> None:
-        """One thread a session, or frames would overtake each other; the hub's and the command's own may both come here."""
-        self._frames.put(frame)
+        self._later(lambda: self._take(frame))
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        if self._target is not None:
+            self._target(frame)
+
+    def _later(self, step: Callable[[], None]) -> None:
+        """On a thread of this session's, as its client may keep it waiting. One thread, or steps would overtake each other; the
+        hub's thread and the command's own may both come here."""
+        self._steps.put(step)
         with self._starting:
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="cli-frames", daemon=True)
                 self._worker.start()
 
     def _work(self) -> None:
-        while (frame := self._frames.get()) is not None:
-            if self._target is not None:
-                try:
-                    self._target(frame)
-                except (Error, OSError):
-                    continue  # the container is gone, or going
+        while (step := self._steps.get()) is not None:
+            try:
+                step()
+            except (Error, OSError):
+                continue  # the container is gone, or going
 
     def release(self) -> None:
         """Closes the client's streams, so that whoever is at their other ends sees the end of file; only while no call to
@@ -271,6 +281,6 @@ class Session:
         with self._lock:
             self.finished = self.gone = True
         if self._worker is not None:
-            self._frames.put(None)
+            self._steps.put(None)
         self.release()
         self.connection.socket.close()
