@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -283,3 +284,25 @@ def test_never_and_unknown(tmp_path: Path) -> None:
             made.images.ensure("archive:/nowhere.tar", made.drivers)
         with pytest.raises(NotFound):
             made.images.get("busybox")
+
+
+def test_the_same_image_in_several_snapshotters(tmp_path: Path, layered: Path) -> None:
+    """Fetched once, unpacked in each, the same tree in each; and each gives its part back."""
+    more = '[variant.copies]\nextends = "standard"\nsnapshotter = "vfs"\n'
+    with world(tmp_path / "w", "overlayfs", more) as made:
+        both = {"overlayfs": made.drivers, "vfs": made.kernel.variant("copies")}
+        seen = {}
+        for id, drivers in both.items():
+            ready = made.images.ensure(f"archive:{layered}", drivers)
+            with mounted(drivers.snapshotter.view("look", ready.chain_id), tmp_path / id) as root:
+                seen[id] = tree(root, times=True)
+            assert sum(drivers.snapshotter.usage(info.name)[0] for info in drivers.snapshotter.walk()) > 0
+            drivers.snapshotter.remove("look")
+        assert seen["overlayfs"] == seen["vfs"]
+        assert len(list(made.drivers.store.walk())) == len(LAYERS) + 2, "layers, a config and a manifest"
+        for image in list(made.drivers.store.list()):
+            made.images.remove(image.name)
+        made.images.gc()
+        for id, drivers in both.items():
+            assert list(drivers.snapshotter.walk()) == []
+            assert os.listdir(made.root / "snapshotter" / id / "snapshots") == []

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from support.generated import Generator
 from support.images_area import world
 from support.layers import digest, directory, hard, link, member, tar, tree, unpack
 from wherry.api import Descriptor, Mount, SnapshotOptions
@@ -221,3 +222,70 @@ def test_what_a_container_changed(tmp_path: Path, snapshotter: str) -> None:
     data = (tmp_path / "blob").read_bytes()
     assert set(listed(data)) == {".", "d", "d/.wh.2", "d/new", "d/sub", "d/sub/.wh.x"}
     assert found.annotations == {"diff-id": found.digest}
+
+
+# -- hard links ------------------------------------------------------------------------------------------------------------
+
+
+def _copied(source: Path, target: Path) -> Path:
+    subprocess.run(["cp", "-a", source, target], check=True, timeout=60)
+    return target
+
+
+def _link_new(root: Path) -> None:
+    os.link(root / "m", root / "z")
+
+
+def _link_before(root: Path) -> None:
+    os.link(root / "m", root / "a")
+
+
+def _link_and_change(root: Path) -> None:
+    os.link(root / "m", root / "d/m")
+    (root / "m").write_text("changed")
+
+
+def _join(root: Path) -> None:
+    os.unlink(root / "twin")
+    os.link(root / "m", root / "twin")
+
+
+def _part(root: Path) -> None:
+    os.unlink(root / "two")
+    (root / "two").write_text("two")
+
+
+def _third_name(root: Path) -> None:
+    os.link(root / "one", root / "three")
+
+
+@pytest.mark.parametrize("change", [_link_new, _link_before, _link_and_change, _join, _part, _third_name])
+def test_files_of_several_names(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    old = tmp_path / "old"
+    (old / "d").mkdir(parents=True)
+    for name in ("m", "twin", "one"):
+        (old / name).write_text("same")
+        os.utime(old / name, ns=(5, 5))
+    os.link(old / "one", old / "two")
+    new = _copied(old, tmp_path / "new")
+    change(new)
+    layer = changes(old, new)
+    applied = _copied(old, tmp_path / "applied")
+    unpack(applied, layer)
+    assert tree(applied) == tree(new)
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    unpack(apart, layer)  # each link's target is in the layer itself
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_difference_applied_is_the_other_tree(tmp_path: Path, seed: int) -> None:
+    now = tmp_path / "0"
+    now.mkdir()
+    for number, members in enumerate(Generator(seed).layers(4), start=1):
+        following = _copied(now, tmp_path / str(number))
+        unpack(following, tar(*members))
+        applied = _copied(now, tmp_path / f"applied-{number}")
+        unpack(applied, changes(now, following))
+        assert tree(applied, times=True) == tree(following, times=True)
+        now = following

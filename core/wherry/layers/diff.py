@@ -2,7 +2,8 @@
 
 Both are walked side by side in the order of names, so that the same change gives the same bytes. A file counts as unchanged when
 kind, owner, mode, size, mtime, xattrs and, for links and devices, the target are the same; mtimes with the same second whose
-nanoseconds one side has lost are settled by reading both. Hard links are kept among what the layer carries.
+nanoseconds one side has lost are settled by reading both. A file of several names is carried under all of them as soon as it is under
+one: a hard link to what only lower layers have is not understood by everybody.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def diff(lower: int, upper: int, write: Write) -> int:
 class _Differ:
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._links: dict[tuple[int, int], bytes] = {}
+        self._carried: dict[
+            tuple[int, int], bytes
+        ] = {}  # files of several names: the one that the layer has the data under
+        self._unchanged: dict[tuple[int, int], list[tuple[bytes, os.stat_result, int]]] = {}  # path, new, old inode
         self.entries = 0
 
     def root(self, lower: int, upper: int) -> None:
@@ -61,7 +65,7 @@ class _Differ:
                 self._whiteout(path, name)
             elif stat.S_ISDIR(new.st_mode):
                 self._directory(lower, upper, name, here, old, new)
-            elif old is None or not _same(lower, upper, name, old, new):
+            elif old is None or not _same(lower, upper, name, old, new) or self._parted(here, old, new):
                 self._leaf(upper, name, here, new)
 
     def _directory(
@@ -81,16 +85,34 @@ class _Differ:
             if below is not None:
                 os.close(below)
 
+    def _parted(self, path: bytes, old: os.stat_result, new: os.stat_result) -> bool:
+        """For a name that is unchanged: whether it has to be carried all the same, because of the file's other names."""
+        if new.st_nlink < 2 or stat.S_ISSOCK(new.st_mode):
+            return False
+        key = (new.st_dev, new.st_ino)
+        before = self._unchanged.setdefault(key, [])
+        if key in self._carried or any(inode != old.st_ino for _path, _new, inode in before):
+            return True
+        before.append((path, new, old.st_ino))
+        return False
+
+    def _link(self, path: bytes, found: os.stat_result, first: bytes) -> None:
+        entry = _described(path, found)
+        entry.type, entry.link, entry.size = archive.LINK, first, 0
+        self._put(entry)
+
     def _leaf(self, upper: int, name: bytes, path: bytes, new: os.stat_result) -> None:
         if stat.S_ISSOCK(new.st_mode):
             return
-        if new.st_nlink > 1:
-            first = self._links.setdefault((new.st_dev, new.st_ino), path)
-            if first != path:
-                entry = _described(path, new)
-                entry.type, entry.link, entry.size = archive.LINK, first, 0
-                self._put(entry)
-                return
+        key = (new.st_dev, new.st_ino)
+        if new.st_nlink > 1 and (first := self._carried.setdefault(key, path)) != path:
+            self._link(path, new, first)
+            return
+        self._file(upper, name, path, new)
+        for other, found, _inode in self._unchanged.pop(key, ()):
+            self._link(other, found, path)
+
+    def _file(self, upper: int, name: bytes, path: bytes, new: os.stat_result) -> None:
         if stat.S_ISREG(new.st_mode):
             fd = os.open(name, _FILE, dir_fd=upper)
             try:
