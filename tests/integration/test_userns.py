@@ -155,6 +155,16 @@ def test_an_idmapped_bind(root: Wherry, tmp_path: Path) -> None:
     assert os.stat(tmp_path / "new").st_uid == 0
 
 
+def test_a_volume_shows_its_ids_as_they_are(root: Wherry) -> None:
+    """To a container in a user namespace of its own and to others alike, filled from the image too."""
+    script = "stat -c %u /d /d/sh; touch /d/new; stat -c %u /d/new"
+    options = ("run", "--rm", "-v", "data:/d", "-v", "data:/bin")
+    mine = root("run", "--rm", "--userns", "auto", "-v", "data:/bin", "-v", "data:/d", IMAGE, "sh", "-c", script)
+    assert mine.stdout.split() == ["0", "0", "0"]
+    assert root(*options, IMAGE, "stat", "-c", "%u", "/d/new").stdout == "0\n"
+    root("volume", "rm", "data")
+
+
 def test_layers_by_path_where_the_kernel_takes_no_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux 5.19 to 6.12. Run in a child, since it makes a mount namespace of its own."""
     for name in ("lower/file", "own/fs", "own/work"):

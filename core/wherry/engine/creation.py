@@ -17,6 +17,7 @@ from wherry.engine.records import Record, pack_request
 from wherry.engine.specs.builder import RESERVED, check_hostname
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import Undo
+from wherry.linux.userns import confined
 from wherry.spec import runtime
 
 if TYPE_CHECKING:
@@ -239,7 +240,9 @@ class Creation:
             specs.Inputs(
                 id=record.id,
                 image=created.image,
-                request=specs.with_volumes(created.request, record.volumes),
+                request=specs.with_volumes(
+                    created.request, record.volumes, own_ids=bool(record.uids) and not confined()
+                ),
                 hostname=hostname or created.request.hostname or record.id[:12],
                 cgroups_path=f"{state.cgroup}/{record.id}",
                 files=state.bundles / record.sandbox_id,

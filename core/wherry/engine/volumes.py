@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from wherry.api import Bind, Error, InUse, Invalid, Mount, NotFound, Unavailable, Volume, VolumeDriver
+from wherry.api import Bind, Error, IdMap, InUse, Invalid, Mount, NotFound, Unavailable, Volume, VolumeDriver
 from wherry.engine.keyed import KeyedLocks
 from wherry.engine.records import Use
 from wherry.engine.specs.mounts import clean_target
@@ -94,7 +94,9 @@ class Volumes:
                 return
         (self._state.root / "tmp").mkdir(mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._state.root / "tmp") as spool:
-            self._state.kernel.workers.populate(mounts, created.mounts, use.target, spool)
+            # Whatever ids the container sees: a volume has those of the image, as its layers have.
+            image = tuple(attrs.evolve(mount, idmap=IdMap()) for mount in created.mounts)
+            self._state.kernel.workers.populate(mounts, image, use.target, spool)
 
     def _take_back(self, record: Record, use: Use) -> None:
         with self._holding(use.name):

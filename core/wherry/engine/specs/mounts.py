@@ -79,14 +79,15 @@ def _tmpfs(wish: Bind, target: str) -> dict[str, Any]:
     return {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
-def with_volumes(request: RunRequest, uses: Sequence[Use]) -> RunRequest:
-    """The request with the volumes that its container has, those of the image too."""
+def with_volumes(request: RunRequest, uses: Sequence[Use], *, own_ids: bool = False) -> RunRequest:
+    """The request with the volumes that its container has, those of the image too. own_ids: in a user namespace of its own, to which
+    they show their ids as they are on disk."""
     if not uses:
         return request
+    more = ("idmap",) if own_ids else ()
     others = tuple(wish for wish in request.mounts if wish.type != "volume")
-    return attrs.evolve(
-        request, mounts=others + tuple(Bind("volume", use.name, use.target, use.options) for use in uses)
-    )
+    volumes = tuple(Bind("volume", use.name, use.target, (*use.options, *more)) for use in uses)
+    return attrs.evolve(request, mounts=others + volumes)
 
 
 def _volume(wish: Bind, target: str, mounts: Sequence[Mount]) -> list[dict[str, Any]]:
