@@ -28,7 +28,7 @@ import apsw
 import wherry
 from support.images_area import World, image_layout, mounted, pack, world
 from support.layers import directory, hard, link, member, tar, tree
-from wherry.api import Error, NotFound
+from wherry.api import Error, NotFound, PluginFault
 from wherry.engine import workers
 from wherry_plugins.store.local.ingest import LocalIngest
 from wherry_plugins.store.local.store import LocalStore
@@ -238,6 +238,21 @@ def in_child(work: Callable[[], int | None]) -> int:
     return code
 
 
+def again(made: World, name: str, source: str) -> None:
+    """The same verb works, at once or when a driver that failed to begin is asked again."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with contextlib.suppress(NotFound):  # gone by now, for a verb that removes
+                verb(made, name, source)
+        except PluginFault:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
 def attempt(name: str, victim: str, snapshotter: str, at: int, where: Path, source: str, report: Path) -> int:
     """The verb, killed at a step; 0 when it came through, 3 when it failed because a worker was killed."""
     with world(where, snapshotter) as made:
@@ -259,8 +274,7 @@ def attempt(name: str, victim: str, snapshotter: str, at: int, where: Path, sour
             if victim == "engine":
                 raise
             steps.at = 0
-            with contextlib.suppress(NotFound):  # gone by now, for a verb that removes
-                verb(made, name, source)
+            again(made, name, source)
             return 3
         report.write_text(str(steps.count))
     return 0
