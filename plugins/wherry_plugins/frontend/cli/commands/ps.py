@@ -55,7 +55,7 @@ _FIELDS: dict[str, Callable[[Container], Any]] = {
     "RunningFor": lambda container: human.ago(container.created),
     "Status": human.status,
     "State": lambda container: {"stopped": "exited", "creating": "created"}.get(container.status, container.status),
-    "Ports": lambda container: ports(container.ports),
+    "Ports": lambda container: ports(container.ports) if container.status in {"running", "paused"} else "",
     "Names": lambda container: container.name,
     "Labels": lambda container: ",".join(f"{key}={value}" for key, value in container.labels.items()),
     "Label": lambda container: method(lambda name: container.labels.get(name, "")),
