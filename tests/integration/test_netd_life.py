@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.nets import BOUND, Machine, World, ask, nft, until, world
+from support.nets import BOUND, Machine, World, ask, inside, nft, until, world
 from wherry.api import FailedPrecondition, Port, Sandbox, Unavailable
 from wherry_plugins.network.bridge.netd import client
 from wherry_plugins.network.bridge.netd.client import Netd
@@ -198,6 +198,8 @@ def test_in_a_hub(here: World) -> None:
     """A sandbox's network namespace, as for users who may not touch the host's."""
     here.shim.client.create_sandbox(Sandbox("hub"))
     fd = here.shim.client.namespace("hub", "net")
+    switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    before = switch.read_text() if switch.exists() else ""
     netd = Netd(here.context, "hub")  # type: ignore[arg-type]
     try:
         netd.network(BridgeState("net", "br-x", ("10.77.9.0/24",), ("10.77.9.1",)))
@@ -207,6 +209,9 @@ def test_in_a_hub(here: World) -> None:
         ).stdout  # fmt: skip
         assert netd.table in rules
         assert netd.table not in nft("list tables")
+        if before:  # the hub is ours alone, the host is not
+            assert inside(fd, switch.read_text) == "0\n"
+            assert switch.read_text() == before
         netd.stop()
         here.shim.client.remove_sandbox("hub")
     finally:
@@ -234,9 +239,9 @@ def test_what_it_weighs(here: World) -> None:
 
 def test_its_process_loads_no_more_than_it_uses() -> None:
     places = client._places()
-    code = client._BOOT.replace(".main import main\n", ".main import main as _\n").replace("main(table, path)", "")
+    code = client._BOOT.replace(".main import main\n", ".main import main as _\n").replace("main(table, path, hub)", "")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code + "print(*sorted(sys.modules))", *places, "t", "p"],
+        [sys.executable, "-I", "-S", "-c", code + "print(*sorted(sys.modules))", *places, "t", "p", ""],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     found = set(done.stdout.split())

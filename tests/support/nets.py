@@ -175,7 +175,7 @@ class Threads:
 
     def spawn(self, id: str, _exec_id: str, plan: Plan, _stdio: Stdio) -> None:
         listener = socket.socket(fileno=os.dup(plan.fds[0]))
-        table, path = plan.argv[-2:]
+        table, path, _hub = plan.argv[-3:]
 
         def run() -> None:
             loop = Loop()

@@ -30,14 +30,14 @@ from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 #: What netd's interpreter runs. The packages above it are stand-ins: their own modules would bring the whole contract along.
 _BOOT = """
 import sys
-core, plugins, site, table, path = sys.argv[1:]
+core, plugins, site, table, path, hub = sys.argv[1:]
 sys.path += [core, plugins, site]
 for name, top in (("wherry", core), ("wherry_plugins", plugins), ("wherry_plugins.network", plugins),
                   ("wherry_plugins.network.bridge", plugins)):
     package = sys.modules[name] = type(sys)(name)
     package.__path__ = [top + "/" + name.replace(".", "/")]
 from wherry_plugins.network.bridge.netd.main import main
-main(table, path)
+main(table, path, hub)
 """
 _RESOLVER = "resolver"
 _PAGE = 100
@@ -412,7 +412,7 @@ class Netd:
             listener.listen(_BACKLOG)
             log = self._open_log()
             plan = Plan(
-                argv=(sys.executable, "-I", "-S", "-c", _BOOT, *_places(), self.table, str(self.path)),
+                argv=(sys.executable, "-I", "-S", "-c", _BOOT, *_places(), self.table, str(self.path), self._hub),
                 env=("LC_ALL=C.UTF-8",),
                 how="clone" if self._hub else "spawn",
                 sandbox_id=self._hub,
