@@ -146,6 +146,26 @@ def test_a_new_engine_finds_all_of_it(here: World) -> None:
     until(lambda: resolves(machine))
 
 
+@pytest.mark.parametrize("first", ["a question", "a network"])
+def test_an_engine_of_another_version_has_a_netd_of_its_own(
+    here: World, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """It takes over what there is."""
+    net, machine = web(here)
+    pid = here.pid()
+    here.netd.close()
+    monkeypatch.setattr(client, "__version__", "9.9.9")
+    here.netd = new = here.client()
+    if first == "a question":
+        assert new.known() == {("box-web", net.name): (2, 1)}
+    else:
+        new.network(net)
+    assert here.pid() != pid
+    assert served(BOUND)
+    assert resolves(machine, BOUND)
+    new.check("box-web", net.name)
+
+
 def test_both_killed_is_told(here: World) -> None:
     net, _machine = web(here)
     pid = here.pid()
@@ -239,9 +259,11 @@ def test_what_it_weighs(here: World) -> None:
 
 def test_its_process_loads_no_more_than_it_uses() -> None:
     places = client._places()
-    code = client._BOOT.replace(".main import main\n", ".main import main as _\n").replace("main(table, path, hub)", "")
+    code = client._BOOT.replace(".main import main\n", ".main import main as _\n").replace(
+        "main(version, table, path, hub)", ""
+    )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code + "print(*sorted(sys.modules))", *places, "t", "p", ""],
+        [sys.executable, "-I", "-S", "-c", code + "print(*sorted(sys.modules))", *places, "0", "t", "p", ""],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     found = set(done.stdout.split())

@@ -175,11 +175,11 @@ class Threads:
 
     def spawn(self, id: str, _exec_id: str, plan: Plan, _stdio: Stdio) -> None:
         listener = socket.socket(fileno=os.dup(plan.fds[0]))
-        table, path, _hub = plan.argv[-3:]
+        version, table, path, _hub = plan.argv[-4:]
 
         def run() -> None:
             loop = Loop()
-            Server(loop, listener, table, path)
+            Server(loop, listener, version, table, path)
             loop.run()
             loop.close()
 

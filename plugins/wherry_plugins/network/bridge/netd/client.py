@@ -22,6 +22,7 @@ from typing import Any
 
 import attrs
 
+from wherry import __version__
 from wherry.api import Context, Error, FailedPrecondition, Plan, Port, Stdio, Unavailable
 from wherry.linux import framing
 from wherry.oci import steps
@@ -30,14 +31,14 @@ from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 #: What netd's interpreter runs. The packages above it are stand-ins: their own modules would bring the whole contract along.
 _BOOT = """
 import sys
-core, plugins, site, table, path, hub = sys.argv[1:]
+core, plugins, site, version, table, path, hub = sys.argv[1:]
 sys.path += [core, plugins, site]
 for name, top in (("wherry", core), ("wherry_plugins", plugins), ("wherry_plugins.network", plugins),
                   ("wherry_plugins.network.bridge", plugins)):
     package = sys.modules[name] = type(sys)(name)
     package.__path__ = [top + "/" + name.replace(".", "/")]
 from wherry_plugins.network.bridge.netd.main import main
-main(table, path, hub)
+main(version, table, path, hub)
 """
 _RESOLVER = "resolver"
 _PAGE = 100
@@ -266,6 +267,8 @@ class Netd:
         except _Gone:
             self._disconnect()
         self._asked = True
+        if self._endpoints and self._socket is None:  # it was of another version, and has ended
+            self._call({"op": "hello"})
 
     def _exchange(self, messages: Sequence[dict[str, Any]]) -> tuple[Any, list[int]]:
         """All are sent before the first answer is read."""
@@ -337,12 +340,17 @@ class Netd:
         return sock
 
     def _agree(self) -> None:
-        """Brings netd and this side together: what the other one lacks."""
+        """Brings netd and this side together: what the other one lacks. One of another version is ended: _Gone."""
+        version = self._exchange([{"op": "hello"}])[0]["version"]
         there = self._exchange([{"op": "state"}])[0]
         networks = {record["name"]: record for record in there["networks"]}
         endpoints = {(record["sandbox_id"], record["network"]): record for record in there["endpoints"]}
         if not self._asked:
             self._adopt(networks, endpoints)
+        if version != __version__:
+            self._asked = True
+            self._exchange([{"op": "stop"}])
+            raise _Gone(f"it was of version {version}")
         for key in endpoints.keys() - self._endpoints.keys():
             self._exchange([{"op": "forget", "sandbox": key[0], "network": key[1]}])
         for name in networks.keys() - self._networks.keys():
@@ -412,7 +420,18 @@ class Netd:
             listener.listen(_BACKLOG)
             log = self._open_log()
             plan = Plan(
-                argv=(sys.executable, "-I", "-S", "-c", _BOOT, *_places(), self.table, str(self.path), self._hub),
+                argv=(
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _BOOT,
+                    *_places(),
+                    __version__,
+                    self.table,
+                    str(self.path),
+                    self._hub,
+                ),
                 env=("LC_ALL=C.UTF-8",),
                 how="clone" if self._hub else "spawn",
                 sandbox_id=self._hub,

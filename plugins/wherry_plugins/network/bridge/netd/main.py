@@ -14,10 +14,11 @@ from wherry_plugins.network.bridge.netd.server import Server
 LISTENER = 3
 
 
-def main(table: str, path: str, hub: str) -> None:
+def main(version: str, table: str, path: str, hub: str) -> None:
     """Serves until there is nothing to do, or until it is told to stop.
 
-    path: of the socket. hub: whose network namespace this is, "" for the host's, which is not ours alone.
+    version: of the engine that starts it. path: of the socket. hub: the sandbox whose network namespace this is, "" for the host's,
+    which is not ours alone.
     """
     process.set_name("wherry-netd")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -26,5 +27,5 @@ def main(table: str, path: str, hub: str) -> None:
     if hub:
         forwarding.leave_frames_alone()
     loop = Loop()
-    Server(loop, socket.socket(fileno=LISTENER), table, path)
+    Server(loop, socket.socket(fileno=LISTENER), version, table, path)
     loop.run()

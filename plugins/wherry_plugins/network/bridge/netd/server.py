@@ -1,7 +1,7 @@
 """netd's requests: what the engine tells and asks, as frames (wherry.linux.framing) in the order they are answered.
 
-{"op": "...", ...} is answered by {"ok": value} or {"error": text}. A connection that says "watch" gets nothing until netd ends.
-Descriptors travel in pages with a tag each, since a container may publish thousands of ports.
+{"op": "...", ...} is answered by {"ok": value} or {"error": text}. "hello", "state", "borrow" and "stop" are for engines of other
+versions, too: such a one takes over all that there is, ends netd and starts its own. Descriptors travel in pages with a tag each, since a container may publish thousands of ports.
 
 While an engine is connected netd stays for as long as there is a network, without one as long as there is a container.
 """
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from wherry.linux.loop import Loop, Timer
 
-PROTOCOL = 1
 #: How long netd waits with nothing to do before it ends, in seconds.
 IDLE = 2.0
 #: The tag of a resolver's descriptor; that of a listener's is the index of its port.
@@ -59,9 +58,10 @@ class Published:
 class Server:
     """All that the process has."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, table: str, path: str) -> None:
+    def __init__(self, loop: Loop, listener: socket.socket, version: str, table: str, path: str) -> None:
         self._loop = loop
         self._listener = listener
+        self._version = version
         self._path = path
         self._ruleset = Ruleset(loop, table)
         self._names = Names()
@@ -144,7 +144,7 @@ class Server:
         return method(self, message, fds)
 
     def _hello(self, _message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
-        return {"protocol": PROTOCOL, "pid": os.getpid()}, []
+        return {"version": self._version, "pid": os.getpid()}, []
 
     def _network(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
         network = Network(message["network"])
@@ -279,7 +279,6 @@ class Server:
 
 _OPS = {
     "hello": Server._hello,
-    "watch": Server._hello,
     "network": Server._network,
     "forget_network": Server._forget_network,
     "endpoint": Server._endpoint,
