@@ -1,7 +1,8 @@
 """netd's requests: what the engine tells and asks, as frames (wherry.linux.framing) in the order they are answered.
 
 {"op": "...", ...} is answered by {"ok": value} or {"error": text}. "hello", "state", "borrow" and "stop" are for engines of other
-versions, too: such a one takes over all that there is, ends netd and starts its own. Descriptors travel in pages with a tag each, since a container may publish thousands of ports.
+versions, too: such a one takes over all that there is, ends netd and starts its own. Descriptors travel in pages with a tag each,
+since a container may publish thousands of ports.
 
 While an engine is connected netd stays for as long as there is a network, without one as long as there is a container.
 """
