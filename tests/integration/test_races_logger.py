@@ -117,6 +117,43 @@ def test_twin_a_logger_that_ends_when_it_is_told(tmp_path: Path, monkeypatch: py
     assert len(read) < len(WHOLE)
 
 
+def ends_after_its_last_container(directory: Path, monkeypatch: pytest.MonkeyPatch, patience: float) -> bool:
+    """Whether a logger ends whose shim was lost, and has no successor, once the last container has said all it had to say."""
+    monkeypatch.setattr(logger, "_WITHOUT_SHIM", 0.0)
+    with bench(directory) as made:
+        made.start()
+        streams, *ends = made.streams("c/", None)
+        made.keeper.add(streams)
+        channel, pid = made.keeper.channel, made.keeper.pid
+        assert channel is not None
+        made.keeper._closing = True
+        channel.close()  # with the shim goes all that it holds
+        made.keeper.streams.clear()
+        streams.close()
+        for fd in ends:
+            os.close(fd)
+        handle = os.pidfd_open(pid)
+        try:
+            return bool(select.select([handle], [], [], patience)[0])
+        finally:
+            os.close(handle)
+
+
+def test_a_logger_without_a_shim_ends_after_its_last_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ends_after_its_last_container(tmp_path, monkeypatch, BOUND)
+
+
+def test_twin_a_logger_that_looks_only_when_its_shim_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = logger.Logger.finish
+
+    def finishing(self: logger.Logger, task: logger.Task) -> None:
+        self.rest = lambda: None  # type: ignore[method-assign]
+        finish(self, task)
+
+    monkeypatch.setattr(logger.Logger, "finish", finishing)
+    assert not ends_after_its_last_container(tmp_path, monkeypatch, 0.5)
+
+
 def forgets_a_client_that_left(directory: Path) -> bool:
     """A client of a container that says nothing goes away without a word; whether that was noticed by the time that two others, who
     came later, had left as one should."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -275,6 +276,37 @@ def test_twin_an_end_that_stops_where_it_cannot_be_written(
     monkeypatch.setattr(Ending, "_stop", stop)
     with pytest.raises(AssertionError):
         an_end_on_a_full_disk(world, parts, monkeypatch, remove=False)
+
+
+def an_exec_that_ends_on_a_full_disk(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = run(parts, "one")
+    exec_id = parts.execs.exec("one", ExecRequest(SLEEP), Stdio())
+    with full_disk(parts, monkeypatch):
+        world.exit(one.id, 3, exec_id)
+        exit = parts.lifecycle.wait("one", exec_id, BOUND)
+        assert exit is not None
+        assert exit.code == 3
+        until(lambda: (one.id, exec_id) not in world.tasks)
+    world.exit(one.id, 0)
+    over(parts, "one")
+    until(lambda: world.acked == 2)
+
+
+def test_an_exec_whose_end_cannot_be_written_holds_up_nobody(
+    world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_exec_that_ends_on_a_full_disk(world, parts, monkeypatch)
+
+
+def test_twin_an_exec_whose_end_has_to_be_written(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def strict(_failures: Any, _name: str, step: Callable[[], object]) -> bool:
+        step()
+        return True
+
+    monkeypatch.setattr("wherry.engine.ending.attempt", strict)
+    monkeypatch.setattr(sys.modules[__name__], "BOUND", 1.0)  # it will not come to it
+    with pytest.raises(AssertionError):
+        an_exec_that_ends_on_a_full_disk(world, parts, monkeypatch)
 
 
 # sweeps

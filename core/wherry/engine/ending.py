@@ -327,9 +327,11 @@ class Ending:
         state = self._state
         code = "unknown" if exit.code is None else exit.code
         told = attributes(record, exec_id=exec.id, code=code)
-        state.database.publish(Event("exec.exited", record.id, exit.time, told))
-        done()
         failures: list[tuple[str, Exception]] = []
+        # An event that can't be written is lost, as after a crash; held back, the ack would hold back those of all later ends.
+        event = Event("exec.exited", record.id, exit.time, told)
+        attempt(failures, "database.publish", lambda: state.database.publish(event))
+        done()
         if record.live:
             attempt(
                 failures, "isolation.delete", lambda: state.isolation(record).delete(record.id, exec.id, force=True)

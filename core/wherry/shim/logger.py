@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 #: Of what "takeover" is answered with; another number means that a newer shim cannot read it. None given is 1.
 FORMAT = 1
 _NAMES = ("stdout", "stderr")
+_WITHOUT_SHIM = 30.0  # seconds in which a new shim may come
 _LAST_STEPS = 64  # of at least one page each: more than a pipe of the default size holds
 
 
@@ -213,9 +214,12 @@ class Logger:
         self.rest()
 
     def rest(self) -> None:
-        """Ends once the shim has said so and every log is whole and every reader has what is its own."""
+        """Ends once every log is whole and every reader has what is its own: when the shim has said so, at once, and without any, a
+        while later."""
         if self._quitting and not self.left and all(task.reported for task in self.tasks.values()):
             self.loop.stop()
+        elif self._shim is None and not self.tasks and not self.left:
+            self.loop.later(_WITHOUT_SHIM, self._unwanted)
 
     def _accept(self, _events: int) -> None:
         """A new shim: the old one is gone, or will be when it sees this connection replace its own."""
@@ -233,8 +237,7 @@ class Logger:
         if channel is not self._shim:
             return
         self._shim = None
-        if not self.tasks and not self._quitting:
-            self.loop.later(30.0, self._unwanted)
+        self.rest()
 
     def _unwanted(self) -> None:
         if self._shim is None and not self.tasks and not self.left:
