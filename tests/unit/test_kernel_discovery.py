@@ -80,7 +80,7 @@ def test_unknown_ids_get_the_nearest(distributions: Distributions) -> None:  # n
     distributions.standard()
     with pytest.raises(NotFound, match=r'snapshotter driver "fkae": not installed; did you mean "fake"?'):
         distributions.kernel().driver("snapshotter", "fkae")
-    with pytest.raises(NotFound, match='verify driver "x": not installed; none is installed'):
+    with pytest.raises(NotFound, match='verify plugin "x": not installed; none is installed'):
         distributions.kernel().driver("verify", "x")
 
 
