@@ -24,14 +24,20 @@ _MAGIC = {"proc": path.PROC_MAGIC, "sys": path.SYSFS_MAGIC, "pts": path.DEVPTS_M
 
 def idmapped_userns(uids: tuple[tuple[int, ...], ...], gids: tuple[tuple[int, ...], ...]) -> int:
     """A descriptor of a new user namespace with these maps: a process is born in it, waits, and is killed."""
+    wait, release = os.pipe2(os.O_CLOEXEC)
     pid, pidfd = namespaces.clone3(namespaces.NEWUSER | namespaces.CLONE_CLEAR_SIGHAND)
     if pid == 0:
-        while True:
-            signal.pause()
+        try:
+            os.close(release)
+            os.read(wait, 1)  # until it is killed; or it ends with whoever would have
+        finally:
+            os._exit(0)
     try:
+        os.close(wait)
         namespaces.write_id_maps(pid, uids, gids)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
+        os.close(release)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(pidfd)

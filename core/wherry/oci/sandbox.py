@@ -177,7 +177,6 @@ def _wait_in_child(maps: int, writer: int, flags: int, hostname: bytes) -> None:
         except OSError as error:
             answer = bytes([error.errno or 5])
         os.write(writer, answer)
-        while True:
-            signal.pause()
+        os.read(maps, 1)  # until it is killed; or it ends with whoever would have
     finally:
         os._exit(1)

@@ -356,6 +356,8 @@ class Clones:
     def delete(self, id: str, exec_id: str = "", *, force: bool = False) -> Exit | None:
         record = self._records.get(id) or self._found_again(id)
         if record is None:
+            if force:
+                self._end_unknown(id, exec_id)
             return None
         if exec_id:
             return self._delete_exec(record, exec_id, force)
@@ -368,6 +370,22 @@ class Clones:
         self._records.pop(record.id, None)
         self._links.remove(record.id)
         return ended
+
+    def _end_unknown(self, id: str, exec_id: str) -> None:
+        """What the shim still has of that name: an engine that is gone made it, and did not get to note it, or had given it up."""
+        deadline = time.monotonic() + self._config.kill_patience
+        while time.monotonic() < deadline:
+            left = [
+                state
+                for state in self._shim.list(id)
+                if state.id == id and state.exec_id == exec_id and state.pid and state.exit is None
+            ]
+            if not left:
+                return
+            for state in left:
+                with suppress(Error):  # it ended by itself meanwhile
+                    self._shim.signal(id, state.exec_id, _KILL)
+            time.sleep(0.002)
 
     def _end(self, record: Record, force: bool) -> None:
         """There are processes in the cgroup: a live container, or what outlived its first process."""

@@ -59,7 +59,12 @@ class Userns(Clones):
         if self._layout.unified:
             return super()._group(id, spec, fresh=fresh)
         note = self._context.run / f"{id}.pid"
-        return Processes(id, note, fresh=fresh)
+        group = Processes(id, note, fresh=fresh)
+        if not fresh and not group.known:  # an engine that was killed before it wrote the note
+            for state in self._shim.list(id):
+                if state.id == id and not state.exec_id and state.exit is None and state.pid:
+                    group.follow(state.pid)
+        return group
 
     def _follow(self, id: str, pid: int) -> None:
         group = self._records[id].group

@@ -36,9 +36,18 @@ class Processes(cgroup.Group):
         if not fresh:
             self._find()
 
+    @property
+    def known(self) -> bool:
+        """Whether there is a first process, alive or not."""
+        return bool(self._pid)
+
     def follow(self, pid: int) -> None:
-        """pid: the container's first process."""
-        if self._look(pid, pidfd.start_time(pid)):
+        """pid: the container's first process. Nothing happens when it has ended."""
+        try:
+            started = pidfd.start_time(pid)
+        except ProcessLookupError:
+            return
+        if self._look(pid, started):
             self._note.write_text(f"{pid} {self._started}\n", encoding="ascii")
 
     def _find(self) -> None:
