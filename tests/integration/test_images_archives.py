@@ -123,6 +123,14 @@ def _member(whole: bytes, name: str) -> bytes:
         return found.read()
 
 
+def test_an_image_that_has_only_its_sources_name(engine: Engine, busybox_image: Path) -> None:
+    source = f"layout:{busybox_image}/oci:busybox"
+    engine.load(source)
+    items = json.loads(_member(b"".join(engine.save([source])), "manifest.json"))
+    assert len(items) == 1
+    assert items[0]["Config"] == f"blobs/{engine.image(source).id.replace(':', '/')}"
+
+
 def test_errors_come_before_the_first_piece(loaded: Engine) -> None:
     for names, error in ((["busybox", "nothing"], NotFound), ([], Invalid)):
         with pytest.raises(error):

@@ -328,3 +328,22 @@ def test_no_descriptor_of_another_is_closed(tmp_path: Path, monkeypatch: pytest.
     if twin:
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(others[0])
+
+
+def test_store_and_snapshotter_in_processes_of_their_own(tmp_path: Path) -> None:
+    """Each verb with drivers that are reached over a socket."""
+    own = "\n[plugin.store.local]\nprocess = true\n[plugin.snapshotter.overlayfs]\nprocess = true\n"
+    source = archive(tmp_path, "x:1")
+    with world(tmp_path / "w", more=own) as made:
+        made.images.ensure(source, made.drivers)
+        made.images.tag("x:1", "y:1")
+        assert len(b"".join(made.images.save(["x:1"], "docker-archive"))) > 20_000
+        layer = made.images.layers("x:1")[0]
+        assert layer.unpacked > 0
+        assert [file.path for file in made.images.layer_files("x:1", layer.digest)] == ["a"]
+        assert made.images.disk_usage((), images_only=True).layers > 20_000
+        made.images.remove("x:1")
+        made.drivers.store.untag(OTHER)
+        report = made.images.gc()
+        assert (len(report.blobs), len(report.snapshots)) == (4, 2)
+        assert list(made.drivers.store.walk()) == []

@@ -112,7 +112,11 @@ class Saver:
 
 
 def _is_repository(name: str) -> bool:
-    """A name without tag and digest that is no beginning of an id."""
+    """A name without tag and digest that is no beginning of an id, and not a transport's own words."""
+    try:
+        normalize(name)
+    except Invalid:
+        return False
     rest = name.rpartition("/")[2]
     return ":" not in rest and "@" not in rest and not (len(name) >= 4 and not name.strip("0123456789abcdef"))
 

@@ -12,7 +12,7 @@ import fcntl
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -135,6 +135,8 @@ def wire_converter() -> Any:
     converter.register_structure_hook_func(lambda cls: cls is Step, lambda value, _: SentStep(value[0], value[1]))
     converter.register_unstructure_hook_func(_is_frozenset, sorted)
     converter.register_structure_hook_func(_is_frozenset, lambda value, cls: frozenset(value))
+    converter.register_unstructure_hook_func(_is_collection, list)
+    converter.register_structure_hook_func(_is_collection, _take_collection)
 
     def records(make: Callable[..., Any], wrap: Callable[..., Any]) -> Callable[[Any], Any]:
         def factory(cls: Any) -> Any:
@@ -151,6 +153,18 @@ def wire_converter() -> Any:
 def _is_frozenset(cls: Any) -> bool:
     origin: Any = get_origin(cls)
     return origin is frozenset
+
+
+def _is_collection(cls: Any) -> bool:
+    origin: Any = get_origin(cls)
+    return origin is Collection
+
+
+def _take_collection(value: Any, _cls: Any) -> tuple[Any, ...]:
+    """A collection of texts, which is all that the contract has of them."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{type(value).__name__}, expected a list of texts")
+    return tuple(value)
 
 
 def _nothing(value: Any) -> None:

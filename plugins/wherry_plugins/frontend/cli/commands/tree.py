@@ -108,7 +108,6 @@ def command(session: Session, *, files: bool, wanted: tuple[str, ...], platform:
             session.line(f"{stem} {line}")
     shared = sum({layer.digest: layer.size for layer in layers if layer.shared}.values())
     total = sum({layer.digest: layer.size for layer in layers}.values())
-    session.line(
-        f"{len(layers)} layers, {human.size(total)}, of which {human.size(shared)} are shared with other images"
-    )
+    count = f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
+    session.line(f"{count}, {human.size(total)}, of which {human.size(shared)} are shared with other images")
     return 0
