@@ -14,7 +14,7 @@ import pytest
 
 from support.nets import BOUND, Machine, World, ask, inside, nft, until, world
 from wherry.api import FailedPrecondition, Port, Sandbox, Unavailable
-from wherry_plugins.network.bridge.netd import client
+from wherry_plugins.network.bridge.netd import client, starting
 from wherry_plugins.network.bridge.netd.client import Netd
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 
@@ -154,7 +154,8 @@ def test_an_engine_of_another_version_has_a_netd_of_its_own(
     net, machine = web(here)
     pid = here.pid()
     here.netd.close()
-    monkeypatch.setattr(client, "__version__", "9.9.9")
+    for module in (client, starting):
+        monkeypatch.setattr(module, "__version__", "9.9.9")
     here.netd = new = here.client()
     if first == "a question":
         assert new.known() == {("box-web", net.name): (2, 1)}
@@ -258,8 +259,8 @@ def test_what_it_weighs(here: World) -> None:
 
 
 def test_its_process_loads_no_more_than_it_uses() -> None:
-    places = client._places()
-    code = client._BOOT.replace(".main import main\n", ".main import main as _\n").replace(
+    places = starting.places()
+    code = starting.BOOT.replace(".main import main\n", ".main import main as _\n").replace(
         "main(version, table, path, hub)", ""
     )
     done = subprocess.run(
@@ -291,7 +292,7 @@ class Dying:
     """Takes connections and resets them, as a process does that was killed a moment ago."""
 
     def __init__(self, here: World, times: int) -> None:
-        self._real = here.netd._dial
+        self._real = here.netd._starter.dial
         self._left = times
 
     def dial(self) -> socket.socket | None:
@@ -304,21 +305,21 @@ class Dying:
 
 
 def test_one_that_is_about_to_end_takes_a_connection(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(here.netd, "_dial", Dying(here, 3).dial)
+    monkeypatch.setattr(here.netd._starter, "dial", Dying(here, 3).dial)
     web(here)
     assert served(BOUND)
 
 
 def test_twin_without_another_try(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_ATTEMPTS", (0.0, 0.0))
-    monkeypatch.setattr(here.netd, "_dial", Dying(here, 3).dial)
+    monkeypatch.setattr(here.netd._starter, "dial", Dying(here, 3).dial)
     with pytest.raises(Unavailable):
         here.bridge("br-a", "10.77.1.1/24")
 
 
 def test_one_that_can_not_start_says_why(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_ATTEMPTS", (0.0, 0.1))
-    monkeypatch.setattr(client, "_BOOT", "raise SystemExit('libnftables.so.1 is missing')")
+    monkeypatch.setattr(starting, "BOOT", "raise SystemExit('libnftables.so.1 is missing')")
     with pytest.raises(Unavailable, match=r"netd: libnftables\.so\.1 is missing; see "):
         here.netd.network(BridgeState("n", "br-n", ("10.77.1.0/24",)))
     here.netd.path.unlink()
@@ -359,8 +360,8 @@ dying()
 )
 def test_killed_at_a_step(here: World, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Whoever tells netd something does not notice, and nothing is lost or left."""
-    boot = client._BOOT.replace("from wherry_plugins", f"{KILLED}from wherry_plugins", 1)
-    monkeypatch.setattr(client, "_BOOT", boot)
+    boot = starting.BOOT.replace("from wherry_plugins", f"{KILLED}from wherry_plugins", 1)
+    monkeypatch.setattr(starting, "BOOT", boot)
     Path(f"{here.netd.path}.step").write_text(str(step))
     net, machine = web(here)
     other = here.machine("oth", net, "10.77.1.3/24")

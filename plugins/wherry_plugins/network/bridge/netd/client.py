@@ -7,45 +7,24 @@ that has lived on for both. So either of the two may die at any time; when both 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
-import importlib.util
 import os
-import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 
 from wherry import __version__
-from wherry.api import Context, Error, FailedPrecondition, Plan, Port, Stdio, Unavailable
+from wherry.api import Context, Error, FailedPrecondition, Port, Unavailable
 from wherry.linux import framing
-from wherry.oci import steps
+from wherry_plugins.network.bridge.netd.starting import Starter
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 
-#: What netd's interpreter runs. The packages above it are stand-ins: their own modules would bring the whole contract along.
-_BOOT = """
-import sys
-core, plugins, site, version, table, path, hub = sys.argv[1:]
-sys.path += [core, plugins, site]
-for name, top in (("wherry", core), ("wherry_plugins", plugins), ("wherry_plugins.network", plugins),
-                  ("wherry_plugins.network.bridge", plugins)):
-    package = sys.modules[name] = type(sys)(name)
-    package.__path__ = [top + "/" + name.replace(".", "/")]
-from wherry_plugins.network.bridge.netd.main import main
-main(version, table, path, hub)
-"""
 _RESOLVER = "resolver"
 _PAGE = 100
-_PATIENCE = 20.0  # seconds for an answer
 _ATTEMPTS = (0.0, 0.0, 0.02, 0.1, 0.5, 2.0)  # seconds before each
-_BACKLOG = 16
-_LOG = 1 << 20
 
 Key = tuple[str, str]
 Tagged = list[tuple[str, int]]
@@ -62,13 +41,9 @@ class Netd:
     """
 
     def __init__(self, context: Context, hub: str) -> None:
-        self._context = context
-        self._hub = hub
-        run = context.run.parent.parent
-        self.table = "wherry-" + hashlib.sha256(os.fsencode(run)).hexdigest()[:8]
-        name = f"netd-{hub}" if hub else "netd"
-        self.path = context.run / f"{name}.sock"
-        self._log = context.run / f"{name}.log"
+        self._starter = Starter(context, hub)
+        self.table = self._starter.table
+        self.path = self._starter.path
         self._lock = threading.RLock()
         self._networks: dict[str, dict[str, Any]] = {}
         self._endpoints: dict[Key, dict[str, Any]] = {}
@@ -167,7 +142,7 @@ class Netd:
                     self._call({"op": "stop"})
             finally:
                 self._rest()
-            self._await_end()
+            self._starter.await_end()
 
     def close(self) -> None:
         """This engine's end: netd goes on where there are containers."""
@@ -178,15 +153,6 @@ class Netd:
         self._forget_all()
         self._disconnect()
         self._connections += 1
-
-    def _await_end(self) -> None:
-        """Until the shim has seen its end: a hub can't be removed before."""
-        end = time.monotonic() + _PATIENCE
-        ours = f"{self._context.id}.netd."  # one that an engine before this one has started, too
-        while any(task.status != "stopped" and task.id.startswith(ours) for task in self._context.shim.list()):
-            if time.monotonic() > end:
-                raise Unavailable("netd", "it does not end", f'see "{self._log}"')
-            time.sleep(0.002)
 
     # descriptors
 
@@ -244,14 +210,7 @@ class Netd:
             except _Gone as error:
                 self._disconnect()
                 failure = str(error)
-        raise Unavailable("netd", self._last_words() or failure, f'see "{self._log}"')
-
-    def _last_words(self) -> str:
-        """Why it ended right after its start, the log's last line; "" where there is none."""
-        with contextlib.suppress(OSError):
-            lines = self._log.read_text(errors="replace").split("\n")
-            return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
-        return ""
+        raise Unavailable("netd", self._starter.last_words() or failure, f'see "{self._starter.log}"')
 
     def _undo(self, message: dict[str, Any]) -> None:
         """A request that takes something away: where no netd is, and none has been killed, there is nothing to take."""
@@ -291,26 +250,26 @@ class Netd:
         except (OSError, framing.FrameError) as error:
             raise _Gone(str(error)) from None
         if refusal:
-            raise FailedPrecondition("netd", refusal, f'see "{self._log}"')
+            raise FailedPrecondition("netd", refusal, f'see "{self._starter.log}"')
         return value, fds
 
     def _connect(self, *, start: bool) -> None:
         """_Gone when nobody answers and none is to be started."""
         if self._socket is not None:
             return
-        sock = self._dial()
+        sock = self._starter.dial()
         if sock is None:
             if not start:
                 raise _Gone("nobody answers")
-            self._spawn()
-            sock = self._dial()
+            self._starter.spawn()
+            sock = self._starter.dial()
             if sock is None:
                 raise _Gone("it did not start")
         self._socket, self._reader = sock, framing.Reader(sock)
         self._connections += 1
         self._agree()
         self._asked = True
-        self._watched = self._dial()
+        self._watched = self._starter.dial()
         if self._watched is not None:
             threading.Thread(
                 target=self._watch, args=(self._watched, self._connections), name="netd-watch", daemon=True
@@ -327,17 +286,6 @@ class Netd:
         if watched is not None:
             with contextlib.suppress(OSError):
                 watched.shutdown(socket.SHUT_RDWR)
-
-    def _dial(self) -> socket.socket | None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        sock.settimeout(_PATIENCE)
-        try:
-            with _short(self.path) as name:
-                sock.connect(name)
-        except OSError:
-            sock.close()
-            return None
-        return sock
 
     def _agree(self) -> None:
         """Brings netd and this side together: what the other one lacks. One of another version is ended: _Gone."""
@@ -408,53 +356,6 @@ class Netd:
                     self._disconnect()
                     connection = self._connections
 
-    def _spawn(self) -> None:
-        """Starts one through the shim, which is its parent, on a socket that is bound here, so that nobody has to wait for it."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        log = -1
-        try:
-            self.path.unlink(missing_ok=True)
-            with _short(self.path) as name:
-                listener.bind(name)
-            self.path.chmod(0o600)
-            listener.listen(_BACKLOG)
-            log = self._open_log()
-            plan = Plan(
-                argv=(
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    _BOOT,
-                    *_places(),
-                    __version__,
-                    self.table,
-                    str(self.path),
-                    self._hub,
-                ),
-                env=("LC_ALL=C.UTF-8",),
-                how="clone" if self._hub else "spawn",
-                sandbox_id=self._hub,
-                steps=(steps.Join(("net",)), steps.Created(), steps.Signals(), steps.Execute()) if self._hub else (),
-                fds=(listener.fileno(),),
-            )
-            task = f"{self._context.id}.netd.{secrets.token_hex(4)}"
-            self._context.shim.spawn(task, "", plan, Stdio(stdout=log, stderr=log))
-            if self._hub:
-                self._context.shim.start(task, "")
-        except OSError as error:
-            raise Unavailable("netd", f"could not be started: {error}", f'see "{self._log}"') from None
-        finally:
-            listener.close()
-            if log >= 0:
-                os.close(log)
-
-    def _open_log(self) -> int:
-        with contextlib.suppress(FileNotFoundError):
-            if self._log.stat().st_size > _LOG:
-                self._log.rename(f"{self._log}.1")
-        return os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
 
 def _plain(record: BridgeState | EndpointState) -> dict[str, Any]:
     """As JSON has it, so that what comes back from netd compares equal."""
@@ -469,29 +370,6 @@ def _plain(record: BridgeState | EndpointState) -> dict[str, Any]:
 def _close(tagged: Tagged) -> None:
     for _tag, fd in tagged:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """A name for a socket however long its path is (unix(7): 108 bytes)."""
-    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{path.name}"
-    finally:
-        os.close(fd)
-
-
-@functools.cache
-def _places() -> tuple[str, ...]:
-    """Where netd finds wherry, wherry_plugins and dnslib."""
-    found = []
-    for name in ("wherry", "wherry_plugins", "dnslib"):
-        spec = importlib.util.find_spec(name)
-        locations = (spec.submodule_search_locations if spec else None) or ()
-        if not locations:
-            raise Unavailable("netd", f'the package "{name}" is not installed')
-        found.append(str(Path(next(iter(locations))).parent))
-    return tuple(found)
 
 
 __all__ = ["Netd"]
