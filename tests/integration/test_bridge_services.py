@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 
+import dnslib
 import pytest
 
 import wherry
@@ -126,6 +127,36 @@ def test_names_are_those_of_shared_networks(engine: Engine) -> None:
     assert refused(engine, both.id, "server")
     engine.connect("apart", Join("six"))
     assert fetched(engine, apart.id, "server") == "server"
+
+
+def test_port_53_is_the_containers(engine: Engine) -> None:
+    """A server of its own may listen there on every address, whatever it sets; names are known all the same."""
+    web(engine, "server", network="lab")
+    client = start(engine, "client", network="lab")
+    shim = engine.state.shim  # type: ignore[attr-defined]
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        with socket.socket(fileno=shim.socket(client.id, socket.AF_INET, kind | socket.SOCK_CLOEXEC, 0)) as own:
+            own.bind(("0.0.0.0", 53))
+            if kind == socket.SOCK_STREAM:
+                own.listen()
+            assert fetched(engine, client.id, "server") == "server"
+
+
+def test_names_by_tcp(engine: Engine) -> None:
+    """What does not fit a datagram is asked again by TCP."""
+    address = web(engine, "server", network="lab").addresses[0].partition("/")[0]
+    client = start(engine, "client", network="lab")
+    shim = engine.state.shim  # type: ignore[attr-defined]
+    question = dnslib.DNSRecord.question("server").pack()
+    with socket.socket(
+        fileno=shim.socket(client.id, socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, 0)
+    ) as sock:
+        sock.settimeout(BOUND)
+        sock.connect(("127.0.0.11", 53))
+        sock.sendall(len(question).to_bytes(2, "big") + question)
+        length = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
+        answer = dnslib.DNSRecord.parse(sock.recv(length, socket.MSG_WAITALL))
+    assert [str(record.rdata) for record in answer.rr] == [address]
 
 
 def test_names_where_the_first_network_has_none(engine: Engine) -> None:

@@ -62,7 +62,8 @@ class BridgeNetwork:
 
     def _tell(self, place: Place, claims: Claims | None) -> None:
         config = self._ready(place.network)
-        self._services.endpoint(place, config, claims, named=self._named(config))
+        alone = len(self._store.places("sandbox = ?", (place.sandbox_id,))) == 1
+        self._services.endpoint(place, config, claims, named=self._named(config), alone=alone)
 
     def close(self) -> None:
         """Lets go of what this process holds; networks and containers stay as they are."""
@@ -256,7 +257,7 @@ class BridgeNetwork:
         key = (place.sandbox_id, place.network)
         shape = self._shape(config)
         self._links.plug(place, shape, self._up[config.name])
-        self._services.endpoint(place, config, self._claims.get(key), named=self._named(config))
+        self._tell(place, self._claims.get(key))
         if (claims := self._claims.pop(key, None)) is not None:
             claims.close()  # netd has them now
 

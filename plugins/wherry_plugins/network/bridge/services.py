@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from wherry.api import Context, InUse, NetworkConfig, Port
 from wherry.networks.store import Place
+from wherry_plugins.network.bridge import redirect
 from wherry_plugins.network.bridge.config import options_of
 from wherry_plugins.network.bridge.hub import Hub
 from wherry_plugins.network.bridge.netd.client import Netd
@@ -18,7 +18,7 @@ from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 
 #: Where a container's resolver is, inside its own network namespace; as Docker's.
 RESOLVER = "127.0.0.11"
-_PORT = 53
+_NETLINK_NETFILTER = 12
 _BACKLOG = 64
 #: So long the kernel may take to end a process that was killed, on a busy machine.
 _DYING = 10.0
@@ -50,8 +50,9 @@ class Services:
             )
         )
 
-    def endpoint(self, place: Place, config: NetworkConfig, claims: Claims | None, *, named: bool) -> None:
-        """Once the container's end of the link is there. claims are the sockets of its ports; netd has its own after this."""
+    def endpoint(self, place: Place, config: NetworkConfig, claims: Claims | None, *, named: bool, alone: bool) -> None:
+        """Once the container's end of the link is there. claims are the sockets of its ports; netd has its own after this. alone:
+        the container is in no other network."""
         request = place.reservation.request
         self._hub.connect()  # what was killed meanwhile is started again
         forwarders = () if config.internal or not named else self._forwarders(request.nameservers)
@@ -66,7 +67,8 @@ class Services:
             forwarders=forwarders,
             search=request.search if named else (),
         )
-        resolvers = self._resolvers(request.sandbox_id) if named else []
+        wanted = named and (alone or not self._resolves(request.sandbox_id))
+        resolvers = self._resolvers(request.sandbox_id) if wanted else []
         listeners: Mapping[Port, tuple[int, ...]] = claims.descriptors() if claims is not None else {}
         try:
             self.netd.endpoint(state, tuple(one.fileno() for one in resolvers), listeners)
@@ -75,24 +77,27 @@ class Services:
                 one.close()
 
     def _resolvers(self, sandbox_id: str) -> list[socket.socket]:
-        """Sockets that the shim opened in the container's namespace. None where they are there by another network of its, or where
-        a server of the container's own was first."""
+        """Sockets that the shim opened in the container's namespace, to be had at port 53 there (see ``redirect``)."""
+        shim = self._context.shim
         made: list[socket.socket] = []
         try:
             for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                fd = self._context.shim.socket(sandbox_id, socket.AF_INET, kind | socket.SOCK_CLOEXEC, 0)
+                fd = shim.socket(sandbox_id, socket.AF_INET, kind | socket.SOCK_CLOEXEC, 0)
                 made.append(one := socket.socket(fileno=fd))
-                if kind == socket.SOCK_STREAM:
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind((RESOLVER, _PORT))
+                one.bind((RESOLVER, 0))
             made[1].listen(_BACKLOG)
-        except OSError as error:
+            ports = {int(one.type): one.getsockname()[1] for one in made}
+            raw = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+            redirect.exchange(shim.socket(sandbox_id, socket.AF_NETLINK, raw, _NETLINK_NETFILTER), RESOLVER, ports)
+        except BaseException:
             for one in made:
                 one.close()
-            if error.errno != errno.EADDRINUSE:
-                raise
-            return []
+            raise
         return made
+
+    def _resolves(self, sandbox_id: str) -> bool:
+        """Whether it has resolvers by another of its networks."""
+        return any(key[0] == sandbox_id and held[0] for key, held in self.netd.known().items())
 
     def _forwarders(self, wished: tuple[str, ...]) -> tuple[str, ...]:
         """The name servers to ask: the user's, else the host's. Those on the host's loopback are there for netd only where it is on

@@ -1,0 +1,115 @@
+"""Port 53 of a container's resolver, without taking it: a server of the container's own may listen on every address of port 53.
+
+The resolver's sockets have ports that the kernel chose. Four rules in the container's network namespace exchange them for 53 in
+what goes to and comes from the resolver's address; both directions are sent over the loopback interface, so that one chain at
+the output hook sees them. Nothing is tracked. Written by nf_tables messages (linux/netfilter/nf_tables.h) over a socket that was
+opened there; the library for such text works only in the namespace of its caller.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable
+
+TABLE, CHAIN = "wherry-names", "output"
+_PORT = 53
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0xA00, 0xA02, 0xA03, 0xA06
+_BEGIN, _END = 0x10, 0x11
+_REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
+_IPV4 = 2  # NFPROTO_IPV4
+_LOCAL_OUT = 3
+_NETWORK, _TRANSPORT = 1, 2  # where a payload's offset counts from
+#: protocol -> its number, and where its checksum is
+_PROTOCOLS = {socket.SOCK_DGRAM: (socket.IPPROTO_UDP, 6), socket.SOCK_STREAM: (socket.IPPROTO_TCP, 16)}
+_SOURCE, _DESTINATION = 12, 16  # of the address in an IPv4 header; of the port, in TCP's and UDP's: 0 and 2
+
+
+def exchange(fd: int, address: str, ports: dict[int, int]) -> None:
+    """Takes an AF_NETLINK socket (NETLINK_NETFILTER) over and writes the rules, in place of those that are there.
+
+    ports: of each type of socket (SOCK_DGRAM, SOCK_STREAM) the port that it has. OSError: what the kernel refused.
+    """
+    wanted = socket.inet_aton(address)
+    name = _text(1, TABLE)
+    hook = _be32(1, _LOCAL_OUT) + _be32(2, 0)
+    chain = name + _text(3, CHAIN) + _nest(4, hook) + _text(7, "filter")
+    messages = [
+        (_NEWTABLE, _CREATE, name),
+        (_DELTABLE, 0, name),  # what an engine before this one has written: the first line makes that this succeeds
+        (_NEWTABLE, _CREATE, name),
+        (_NEWCHAIN, _CREATE, chain),
+    ]
+    for kind, number in ports.items():
+        protocol, checksum = _PROTOCOLS[socket.SocketKind(kind)]
+        for at, port, old, new in ((_DESTINATION, 2, _PORT, number), (_SOURCE, 0, number, _PORT)):
+            rule = [
+                *_equal(_NETWORK, 9, bytes([protocol])),
+                *_equal(_NETWORK, at, wanted),
+                *_equal(_TRANSPORT, port, struct.pack(">H", old)),
+                _expression("immediate", _be32(1, 1) + _nest(2, _attribute(1, struct.pack(">H", new)))),
+                _expression(
+                    "payload",
+                    _be32(5, 1)
+                    + _be32(2, _TRANSPORT)
+                    + _be32(3, port)
+                    + _be32(4, 2)
+                    + _be32(6, 1)
+                    + _be32(7, checksum),
+                ),
+            ]
+            expressions = b"".join(_nest(1, one) for one in rule)
+            messages.append((_NEWRULE, _CREATE | _APPEND, _text(1, TABLE) + _text(2, CHAIN) + _nest(4, expressions)))
+    with socket.socket(fileno=fd) as sock:
+        sock.settimeout(30)
+        _send(sock, messages)
+
+
+def _send(sock: socket.socket, messages: Iterable[tuple[int, int, bytes]]) -> None:
+    """One transaction. The kernel acknowledges each message or names the first that it refuses, and then does none."""
+    batch = struct.pack(">BBH", 0, 0, 10)  # NFNL_SUBSYS_NFTABLES
+    data, number, waiting = _message(_BEGIN, _REQUEST, 0, batch), 0, set()
+    for type, flags, body in messages:
+        number += 1
+        waiting.add(number)
+        data += _message(type, _REQUEST | _ACK | flags, number, struct.pack(">BBH", _IPV4, 0, 0) + body)
+    sock.send(data + _message(_END, _REQUEST, number + 1, batch))
+    while waiting:
+        said = sock.recv(1 << 16)
+        while len(said) >= 20:
+            length, type, _flags, sequence, _port, code = struct.unpack_from("=IHHIIi", said)
+            said = said[(length + 3) & ~3 :]
+            if type == 2 and code:  # NLMSG_ERROR
+                raise OSError(-code, os.strerror(-code), "rules of the resolver")
+            waiting.discard(sequence)
+
+
+def _message(type: int, flags: int, sequence: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), type, flags, sequence, 0) + body
+
+
+def _attribute(type: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), type) + data + bytes(-len(data) % 4)
+
+
+def _nest(type: int, data: bytes) -> bytes:
+    return _attribute(type | 0x8000, data)
+
+
+def _text(type: int, text: str) -> bytes:
+    return _attribute(type, text.encode() + b"\0")
+
+
+def _be32(type: int, number: int) -> bytes:
+    return _attribute(type, struct.pack(">I", number))
+
+
+def _expression(name: str, data: bytes) -> bytes:
+    return _text(1, name) + _nest(2, data)
+
+
+def _equal(base: int, offset: int, value: bytes) -> tuple[bytes, bytes]:
+    """Loads a piece of the packet and goes on only where it is that value."""
+    load = _be32(1, 1) + _be32(2, base) + _be32(3, offset) + _be32(4, len(value))
+    return _expression("payload", load), _expression("cmp", _be32(1, 1) + _be32(2, 0) + _nest(3, _attribute(1, value)))
