@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import random
 import re
 import shutil
 import stat
@@ -28,7 +29,9 @@ from support import isolation
 from wherry.linux import mount
 
 TOP = Path(__file__).resolve().parents[2]
-NAME, UID, GID = "wherrytest", 54321, 54321
+NAME = "wherrytest"
+#: Another one in each process: files in /tmp that are named by it are shared with other runs on this machine.
+UID = GID = 30_000 + random.SystemRandom().randrange(30_000)
 FIRST, COUNT = 7_000_000, 65536
 _FILES = ("passwd", "group", "subuid", "subgid")
 #: Devices that distributions let everybody open, and this kind of machine only root: (major, minor).

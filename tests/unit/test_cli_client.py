@@ -425,3 +425,27 @@ def test_what_the_shim_refuses_is_said(engine_dirs: Any) -> None:
     thread.join(20)
     listener.close()
     (engine_dirs.run / "shim.sock").unlink()
+
+
+def test_a_directory_of_another_users_is_not_spoken_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command says (arguments, environment) is not for whoever laid a socket there; and the twin, without the look."""
+    heard: list[str] = []
+
+    def connect(run: str, name: str = "engine.sock") -> object:
+        heard.append(run)
+        raise OSError(2, "nobody listens")
+
+    monkeypatch.setattr(hot, "connect", connect)
+    monkeypatch.setattr(hot, "owner", lambda path: 12345)
+    assert hot.attempt(str(tmp_path), ["ps"], {}) == "foreign"
+    assert heard == []
+    monkeypatch.setattr(hot, "owner", lambda path: -1)
+    assert hot.attempt(str(tmp_path), ["ps"], {}) == "2"
+    assert heard == [str(tmp_path)]
+
+
+def test_where_an_ordinary_users_engine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hot.user_run("/some/where", 1000) == "/some/where/wherry"
+    monkeypatch.setattr(hot, "owner", lambda path: 1000 if path == "/run/user/1000" else -1)
+    assert hot.user_run("", 1000) == "/run/user/1000/wherry"
+    assert hot.user_run("", 1001) == "/tmp/wherry-run-1001"
