@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from support.engines import Wherry
+from support.images_area import image_layout
 from support.layers import directory, link, member, tar
 from support.registry import debian, push
 from support.tools import buildah, docker, need, podman, run, skopeo
-from wherry.api import Engine, Error, Invalid, NotFound
+from wherry.api import Engine, Error, Invalid, NotFound, RunRequest
 from wherry.layers.compression import zstd_module
 
 NAME = "docker.io/library/busybox:latest"
@@ -280,6 +281,27 @@ def test_an_image_by_mmdebstrap_through_a_registry(wherry: Wherry, tmp_path: Pat
         assert wherry("images", "-q").stdout == ""
         assert "Deleted" not in wherry("gc").stdout
         assert wherry("run", "--rm", f"{registry.host}/debian:1").stdout == "by mmdebstrap\n"
+
+
+def test_a_layer_is_here_once(engine: Engine, tmp_path: Path) -> None:
+    """Two images on one base: stored and unpacked once, and marked in the tree of each."""
+    base = tar(directory("base"), member("base/file", data=b"b" * 4000))
+    for name, layers in (("one", [base]), ("two", [base, tar(member("top", data=b"t" * 100))])):
+        image_layout(tmp_path / name, layers)
+        engine.load(f"layout:{tmp_path / name}")
+        engine.tag(f"layout:{tmp_path / name}", f"{name}:1")
+        engine.remove(engine.create(RunRequest(image=f"{name}:1", command=("x",))).id)
+    one, two = engine.layers("one:1"), engine.layers("two:1")
+    assert one[0].digest == two[0].digest
+    assert one[0].shared == ("two:1",)
+    assert two[0].shared == ("one:1",)
+    assert two[1].shared == ()
+    store = Path(engine.info().root) / "store/local/blobs/sha256"
+    assert len(list(store.iterdir())) == 2 + 2 * 2, "two layers, and two documents for each image"
+    usage = {image.names[0]: image for image in engine.disk_usage().images}
+    shared = one[0].size + one[0].unpacked
+    assert [image.shared for image in usage.values()] == [shared, shared]
+    assert sum(image.size for image in usage.values()) - shared == engine.disk_usage().layers
 
 
 def test_df_counts_layers_once_and_volumes(wherry: Wherry, busybox_archive: Path) -> None:

@@ -29,6 +29,9 @@ from wherry.spec import distribution, document
 from wherry.spec import image as image_module
 from wherry.spec.distribution import CONFIG, INDEX, LAYER, MANIFEST
 from wherry_plugins.store.local import ingest as ingest_module
+from wherry_plugins.store.local import store as store_module
+from wherry_plugins.store.local.ingest import LocalIngest
+from wherry_plugins.store.local.store import LocalStore
 from wherry_plugins.transport.archive import compressed, file, formats
 
 A = tar(member("a", data=b"a" * 1000))
@@ -278,6 +281,16 @@ def test_sizes_that_are_not_so(made: World, tmp_path: Path, what: str) -> None:
         refused(made, maker.write(tmp_path / f"{change}.tar"))
 
 
+def test_twin_that_does_not_count(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is told no size takes a blob that is shorter than the manifest says."""
+    real = LocalIngest.commit
+    monkeypatch.setattr(LocalIngest, "commit", lambda self, size, digest, labels: real(self, None, digest, labels))
+    maker = Maker()
+    maker.layer["size"] += 1
+    maker.point(maker.manifest())
+    assert made.images.load(maker.write(tmp_path / "x.tar"))
+
+
 NO_DIGESTS = (
     "sha256:../../../../etc/passwd",
     "sha256:" + "A" * 64,
@@ -300,6 +313,18 @@ def test_digests_that_are_none(made: World, tmp_path: Path, what: str) -> None:
             getattr(maker, what)["digest"] = text
             maker.point(maker.manifest())
         refused(made, maker.write(tmp_path / f"{number}.tar"), match="digest")
+
+
+def test_twin_that_makes_paths_of_any_text(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the reader of documents and the store look; without the store's look a digest leads anywhere."""
+    store = LocalStore(made.root / "twin")
+    with pytest.raises(Invalid):
+        store.path(NO_DIGESTS[0])  # type: ignore[arg-type]
+    monkeypatch.setattr(store_module, "hex_of", lambda digest: digest.partition(":")[2])
+    assert (
+        store.path(NO_DIGESTS[0]).resolve() == Path(made.root / "twin/blobs/sha256", "../../../../etc/passwd").resolve()
+    )  # type: ignore[arg-type]
+    store.close()
 
 
 # -- confusion -------------------------------------------------------------------------------------------------------------
@@ -355,6 +380,18 @@ def test_a_layer_that_is_another_one_inside(made: World, tmp_path: Path) -> None
         made.images.ensure(source, made.drivers)
     assert list(made.drivers.snapshotter.walk()) == []
     nothing_is_left(made)
+
+
+def test_twin_that_does_not_compare(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a worker that answers what the config says, files that nobody vouches for are an image's."""
+    real = type(made.workers).unpack
+    monkeypatch.setattr(
+        type(made.workers), "unpack", lambda *words, **options: (real(*words, **options), Digest(digest(A)))[1]
+    )
+    maker = Maker()
+    maker.layer = maker.add(gzip.compress(tar(member("b", data=b"b")), mtime=0), f"{LAYER}+gzip")
+    maker.point(maker.manifest())
+    assert made.images.ensure(maker.write(tmp_path / "x.tar"), made.drivers).chain_id == digest(A)
 
 
 # -- archives --------------------------------------------------------------------------------------------------------------
