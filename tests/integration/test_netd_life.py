@@ -14,6 +14,7 @@ import pytest
 
 from support.nets import BOUND, Machine, World, ask, inside, nft, until, world
 from wherry.api import FailedPrecondition, Port, Sandbox, Unavailable
+from wherry.linux import caps
 from wherry_plugins.network.bridge.netd import client, starting
 from wherry_plugins.network.bridge.netd.client import Netd
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
@@ -258,6 +259,19 @@ def test_what_it_weighs(here: World) -> None:
     assert "Threads:\t1\n" in status
 
 
+def test_what_it_may_do(here: World) -> None:
+    """Whoever broke it by what a container may send would not have all that root has."""
+    _net, machine = web(here)
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{here.pid()}/status").read_text().splitlines() if "\t" in line
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == caps.mask(["CAP_NET_ADMIN", "CAP_DAC_OVERRIDE"])
+    assert int(status["CapInh"], 16) == 0
+    assert served(BOUND)
+    assert resolves(machine, BOUND)
+
+
 def test_its_process_loads_no_more_than_it_uses() -> None:
     places = starting.places()
     code = starting.BOOT.replace(".main import main\n", ".main import main as _\n").replace(
@@ -283,9 +297,12 @@ def test_its_process_loads_no_more_than_it_uses() -> None:
         "subprocess",
     }
     assert {name.partition(".")[0] for name in found} & heavy == set()
-    assert {name for name in found if name.startswith("wherry.")} <= {
-        "wherry.linux", "wherry.linux.framing", "wherry.linux.loop", "wherry.linux.process", "wherry.linux.syscall",
-    }  # fmt: skip
+    parts = {name.removeprefix("wherry.linux.") for name in found if name.startswith("wherry.linux.")}
+    assert parts <= {"caps", "framing", "loop", "process", "syscall"}
+    assert {name for name in found if name.startswith("wherry.")} == {
+        "wherry.linux",
+        *(f"wherry.linux.{part}" for part in parts),
+    }
 
 
 class Dying:

@@ -6,12 +6,15 @@ import resource
 import signal
 import socket
 
-from wherry.linux import process
+from wherry.linux import caps, process
 from wherry.linux.loop import Loop
 from wherry_plugins.network.bridge.netd import forwarding
 from wherry_plugins.network.bridge.netd.server import Server
 
 LISTENER = 3
+#: What it may do of what root may: rules and switches of the network, and its own files in whoever's directory. It reads what
+#: containers send, so it has no more than it needs.
+KEPT = ("NET_ADMIN", "DAC_OVERRIDE")
 
 
 def main(version: str, table: str, path: str, hub: str) -> None:
@@ -26,6 +29,9 @@ def main(version: str, table: str, path: str, hub: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hub:
         forwarding.leave_frames_alone()
+    kept = caps.get()[1] & caps.mask(KEPT)
+    caps.set(kept, kept, 0)
+    process.set_no_new_privileges()
     loop = Loop()
     Server(loop, socket.socket(fileno=LISTENER), version, table, path)
     loop.run()
