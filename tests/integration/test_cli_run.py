@@ -229,3 +229,26 @@ def test_volumes(wherry: Any) -> None:
     assert wherry("volume", "ls", "-q").stdout == "data\n"
     assert "Deleted Volumes:\ndata\n" in wherry("volume", "prune", "-af").stdout
     assert wherry("volume", "ls", "-q").stdout == ""
+
+
+def test_who_attaches_by_start_takes_nothing_from_who_ran_it(wherry: Any) -> None:
+    script = "while :; do echo tick; sleep 0.05; done"
+    first = wherry.popen("run", "--name", "both", IMAGE, "sh", "-c", script, stdout=subprocess.PIPE)
+    second = None
+    try:
+        assert first.stdout.readline() == "tick\n"
+        second = wherry.popen("start", "-a", "both", stdout=subprocess.PIPE)
+        assert second.stdout.readline() == "tick\n"
+        second.kill()
+        second.wait(30)
+        for _ in range(100):  # more than was on its way when the second one left
+            assert first.stdout.readline() == "tick\n"
+        wherry("kill", "both")
+        assert first.wait(30) == 137
+    finally:
+        for child in (first, second):
+            if child is not None:
+                child.kill()
+                child.wait(30)
+                child.stdout.close()
+        wherry("rm", "-f", "both")

@@ -150,7 +150,11 @@ def _host_config(record: Record, request: RunRequest) -> dict[str, Any]:
             {"HostIp": port.host_ip, "HostPort": str(port.host_port or "")}
         )
     return {
-        "Binds": [_bind_text(bind.source, bind.target, bind.options) for bind in request.mounts if bind.type == "bind"],
+        "Binds": [
+            _bind_text(bind.source, bind.target, bind.options)
+            for bind in request.mounts
+            if bind.type == "bind" or (bind.type == "volume" and bind.source)
+        ],
         "Tmpfs": {bind.target: ",".join(bind.options) for bind in request.mounts if bind.type == "tmpfs"},
         "LogConfig": {"Type": record.log, "Config": dict(request.log_options)},
         "NetworkMode": request.network or record.drivers.get("network", ""),
