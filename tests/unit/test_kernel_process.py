@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -178,12 +179,12 @@ def test_its_end_is_isolated(make: Any, name: str, cause: str) -> None:
 
 @pytest.mark.parametrize("name", ["hang", "gil"])
 def test_a_hang_is_ended(make: Any, name: str) -> None:
-    kernel = make(deadline=0.5)
+    kernel = make(deadline=3.0)  # in which a slow machine starts the process
     pid, began = own_pid(kernel), time.monotonic()
     with pytest.raises(DeadlineExceeded) as caught:
         kernel.variant("own").snapshotter.stat(name)
-    assert time.monotonic() - began < 5
-    assert str(caught.value).startswith("snapshotter.own: stat: did not return within 0.")
+    assert time.monotonic() - began < 30
+    assert re.match(r"snapshotter.own: stat: did not return within [0-3]\.", str(caught.value))
     assert not Path(f"/proc/{pid}").exists()
     assert [info.lost_threads for info in kernel.plugins() if info.id == "own"] == [0], (
         "no thread of the engine is lost"
@@ -285,7 +286,7 @@ def test_an_init_that_hangs(make: Any) -> None:
 
 
 def test_decorated(make: Any, distributions: Distributions) -> None:  # noqa: F811
-    kernel = make(deadline=0.5, more="[variant.traced]\nextends = 'own'\ndecorate = ['trace']")
+    kernel = make(deadline=3.0, more="[variant.traced]\nextends = 'own'\ndecorate = ['trace']")
     snapshotter = kernel.variant("traced").snapshotter
     with kernel.tracing("k"):
         assert snapshotter.stat("x").name == "x"
