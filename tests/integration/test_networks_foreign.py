@@ -19,7 +19,7 @@ from support.cni import need_plugins, no_rules
 from support.drivers import HOST, uplink, veth
 from support.engines import Wherry
 from support.running import execute, sh, until
-from wherry.api import Engine, InUse, NetworkConfig, Port, RunRequest
+from wherry.api import Engine, InUse, Join, NetworkConfig, Port, RunRequest
 
 IMAGE = "host:/bin/busybox,/bin/sh"
 USERMODE = ("pasta", "slirp4netns")
@@ -186,3 +186,20 @@ def test_a_killed_engine_disturbs_nobody(wherry: Wherry, driver: str) -> None:
     if driver == "cni":
         wherry("network", "rm", "lab")
     wherry("doctor")
+
+
+@pytest.mark.parametrize("driver", USERMODE)
+def test_beside_a_bridge(engine: Engine, driver: str) -> None:
+    """The first network leads out, whichever it is; ports go where they can."""
+    need(driver)
+    for first, second in (("bridge", driver), (driver, "bridge")):
+        id = serve(engine, "one", first, networks=(Join(second),), ports=(Port(80),))
+        routes = execute(engine, id, "/bin/busybox", "ip", "route").out.splitlines()
+        defaults = [line for line in routes if line.startswith("default")]
+        assert len(defaults) == 2
+        assert "dev eth0" in defaults[0], routes
+        assert "dev eth1  metric 1" in defaults[1], routes
+        (port,) = engine.container(id).ports
+        until(lambda port=port: answer(HOST[0], port.host_port) == "one", 30)  # type: ignore[misc]
+        engine.remove(id, force=True)
+    assert engine.doctor() == ()

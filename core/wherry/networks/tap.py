@@ -22,7 +22,8 @@ _LOOK_SECONDS = 0.002
 @frozen
 class Tap:
     """The interface. addresses are CIDR, at most one of each family; gateways and nameserver as far as the program is asked for them;
-    mac "": the kernel's choice. mtu in bytes."""
+    mac "": the kernel's choice. mtu in bytes. configure: the program sets it up, with a default route; else the caller does.
+    """
 
     interface: str
     addresses: tuple[str, ...]
@@ -30,6 +31,7 @@ class Tap:
     nameserver: str = ""
     mac: str = ""
     mtu: int = 65520
+    configure: bool = True
 
 
 @frozen
@@ -47,13 +49,14 @@ class Started:
 
 
 def pasta(how: Started, program: str, tap: Tap, *, ports: Sequence[Port] = (), options: Sequence[str] = ()) -> None:
-    """Returns when the interface is up and the ports are open. FailedPrecondition has what it said."""
+    """Returns when the interface is there and the ports are open. FailedPrecondition has what it said."""
     pid = f"{how.files}.pid"
     argv = [
         program, "--foreground", "--quiet",
         # Else root's pasta becomes "nobody", who may not enter the namespace. For others this is who they are.
         "--runas", "0:0",
-        "--config-net", "--no-netns-quit", "--netns", _NETNS, "--ns-ifname", tap.interface, "--mtu", str(tap.mtu),
+        *(["--config-net"] if tap.configure else ["--no-ra"]),
+        "--no-netns-quit", "--netns", _NETNS, "--ns-ifname", tap.interface, "--mtu", str(tap.mtu),
         "--no-map-gw", "--pid", pid,
     ]  # fmt: skip
     for cidr in tap.addresses:
@@ -87,18 +90,14 @@ def _spec(port: Port) -> str:
 
 
 def slirp(how: Started, program: str, tap: Tap, *, api: str = "", options: Sequence[str] = ()) -> None:
-    """Returns when the interface is up: its address is the one of its subnet that ends in 100. api: the path of its socket.
+    """Returns when the interface is there: its address is the one of its subnet that ends in 100. api: the path of its socket.
     FailedPrecondition has what it said."""
     (cidr,) = tap.addresses
     address, _, prefix = cidr.partition("/")
     subnet = f"{address.rpartition('.')[0]}.0/{prefix}"
-    argv = [
-        program,
-        "--configure",
-        f"--mtu={tap.mtu}",
-        f"--cidr={subnet}",
-        *([f"--macaddress={tap.mac}"] if tap.mac else []),
-    ]
+    argv = [program, f"--mtu={tap.mtu}", f"--cidr={subnet}"]
+    if tap.configure:
+        argv += ["--configure", *([f"--macaddress={tap.mac}"] if tap.mac else [])]
     argv += ["--disable-host-loopback", "--enable-sandbox", "--enable-seccomp", "--netns-type=path", "--ready-fd=3"]
     argv += [*([f"--api-socket={api}"] if api else []), *options, _NETNS, tap.interface]
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -34,10 +34,11 @@ from wherry.networks import interfaces, netlink
 from wherry.networks.claims import PortClaims
 from wherry.networks.netlink import Rtnl
 from wherry.networks.records import Key, Records, need_id, plain, restore
-from wherry.networks.tap import Started
+from wherry.networks.tap import Started, Tap
 from wherry.programs import Programs
 
 _LOCKS = 64
+FIRST = "eth0"
 
 
 @attrs.frozen
@@ -84,9 +85,12 @@ class UserModeNetwork:
         """CIDR, none of them in taken. InUse."""
         raise TypeError("a subclass says it")
 
-    def run(self, place: Place) -> tuple[str, ...]:
-        """Starts the program (``wherry.networks.tap``) and answers the nameservers, once the sandbox is connected and its ports are
-        published."""
+    def run(self, place: Place) -> tuple[Tap, tuple[str, ...]]:
+        """Starts the program (``wherry.networks.tap``) and answers its interface and the nameservers, once it moves packets and the
+        ports are published.
+
+        It sets up the interface itself where that is the sandbox's first one: programs know no default route but the first.
+        """
         raise TypeError("a subclass says it")
 
     # networks
@@ -168,7 +172,9 @@ class UserModeNetwork:
             self._ports.share(key)
             files = str(self._files / data["program"])
             place = Place(reservation, Started(self._programs, data["program"], netns, files, self._patience))
-            nameservers = self.run(place)
+            tap, nameservers = self.run(place)
+            if not tap.configure:
+                self._furnish(key[1], tap)
             mac, addresses, gateways = self._look(key[1], reservation.request.interface)
             _granted(reservation.request, addresses)
         except BaseException:
@@ -263,6 +269,14 @@ class UserModeNetwork:
             )
         )
 
+    def _furnish(self, sandbox_id: str, tap: Tap) -> None:
+        with self._inside(sandbox_id) as rtnl:
+            attributes = [("IFLA_ADDRESS", tap.mac), ("IFLA_MTU", tap.mtu)]
+            change = netlink.link(index=rtnl.index(tap.interface), attributes=attributes)
+            rtnl.ask((netlink.SETLINK, 0, change, f"link {tap.interface}"))
+            six = any(":" in cidr for cidr in tap.addresses)
+            interfaces.furnish(rtnl, tap.interface, tap.addresses, tap.gateways, six=six)
+
     def _look(self, sandbox_id: str, interface: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
         """(hardware address, addresses, gateways) as the program has made them."""
         with self._inside(sandbox_id) as rtnl:
@@ -276,7 +290,10 @@ class UserModeNetwork:
             gateways = tuple(
                 gateway
                 for one in rtnl.dump(netlink.GETROUTE, netlink.route())
-                if not one["dst_len"] and one["type"] == 1 and (gateway := one.get_attr("RTA_GATEWAY"))
+                if not one["dst_len"]
+                and one["type"] == 1
+                and one.get_attr("RTA_OIF") == index
+                and (gateway := one.get_attr("RTA_GATEWAY"))
             )
         return str(links[0].get_attr("IFLA_ADDRESS")), addresses, gateways
 

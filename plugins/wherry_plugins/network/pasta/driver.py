@@ -11,7 +11,7 @@ from wherry.networks import addresses as ip
 from wherry.networks import netlink
 from wherry.networks.netlink import Rtnl
 from wherry.networks.tap import Tap, pasta
-from wherry.networks.usermode import Place, UserModeNetwork
+from wherry.networks.usermode import FIRST, Place, UserModeNetwork
 
 if TYPE_CHECKING:
     from wherry_plugins.network.pasta import PastaConfig
@@ -82,7 +82,7 @@ class PastaNetwork(UserModeNetwork):
             made.append(f"{type(net.network_address)(number)}/{net.prefixlen}")
         return tuple(made)
 
-    def run(self, place: Place) -> tuple[str, ...]:
+    def run(self, place: Place) -> tuple[Tap, tuple[str, ...]]:
         request, addresses = place.reservation.request, place.reservation.addresses
         tap = Tap(
             request.interface,
@@ -91,10 +91,11 @@ class PastaNetwork(UserModeNetwork):
             nameserver=self._nameserver,
             mac=request.mac or ip.mac_of(ip.address(addresses[0].partition("/")[0])),
             mtu=self._config.mtu,
+            configure=request.interface == FIRST,
         )
         program = shutil.which(self._config.program or "pasta") or "pasta"
         pasta(place.how, program, tap, ports=place.reservation.ports, options=self._config.options)
-        return (self._nameserver,)
+        return tap, (self._nameserver,)
 
 
 def _routes_six() -> bool:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from wherry.api import AttachRequest, Context, FailedPrecondition, InUse, Invalid, NetworkConfig, Port
 from wherry.networks import addresses as ip
 from wherry.networks.tap import Tap, slirp
-from wherry.networks.usermode import Place, UserModeNetwork
+from wherry.networks.usermode import FIRST, Place, UserModeNetwork
 
 if TYPE_CHECKING:
     from wherry_plugins.network.slirp4netns import SlirpConfig
 
 _PREFIX = 24
-#: slirp4netns(1): the sandbox is .100 of its subnet, the nameserver .3
-_OWN, _NAMESERVER = 100, 3
+#: slirp4netns(1): the sandbox is .100 of its subnet, the gateway .2, the nameserver .3
+_OWN, _GATEWAY, _NAMESERVER = 100, 2, 3
 _TIMEOUT = 10.0
 
 
@@ -68,18 +68,26 @@ class SlirpNetwork(UserModeNetwork):
                 return (cidr,)
         raise InUse('network "slirp4netns"', f"every /{_PREFIX} of {self._subnet} is taken")
 
-    def run(self, place: Place) -> tuple[str, ...]:
+    def run(self, place: Place) -> tuple[Tap, tuple[str, ...]]:
         request = place.reservation.request
         (cidr,) = place.reservation.addresses
         address = ip.address(cidr.partition("/")[0])
-        tap = Tap(request.interface, (cidr,), mac=request.mac or ip.mac_of(address), mtu=self._config.mtu)
+        net = ip.around(str(address), _PREFIX)
+        tap = Tap(
+            request.interface,
+            (cidr,),
+            (str(net.network_address + _GATEWAY),),
+            mac=request.mac or ip.mac_of(address),
+            mtu=self._config.mtu,
+            configure=request.interface == FIRST,
+        )
         api = f"{place.how.files}.s"
         program = shutil.which(self._config.program or "slirp4netns") or "slirp4netns"
         slirp(place.how, program, tap, api=api, options=self._config.options)
         self.let_go(place, "udp")  # libslirp sets SO_REUSEADDR on TCP only
         for port in place.reservation.ports:
             _publish(api, port)
-        return (str(ip.around(str(address), _PREFIX).network_address + _NAMESERVER),)
+        return tap, (str(net.network_address + _NAMESERVER),)
 
 
 def _publish(path: str, port: Port) -> None:
