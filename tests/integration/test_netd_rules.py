@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from support.nets import BOUND, Machine, World, ask, inside, ip, nft, until, wor
 from wherry.api import Port
 from wherry_plugins.network.bridge.netd import conntrack, rules
 from wherry_plugins.network.bridge.netd.names import Names
-from wherry_plugins.network.bridge.records import BridgeState
+from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 
 UDP = socket.SOCK_DGRAM
 
@@ -434,3 +435,25 @@ def test_many_ports(here: World) -> None:
     web_on(here, net, *ports)
     assert from_host("127.0.0.1", 20000) == from_host("127.0.0.1", 20249) == "web,10.77.1.1"
     here.netd.check("box-web", net.name)
+
+
+def test_many_at_once(here: World) -> None:
+    """Whatever the order, what is there in the end is what is left of it."""
+    net = net_a(here)
+
+    def come_and_go(number: int) -> None:
+        port = Port(80, "tcp", "", 20000 + number)
+        state = EndpointState(
+            f"box-{number}", net.name, "", (f"10.77.1.{number}/24", f"fd77:1::{number}/64"), names=("n",), ports=(port,)
+        )
+        for _turn in range(3):
+            here.netd.endpoint(state)
+            if number % 2 or _turn < 2:
+                here.netd.forget(f"box-{number}", net.name)
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(come_and_go, range(10, 90)))
+    here.netd.check()
+    assert len(here.netd.known()) == 40
+    for name in ("any4", "any6"):
+        assert nft(f"list map inet {here.netd.table} {name}").count("tcp . 2") == 40
