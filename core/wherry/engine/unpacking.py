@@ -6,10 +6,11 @@ import contextvars
 import errno
 import os
 import secrets
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,28 +163,35 @@ class Unpacker:
         """Each layer is unpacked without its parents, as long as its own bytes say all there is to know, and put over them when they
         are committed. Whoever else wants one of these chains waits: a lower one is never waited for while holding its lock
         and needing a higher one, so two images can't wait for each other."""
-        with ThreadPoolExecutor(os.cpu_count() or 1, "wherry-unpack") as pool:
-            tasks = [
-                pool.submit(contextvars.copy_context().run, self._apart, job, number, marks if number else "")
-                for number in missing
-            ]
-            try:
-                for number, task in zip(missing, tasks, strict=True):
-                    self._put_over(job, number, task.result())
-            finally:
-                for task in tasks:
-                    task.cancel()
-                for task in tasks:
+        waiters = _Waiters()
+        pool = ThreadPoolExecutor(os.cpu_count() or 1, "wherry-unpack")
+        tasks = {
+            number: pool.submit(
+                contextvars.copy_context().run, self._apart, job, number, marks if number else "", waiters
+            )
+            for number in missing
+        }
+        try:
+            for number, task in tasks.items():
+                self._put_over(job, number, task.result())
+        finally:
+            waiting = waiters.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for number, task in tasks.items():
+                if number not in waiting:
                     self._abandon(task)
 
-    def _apart(self, job: _Job, number: int, marks: str) -> _Apart:
+    def _apart(self, job: _Job, number: int, marks: str, waiters: _Waiters) -> _Apart:
         """Takes the chain's lock, for whoever puts the layer over its parents to give back."""
         name, layer = job.chain[number], job.content.manifest.layers[number]
         with ExitStack() as undo:
-            undo.enter_context(self._locks.hold((job.id, name)))
-            if self.find(job, name):
+            with waiters.wait(number):
+                undo.enter_context(self._locks.hold((job.id, name)))
+                is_there = self.find(job, name) is not None
+                if not is_there:
+                    job.landed(layer.digest)
+            if is_there:
                 return _Apart(undo.pop_all())
-            job.landed(layer.digest)
             job.report(Progress(layer.digest, "unpacking", 0, layer.size))
             begun = self._disks[job.id].word
             key, mounts = self._prepare(job, name, "")
@@ -285,6 +293,37 @@ class Unpacker:
         except NotFound:
             return None
         return info if info.kind == "committed" and not self._is_rest(job.id, info) else None
+
+
+class _Waiters:
+    """Which layers still wait, for their bytes or for somebody who unpacks the same: an error elsewhere need not wait for those."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: set[int] = set()
+        self._over = False
+
+    @contextmanager
+    def wait(self, number: int) -> Iterator[None]:
+        """The block waits and does nothing else. CancelledError before and after it when all is over."""
+        with self._lock:
+            if self._over:
+                raise CancelledError
+            self._waiting.add(number)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting.discard(number)
+                over = self._over
+        if over:
+            raise CancelledError
+
+    def stop(self) -> set[int]:
+        """Who waits, and will do nothing any more."""
+        with self._lock:
+            self._over = True
+            return set(self._waiting)
 
 
 @frozen
