@@ -165,6 +165,27 @@ def test_a_volume_shows_its_ids_as_they_are(root: Wherry) -> None:
     root("volume", "rm", "data")
 
 
+def test_a_device_by_another_name(root: Wherry) -> None:
+    """Bound, as none can be made there: the one that was asked for, wherever the host has it."""
+    script = "stat -c %t:%T /dev/null /dev/mine"
+    done = root("run", "--rm", "--userns", "auto", "--device", "/dev/zero:/dev/mine", IMAGE, "sh", "-c", script)
+    assert done.stdout == "1:3\n1:5\n"
+    done = root(
+        "run",
+        "--rm",
+        "--userns",
+        "auto",
+        "--device",
+        "/dev/zero:/dev/loop0",
+        IMAGE,
+        "stat",
+        "-c",
+        "%t:%T",
+        "/dev/loop0",
+    )
+    assert done.stdout == "1:5\n", "a node of another device is never taken for it"
+
+
 def test_layers_by_path_where_the_kernel_takes_no_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux 5.19 to 6.12. Run in a child, since it makes a mount namespace of its own."""
     for name in ("lower/file", "own/fs", "own/work"):
@@ -234,3 +255,11 @@ def test_nomap_and_auto(wherry: Wherry, place: Path) -> None:
             "id -u; stat -c %u /place /bin/sh; touch /place/x || echo refused",
         )  # fmt: skip
         assert done.stdout == "0\n65534\n0\nrefused\n"
+
+
+@USER
+def test_a_device_of_an_ordinary_users(wherry: Wherry) -> None:
+    done = wherry(
+        "run", "--rm", "--network", "none", "--device", "/dev/zero:/dev/mine", IMAGE, "stat", "-c", "%t:%T", "/dev/mine"
+    )
+    assert done.stdout == "1:5\n"

@@ -17,7 +17,7 @@ from wherry.linux import namespaces as ns
 from wherry.oci import spec as reading
 from wherry.oci import steps as s
 from wherry.oci.errors import SpecError
-from wherry.oci.options import Options, propagation
+from wherry.oci.options import propagation
 from wherry.oci.tree import Host, MountLike, Tree, id_map
 
 __all__ = ["Compiled", "Host", "container", "exec", "id_maps"]
@@ -214,8 +214,8 @@ def _devices(tree: Tree, extra: list[tuple[str, int, int, int, int, int]]) -> li
     nodes = [node for node in nodes if node[0] not in taken] + [node for node in extra if node[0] != "/dev/ptmx"]
     if not tree.user_namespace:
         return nodes
-    for node in nodes:
-        tree.bind(node[0], node[0], Options(["bind"]))
+    for name, mode, major, minor, _uid, _gid in nodes:
+        tree.device(name, mode, major, minor)
     return []
 
 

@@ -65,6 +65,39 @@ def source(
             os.close(userns)
 
 
+def device_source(child: Child, slot: int, name: bytes, mode: int, major: int, minor: int) -> None:
+    """Clones the host's node of a device: the one at the path that the container wants it at, else any in /dev. Never another one's."""
+    wanted = stat.S_IFMT(mode), os.makedev(major, minor)
+    fd = _node(name, wanted)
+    if fd < 0:
+        for directory, _names, files in os.walk(b"/dev"):
+            for file in files:
+                if fd < 0:
+                    fd = _node(directory + b"/" + file, wanted)
+    if fd < 0:
+        kind = "block" if stat.S_ISBLK(mode) else "character"
+        raise Failure(
+            "NotFound", f'device "{text(name)}"', f"the host has no node of the {kind} device {major}:{minor} in /dev"
+        )
+    child.source[slot] = fd
+
+
+def _node(name: bytes, wanted: tuple[int, int]) -> int:
+    """A detached clone of the node at a path, if it is of that device; else -1."""
+    try:
+        found = os.lstat(name)
+        if (stat.S_IFMT(found.st_mode), found.st_rdev) != wanted:
+            return -1
+        fd = mount.open_tree(name, clone=True, flags=mount.AT_SYMLINK_NOFOLLOW)
+    except OSError:
+        return -1
+    found = os.fstat(fd)
+    if (stat.S_IFMT(found.st_mode), found.st_rdev) == wanted:
+        return fd
+    os.close(fd)
+    return -1
+
+
 def overlay(
     child: Child, slot: int, lowers: tuple[bytes, ...], options: tuple[tuple[bytes, bytes | None], ...], attributes: int
 ) -> None:
@@ -401,6 +434,7 @@ def pivot(child: Child, flags: int) -> None:
 
 STEPS: dict[str, Function] = {
     "source": source,
+    "device_source": device_source,
     "overlay": overlay,
     "mapped_overlay": mapped_overlay,
     "filesystem": filesystem,

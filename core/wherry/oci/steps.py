@@ -54,6 +54,15 @@ class Source(Step):
         return super().__new__(cls, slot, path, int(recursive), list(uids), list(gids))
 
 
+class DeviceSource(Step):
+    """(slot, path, mode with type, major, minor): clone the host's node of a device, which is at that path or elsewhere in /dev."""
+
+    name, words = "device_source", "open_tree the device {3}:{4}, {1} perhaps -> {0}"
+
+    def __new__(cls, slot: int, path: str, mode: int, major: int, minor: int) -> Self:
+        return super().__new__(cls, slot, path, mode, major, minor)
+
+
 class Overlay(Step):
     """(slot, lowers, options, attributes): a detached overlay; the first lower is the topmost."""
 

@@ -127,6 +127,12 @@ class Tree:
         else:
             self.placed.append(s.Bind(slot, path, options.set, clear, 0, options.propagation))
 
+    def device(self, path: str, mode: int, major: int, minor: int) -> None:
+        """The host's node of a device, where none can be made."""
+        slot = self.slot()
+        self.sources.append(s.DeviceSource(slot, path, mode, major, minor))
+        self.placed.append(s.Bind(slot, path, 0, 0, 0, 0))
+
     def add(self, entry: Mapping[str, Any], host: Host, own: Mapping[str, str]) -> None:
         """One entry of spec.mounts."""
         path, kind = str(entry.get("destination", "")), str(entry.get("type") or "")
