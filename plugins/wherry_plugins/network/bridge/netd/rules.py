@@ -135,13 +135,17 @@ def _elements(elements: list[str]) -> str:
     return f"        elements = {{ {', '.join(elements)} }}\n" if elements else ""
 
 
+def _by_set(elements: Iterable[Element]) -> dict[str, list[str]]:
+    """Each once."""
+    held: dict[str, dict[str, None]] = {}
+    for where, element in elements:
+        held.setdefault(where, {})[element] = None
+    return {where: list(found) for where, found in held.items()}
+
+
 def table(name: str, elements: Iterable[Element]) -> str:
     """Commands that make the table as it should be, whatever it was, in one transaction."""
-    held: dict[str, list[str]] = {}
-    for where, element in elements:
-        listed = held.setdefault(where, [])
-        if element not in listed:
-            listed.append(element)
+    held = _by_set(elements)
     text = f"table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n"
     for kind, group in (("set", SETS), ("map", MAPS)):
         for which, type in group.items():
@@ -153,13 +157,19 @@ def table(name: str, elements: Iterable[Element]) -> str:
 
 def add(name: str, elements: Iterable[Element]) -> str:
     """Commands that add elements; those that are there already do no harm."""
-    return "".join(f"add element inet {name} {where} {{ {element} }}\n" for where, element in elements)
+    return _changes("add", name, elements)
 
 
 def delete(name: str, elements: Iterable[Element]) -> str:
     """Commands that delete elements; one that is missing fails them all."""
     keys = [(where, element.rpartition(" : ")[0] if where in MAPS else element) for where, element in elements]
-    return "".join(f"delete element inet {name} {where} {{ {key} }}\n" for where, key in dict.fromkeys(keys))
+    return _changes("delete", name, keys)
+
+
+def _changes(verb: str, name: str, elements: Iterable[Element]) -> str:
+    return "".join(
+        f"{verb} element inet {name} {where} {{ {', '.join(found)} }}\n" for where, found in _by_set(elements).items()
+    )
 
 
 def drop(name: str) -> str:
