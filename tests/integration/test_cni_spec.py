@@ -212,9 +212,9 @@ def alive(pid: int) -> bool:
 def test_one_that_hangs(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     left = tmp_path / "left"
-    with driven("cni", lab.options(timeout=2.0)) as lab.made:
-        lab.write({"do": {"ADD": {"hang": True, "leave": str(left)}}})
-        with pytest.raises(DeadlineExceeded, match="2 seconds"):
+    with driven("cni", lab.options(timeout=5.0)) as lab.made:
+        lab.write({"do": {"ADD": {"hang": True, "leave": str(left)}}}, cniVersion="1.0.0")
+        with pytest.raises(DeadlineExceeded, match="5 seconds"):
             lab.made.attached("lab", "s-1")
         assert lab.told("ADD", "DEL") == ["ADD ", "DEL "]
         eventually(lambda: not alive(int(left.read_text())), 30)

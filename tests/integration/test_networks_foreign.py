@@ -94,7 +94,7 @@ def answer(address: str, port: int) -> str:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_addresses_as_inspect_says(engine: Engine, driver: str) -> None:
     with network(engine, driver) as name:
-        said = sh(engine, "/bin/busybox ip -o -4 address show eth0", image=IMAGE, network=name)
+        said = sh(engine, "/bin/busybox ip -o -4 address show eth0", image=IMAGE, network=name, timeout=60)
         assert said.code == 0, said.err
         id = serve(engine, "one", name)
         container = engine.container(id)
@@ -203,3 +203,55 @@ def test_beside_a_bridge(engine: Engine, driver: str) -> None:
         until(lambda port=port: answer(HOST[0], port.host_port) == "one", 30)  # type: ignore[misc]
         engine.remove(id, force=True)
     assert engine.doctor() == ()
+
+
+def test_a_killed_shim_disturbs_nobody(wherry: Wherry) -> None:
+    """Its successor takes the program over, and ends it with the container."""
+    need("pasta")
+    command = ("/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "echo", "one")
+    wherry("run", "-d", "--name", "one", "--network", "pasta", "-p", "80", IMAGE, *command)
+    port = int(wherry("port", "one", "80").stdout.split()[0].rpartition(":")[2])
+    handle = os.pidfd_open(json.loads(wherry("info", "--json").stdout)["shim"]["pid"])
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        assert select.select([handle], [], [], 30)[0]
+    finally:
+        os.close(handle)
+    until(lambda: answer("127.0.0.1", port) == "one", 30)
+    assert wherry("ps", "-q").stdout.split()
+    assert len(programs(wherry)) == 1
+    wherry("rm", "-f", "one")
+    assert not programs(wherry)
+    wherry("doctor")
+
+
+CONFIG = """\
+version = 1
+default = "standard"
+[variant.standard]
+store = "local"
+snapshotter = ["overlayfs", "vfs"]
+isolation = "namespaces"
+network = "none"
+[plugin.network.pasta]
+process = true
+[plugin.network.cni]
+process = true
+"""
+
+
+@pytest.mark.parametrize("driver", ["pasta", "cni"])
+def test_in_a_process_of_its_own(wherry: Wherry, driver: str, tmp_path: Path) -> None:
+    need(driver)
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    name, env = driver, {"WHERRY_CONFIG": str(config)}
+    if driver == "cni":
+        wherry("network", "create", "--driver", "cni", "--subnet", "10.92.0.0/24", "lab", env=env)
+        name = "lab"
+    said = wherry("run", "--rm", "--network", name, "-p", "80", IMAGE, "/bin/busybox", "ip", "address", env=env)
+    assert "inet 10." in said.stdout
+    assert not programs(wherry)
+    if driver == "cni":
+        wherry("network", "rm", "lab", env=env)
+    wherry("doctor", env=env)

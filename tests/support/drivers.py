@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,34 @@ def echo(server: socket.socket, client: socket.socket, bound: tuple[str, int], a
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(bound)
         if server.type == socket.SOCK_DGRAM:
-            client.connect(address)
+            return _echo_datagram(server, client, address)
+        server.listen()
+        client.connect(address)
+        accepted, peer = server.accept()
+        with accepted:
+            accepted.settimeout(BOUND)
+            client.sendall(b"word")
+            accepted.sendall(accepted.recv(64))
+        assert client.recv(64) == b"word"
+        return str(peer[0])
+
+
+def _echo_datagram(server: socket.socket, client: socket.socket, address: tuple[str, int]) -> str:
+    """Datagrams may be lost: it asks again each second."""
+    client.connect(address)
+    server.settimeout(1)
+    client.settimeout(1)
+    end = time.monotonic() + BOUND
+    while True:
+        try:
             client.send(b"word")
             data, peer = server.recvfrom(64)
             server.sendto(data, peer)
-        else:
-            server.listen()
-            client.connect(address)
-            accepted, peer = server.accept()
-            with accepted:
-                accepted.settimeout(BOUND)
-                client.sendall(b"word")
-                accepted.sendall(accepted.recv(64))
-        assert client.recv(64) == b"word"
-        return str(peer[0])
+            assert client.recv(64) == b"word"
+            return str(peer[0])
+        except OSError:  # also a refusal of one before it
+            if time.monotonic() > end:
+                raise
 
 
 @contextlib.contextmanager
