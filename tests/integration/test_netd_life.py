@@ -336,6 +336,11 @@ def test_twin_without_another_try(here: World, monkeypatch: pytest.MonkeyPatch) 
 
 def test_one_that_can_not_start_says_why(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_ATTEMPTS", (0.0, 0.1))
+    here.netd._starter.log.write_text("what one before it said\n")
+    monkeypatch.setattr(starting, "BOOT", "raise SystemExit()")
+    with pytest.raises(Unavailable) as caught:
+        here.netd.network(BridgeState("n", "br-n", ("10.77.1.0/24",)))
+    assert "what one before it said" not in str(caught.value)
     monkeypatch.setattr(starting, "BOOT", "raise SystemExit('libnftables.so.1 is missing')")
     with pytest.raises(Unavailable, match=r"netd: libnftables\.so\.1 is missing; see "):
         here.netd.network(BridgeState("n", "br-n", ("10.77.1.0/24",)))

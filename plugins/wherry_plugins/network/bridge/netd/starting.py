@@ -46,6 +46,7 @@ class Starter:
         name = f"netd-{hub}" if hub else "netd"
         self.path = context.run / f"{name}.sock"
         self.log = context.run / f"{name}.log"
+        self._said = 0  # how long the log was before the last start
 
     def dial(self) -> socket.socket | None:
         """A connection; None where nobody takes one."""
@@ -70,6 +71,7 @@ class Starter:
             self.path.chmod(0o600)
             listener.listen(_BACKLOG)
             log = self._open_log()
+            self._said = os.fstat(log).st_size
             plan = Plan(
                 argv=(
                     sys.executable,
@@ -107,9 +109,9 @@ class Starter:
         return os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def last_words(self) -> str:
-        """Why it ended right after its start, the log's last line; "" where there is none."""
+        """Why it ended right after its start: the last line that it has written since; "" where there is none."""
         with contextlib.suppress(OSError):
-            lines = self.log.read_text(errors="replace").split("\n")
+            lines = self.log.read_bytes()[self._said :].decode(errors="replace").split("\n")
             return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
         return ""
 
