@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support.drivers import Driven, driven
+from support.drivers import Died, Driven, driven, killed_everywhere
 from support.shims import eventually
 from wherry.api import (
     AttachRequest,
@@ -465,32 +464,7 @@ def test_claims_are_held_until_detach_and_over_a_restart(lab: Lab) -> None:
 # kill -9
 
 
-class Died(BaseException):
-    """The engine is gone: nothing that follows happens either."""
-
-
-class Steps:
-    """Counts what changes something outside of the engine's memory; at the step wanted the engine is dead."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.wanted = sys.maxsize
-        self.seen = 0
-        for owner, name in ((os, "rename"), (os, "fsync"), (os, "unlink"), (os, "symlink"), (Chain, "_call")):
-            monkeypatch.setattr(owner, name, self._step(getattr(owner, name)))
-
-    def _step(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def stepping(*arguments: Any, **keywords: Any) -> Any:
-            self._count()
-            answer = real(*arguments, **keywords)
-            self._count()
-            return answer
-
-        return stepping
-
-    def _count(self) -> None:
-        self.seen += 1
-        if self.seen >= self.wanted:
-            raise Died
+STEPS = ((os, "rename"), (os, "fsync"), (os, "unlink"), (os, "symlink"), (Chain, "_call"))
 
 
 def life(lab: Lab) -> None:
@@ -503,19 +477,9 @@ def life(lab: Lab) -> None:
 def test_killed_at_every_step(lab: Lab) -> None:
     """Whatever was added is deleted by the next engine, and nothing is left."""
     lab.write({"label": "a", "capabilities": {"portMappings": True}}, {"label": "b"}, cniVersion="1.0.0")
-    every = 1 if os.environ.get("WHERRY_TESTS_ALL") else 3
-    step = 1
-    while True:
-        with pytest.MonkeyPatch.context() as patch:
-            steps = Steps(patch)
-            steps.wanted = step
-            try:
-                life(lab)
-                break
-            except Died:
-                pass
-        driver = lab.made.reopen()
-        driver.gc(())
+
+    def after(step: int) -> None:
+        lab.made.reopen().gc(())
         told = lab.told("ADD", "DEL")
         for plugin in "ab":
             mine = [word for word in told if word.endswith(plugin)]
@@ -523,8 +487,8 @@ def test_killed_at_every_step(lab: Lab) -> None:
         assert not list((lab.made.context.root / "attached").glob("*.json")), step
         assert not list((lab.made.context.run / "netns").iterdir()), step
         lab.note.unlink(missing_ok=True)
-        step += every
-    assert step > 30
+
+    assert killed_everywhere(lambda: life(lab), after, STEPS, 3) > 30
 
 
 def test_a_step_less_and_it_leaks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from support.drivers import Driven, driven, echo, ip, veth
+from support.drivers import Died, Driven, driven, dying, echo, ip, killed_everywhere, veth
 from wherry.api import AttachRequest, FailedPrecondition, InUse, Invalid, NetworkConfig, NotFound, Port, Sandbox
 from wherry.networks.netlink import Rtnl
+from wherry.networks.store import Store
+from wherry_plugins.network.macvlan.links import Links
 
 LAN = ("10.91.0.1/24", "fd91::1/64")
 
@@ -245,3 +247,41 @@ def test_gc_after_an_engine_that_died_leaves_the_living(made: Driven) -> None:
     assert "lan0" in names()
     with pytest.raises(InUse):
         driver.remove("lan")
+
+
+STEPS = ((Rtnl, "ask"), (Store, "reserve"), (Store, "attached"), (Store, "release"), (Store, "keep"), (Store, "drop"))
+
+
+def test_killed_at_every_step(made: Driven) -> None:
+    def life() -> None:
+        lan(made)
+        driver = made.open()
+        driver.attach(driver.reserve(AttachRequest("s-1", "lan")), made.sandbox("s-1", ""))
+        driver.detach("s-1", "lan")
+        driver.remove("lan")
+
+    def after(step: int) -> None:
+        driver = made.reopen()
+        driver.gc(())
+        for config in list(driver.list()):
+            assert driver.inspect(config.name)[1] == (), step
+            driver.remove(config.name)
+        if any(sandbox.id == "s-1" for sandbox in made.shim.sandboxes()):
+            assert b"eth0" not in made.inside("s-1", "ip", "link").stdout, step
+
+    assert killed_everywhere(life, after, STEPS, 1) > 12
+
+
+def test_a_step_less_and_it_leaks(made: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: what is taken out of a container only when its attach was told to be done."""
+    lan(made)
+    reservation = made.open().reserve(AttachRequest("s-1", "lan"))
+    sandbox = made.sandbox("s-1", "")
+    with pytest.MonkeyPatch.context() as patch:
+        dying(patch, 1, [(Store, "attached")])
+        with pytest.raises(Died):
+            made.open().attach(reservation, sandbox)
+    real = Links.unplug
+    monkeypatch.setattr(Links, "unplug", lambda self, place: real(self, place) if place.attached else None)
+    made.reopen().gc(())
+    assert b"eth0" in made.inside("s-1", "ip", "link").stdout

@@ -7,13 +7,12 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support.drivers import HOST, OUTSIDE, Driven, driven, echo, uplink
+from support.drivers import HOST, OUTSIDE, Died, Driven, driven, echo, killed_everywhere, uplink
 from support.shims import eventually
 from wherry.api import AttachRequest, FailedPrecondition, InUse, Invalid, NotFound, Port, Sandbox
 from wherry.networks.claims import PortClaims
@@ -295,37 +294,7 @@ def test_where_it_is_not_installed(id: str) -> None:
             raise AssertionError
 
 
-class Died(BaseException):
-    """The engine is gone: nothing that follows happens either."""
-
-
-def dying(patch: pytest.MonkeyPatch, wanted: int) -> None:
-    """From the step wanted on nothing changes any more: files, and programs that are started or ended."""
-    seen = 0
-
-    def count() -> None:
-        nonlocal seen
-        seen += 1
-        if seen >= wanted:
-            raise Died
-
-    def stepping(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **keywords: Any) -> Any:
-            count()
-            answer = real(*arguments, **keywords)
-            count()
-            return answer
-
-        return step
-
-    for owner, name in (
-        (os, "rename"),
-        (os, "unlink"),
-        (Programs, "start"),
-        (Programs, "end"),
-        (PortClaims, "release"),
-    ):
-        patch.setattr(owner, name, stepping(getattr(owner, name)))
+STEPS = ((os, "rename"), (os, "unlink"), (Programs, "start"), (Programs, "end"), (PortClaims, "release"))
 
 
 def life(made: Driven) -> None:
@@ -336,22 +305,13 @@ def life(made: Driven) -> None:
 
 
 def test_killed_at_every_step(made: Driven) -> None:
-    every = 1 if os.environ.get("WHERRY_TESTS_ALL") else 2
-    step = 1
-    while True:
-        with pytest.MonkeyPatch.context() as patch:
-            dying(patch, step)
-            try:
-                life(made)
-                break
-            except Died:
-                pass
+    def after(step: int) -> None:
         made.reopen().gc(())
         assert not programs(made), step
         assert not list((made.context.run / "attached").glob("*.json")), step
         assert not list((made.context.run / "programs").iterdir()), step
-        step += every
-    assert step > 12
+
+    assert killed_everywhere(lambda: life(made), after, STEPS, 2) > 12
 
 
 def test_a_step_less_and_it_leaks(made: Driven, monkeypatch: pytest.MonkeyPatch) -> None:

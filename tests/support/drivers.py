@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +141,50 @@ def uplink(*, six: bool = True) -> Iterator[None]:
             ip("address", "add", f"{HOST[1]}/64", "dev", "up0", "nodad")
             ip("-6", "route", "add", "default", "via", "2001:db8::254")
         yield
+
+
+class Died(BaseException):
+    """The engine is gone: nothing that follows happens either."""
+
+
+def dying(patch: pytest.MonkeyPatch, wanted: int, steps: Sequence[tuple[Any, str]]) -> None:
+    """kill -9 at the step wanted: from then on none of these happens.
+
+    A step is the moment before a call of one of them (owner, name), or after it; they change something outside of the engine's memory.
+    """
+    seen = 0
+
+    def count() -> None:
+        nonlocal seen
+        seen += 1
+        if seen >= wanted:
+            raise Died
+
+    def stepping(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **keywords: Any) -> Any:
+            count()
+            answer = real(*arguments, **keywords)
+            count()
+            return answer
+
+        return step
+
+    for owner, name in steps:
+        patch.setattr(owner, name, stepping(getattr(owner, name)))
+
+
+def killed_everywhere(
+    life: Callable[[], None], after: Callable[[int], None], steps: Sequence[tuple[Any, str]], every: int
+) -> int:
+    """Runs a life and kills it at each step, or at each of every so many, with after(step) following; how many steps there are."""
+    step = 1
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            dying(patch, step, steps)
+            try:
+                life()
+                return step
+            except Died:
+                pass
+        after(step)
+        step += 1 if os.environ.get("WHERRY_TESTS_ALL") else every
