@@ -400,3 +400,16 @@ def test_killed_at_a_step(here: World, monkeypatch: pytest.MonkeyPatch, step: in
     assert not tables(here)
     assert not here.netd.path.exists()
     assert len([task for task in here.shim.client.list() if ".netd." in task.id]) == 2, "it was not killed"
+
+
+def test_the_shim_is_killed(here: World) -> None:
+    """netd goes on, and the next shim knows when it ends."""
+    net, _machine = web(here)
+    pid = here.pid()
+    os.kill(here.shim.client.pid, signal.SIGKILL)
+    here.netd.network(net)
+    assert served(BOUND)
+    assert here.pid() == pid
+    here.netd.stop()
+    assert gone(pid)
+    here.shim.listen_again()
