@@ -63,7 +63,7 @@ def alive(pid: int) -> bool:
 
 
 def sleeper(wherry: Wherry, name: str) -> int:
-    wherry("run", "-d", "--name", name, IMAGE, "sleep", "1000")
+    wherry("run", "-d", "--name", name, "--network", "none", IMAGE, "sleep", "1000")
     return int(wherry("inspect", "-f", "{{.State.Pid}}", name).stdout)
 
 
@@ -208,6 +208,34 @@ def test_another_namespace_of_the_same_number_is_not_entered(wherry: Wherry) -> 
         finally:
             stranger.kill()
     assert wherry("run", "--rm", IMAGE, "sh", "-c", "echo anew").stdout == "anew\n"
+
+
+REPLACE = """
+import sys
+from pathlib import Path
+from wherry.engine.shim import ShimClient
+shim = ShimClient.connect(Path(sys.argv[1]))
+before = shim.pid
+shim.replace()
+print(shim.pid == before, [state.status for state in shim.list()])
+shim.close()
+"""
+
+
+@user
+def test_a_shim_replaces_itself_in_its_namespaces(wherry: Wherry) -> None:
+    pid = sleeper(wherry, "stays")
+    _engine, shim = pids(wherry)
+    before = namespace(shim), namespace(shim, "mnt")
+    done = subprocess.run(
+        [wherry.program.parent / "python3", "-I", "-c", REPLACE, wherry.dirs.run], env=wherry.dirs.environ, capture_output=True,
+        text=True, timeout=60, check=False, **wherry.identity,
+    )  # fmt: skip
+    assert done.stdout == "True ['running']\n", done.stderr
+    assert (namespace(shim), namespace(shim, "mnt")) == before
+    assert wherry("exec", "stays", "sh", "-c", "echo in").stdout == "in\n"
+    assert alive(pid)
+    wherry("rm", "-f", "stays")
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------------------

@@ -173,6 +173,20 @@ def test_a_lost_shim_and_engine_lose_no_network(wherry: Wherry, outside: str) ->
     assert wherry("doctor").stdout == "all is well\n"
 
 
+@pytest.mark.skipif(shutil.which("slirp4netns") is None, reason="slirp4netns is not installed")
+def test_slirp4netns_where_there_is_no_pasta(wherry: Wherry, outside: str, place: Path) -> None:
+    slirp = shutil.which("slirp4netns")
+    assert slirp is not None
+    (place / "slirp4netns").symlink_to(slirp)
+    wherry("engine", "start", env={"PATH": str(place)})
+    wherry("network", "create", "one")
+    serve(wherry, "one")
+    assert get(wherry, "one", outside) == "from outside\n"
+    assert get(wherry, "one", "http://web/") == "served\n"
+    assert (len(program("slirp4netns")), program("pasta")) == (1, [])
+    wherry("rm", "-f", "web")
+
+
 def test_a_network_of_its_own_by_pasta(wherry: Wherry, outside: str) -> None:
     done = wherry(
         "run",
