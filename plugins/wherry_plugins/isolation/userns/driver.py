@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from wherry.api import CreateRequest, FailedPrecondition, TaskState
+from wherry.api import CreateRequest, Exit, FailedPrecondition, TaskState
 from wherry.linux import cgroup, userns
+from wherry.linux.cgroup2 import Group2
 from wherry.oci import compile
 from wherry_plugins.isolation._clone.driver import Clones, Options
 from wherry_plugins.isolation.userns.processes import Processes
@@ -25,9 +29,27 @@ class Userns(Clones):
         self._score = int(cgroup.read("/proc/self/oom_score_adj"))
 
     def create(self, request: CreateRequest) -> TaskState:
-        state = super().create(request)
-        self._follow(request.id, state.pid)
-        return state
+        if not self._layout.unified:
+            state = super().create(request)
+            self._follow(request.id, state.pid)
+            return state
+        note = self._group_note(request.id)
+        note.write_text(super()._group(request.id, request.spec, fresh=True).directories[0])
+        try:
+            return super().create(request)
+        except BaseException:
+            note.unlink(missing_ok=True)
+            raise
+
+    def delete(self, id: str, exec_id: str = "", *, force: bool = False) -> Exit | None:
+        ended = super().delete(id, exec_id, force=force)
+        if not exec_id and self._layout.unified:
+            self._group_note(id).unlink(missing_ok=True)
+        return ended
+
+    def _group_note(self, id: str) -> Path:
+        """Where a container's group is written down: a shim after a lost one has another delegated group, the container has not."""
+        return self._context.run / f"{id}.group"
 
     def _with_defaults(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
         """A score below this process's own is the host's root to give: it is left as it is, as podman does."""
@@ -57,6 +79,11 @@ class Userns(Clones):
 
     def _group(self, id: str, spec: Mapping[str, Any], *, fresh: bool) -> cgroup.Group:
         if self._layout.unified:
+            with suppress(FileNotFoundError):
+                if not fresh:
+                    path = self._group_note(id).read_text()
+                    self._parents.add(os.path.dirname(path))
+                    return Group2(cgroup.Layout({}, "", ()), path)
             return super()._group(id, spec, fresh=fresh)
         note = self._context.run / f"{id}.pid"
         group = Processes(id, note, fresh=fresh)
