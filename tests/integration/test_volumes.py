@@ -21,6 +21,7 @@ from support.images import BUSYBOX
 from support.running import run, sh, sleeper
 from wherry.api import Bind, Engine, InUse, Invalid, NotFound, RunRequest
 from wherry.engine.keyed import KeyedLocks
+from wherry.engine.undo import Undo
 from wherry.engine.volumes import Volumes
 from wherry_plugins.volume import local
 from wherry_plugins.volume.local import Local, LocalConfig
@@ -248,6 +249,32 @@ def test_twin_a_volume_that_nobody_holds(engine: Engine, monkeypatch: pytest.Mon
     monkeypatch.setattr(Volumes, "_holding", holding)
     with pytest.raises(NotFound, match='volume "data"'):
         removed_meanwhile(engine, monkeypatch, waits=False)
+
+
+# an engine that ends in the middle of a create
+
+
+def left_by_a_create_cut_short(top: Path) -> list[str]:
+    """The volumes that an engine finds whose predecessor was gone after it had made them, and before anybody was told."""
+    with wherry.Engine(root=top / "root", run=top / "run") as made:
+        creation = made._p.lifecycle._creation
+        request = RunRequest("host:/bin/sh", mounts=(volume("", "/d"), volume("data", "/e")))
+        creation.complete(creation.begin(request, "a" * 64, undo=Undo()), undo=Undo())
+        assert len(made.volumes()) == 2
+    with wherry.Engine(root=top / "root", run=top / "run") as made:
+        assert made.containers(all=True) == ()
+        return names(made)
+
+
+def test_a_create_that_was_cut_short_leaves_no_volume_without_a_name(tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert left_by_a_create_cut_short(tmp_path_factory.mktemp("cut")) == ["data"]
+
+
+def test_twin_a_volume_that_is_not_noted_first(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Volumes, "_note", lambda _volumes, _record: None)
+    assert len(left_by_a_create_cut_short(tmp_path_factory.mktemp("cut"))) == 2
 
 
 # the driver alone

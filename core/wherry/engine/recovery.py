@@ -135,6 +135,7 @@ class Recovery:
             return  # the row stays, so that the next engine or doctor tries again
         if record.log != "none":
             attempt(failures, "log.remove", lambda: state.kernel.log(record.log).remove(id))
+        attempt(failures, "volume.remove", lambda: state.volumes.drop_anonymous(record))
         with state.database.transaction(durable=False) as tx:
             tx.execute("DELETE FROM containers WHERE id = ?", (id,))
             tx.execute("DELETE FROM sandboxes WHERE id = ?", (id,))

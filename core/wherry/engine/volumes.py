@@ -65,6 +65,8 @@ class Volumes:
                 record = created.record
                 # First it is in use, then it is there: nobody removes it in between.
                 record.apply({"volumes": (*record.volumes, use)})
+                if anonymous:
+                    self._note(record)
                 driver = self._driver(use.driver)
                 if known is None:
                     undo.add("volume", lambda use=use: self._take_back(created.record, use))  # type: ignore[misc]
@@ -72,6 +74,11 @@ class Volumes:
                     known = driver.create(name, {}, labels)
                     self._tell("volume.created", known)
                 self._fill(created, use, driver.mounts(name, record.id))
+
+    def _note(self, record: Record) -> None:
+        """Writes what a container has before it is made: should the engine be killed, the next one finds it and takes it away."""
+        with self._state.database.transaction(durable=False) as tx:
+            tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(), record.id))
 
     def _wishes(self, created: Created) -> list[Bind]:
         """The volumes that a container is to have: its request's, and for each path that its image names one without a name."""
