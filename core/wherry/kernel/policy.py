@@ -25,6 +25,9 @@ CALLER = Policy(None, "caller")
 POLICIES: dict[tuple[str, str], Policy] = {
     # the fsync of some gigabytes
     ("Ingest", "commit"): LONG,
+    # what was written before is digested again; files of some gigabytes are deleted
+    ("Store", "ingest"): LONG,
+    ("Store", "sweep"): LONG,
     ("Store", "walk"): LISTING,
     ("Store", "ingests"): LISTING,
     ("Store", "list"): LISTING,
