@@ -186,3 +186,41 @@ def test_ids_are_remapped_by_the_mount(driver: VfsSnapshotter, source: Path, tmp
     again = VfsSnapshotter(VfsConfig(), LocalContext("snapshotter.vfs", tmp_path / "root", tmp_path / "run"))
     assert again.mounts("c") == (mount,)
     again.close()
+
+
+def test_a_copy_that_is_to_last_is_on_disk_before_its_row(
+    driver: VfsSnapshotter, source: Path, monkeypatch: Any
+) -> None:
+    """Through a descriptor that was open before the first write; what the disk lost is no snapshot."""
+    _base(driver, source)
+    seen: list[tuple[bool, list[str]]] = []
+    opened: list[int] = []
+    real_open, real_copy = os.open, TreeCopy.run
+
+    def note(path: Any, flags: int, *args: Any, **more: Any) -> int:
+        opened.append(real_open(path, flags, *args, **more))
+        return opened[-1]
+
+    def copy(self: TreeCopy, old: str, new: str) -> None:
+        before = set(opened)
+        real_copy(self, old, new)
+        early.update(before)
+
+    def sync(fd: int) -> None:
+        seen.append((fd in early, [info.name for info in driver.walk()]))
+        if fail:
+            raise OSError(5, "lost")
+
+    early: set[int] = set()
+    fail = False
+    monkeypatch.setattr("wherry_plugins.snapshotter.vfs.snapshotter.os.open", note)
+    monkeypatch.setattr(TreeCopy, "run", copy)
+    monkeypatch.setattr("wherry_plugins.snapshotter.vfs.snapshotter.syncfs", sync)
+    driver.prepare("fleeting", "base", SnapshotOptions(durable=False))
+    assert seen == []
+    driver.prepare("kept", "base")
+    assert seen == [(True, ["base", "fleeting"])]
+    fail = True
+    with pytest.raises(OSError, match="lost"):
+        driver.prepare("lost", "base")
+    assert [info.name for info in driver.walk()] == ["base", "fleeting", "kept"]
