@@ -27,7 +27,7 @@ transport = ""
 [variant.standard]
 store = "local"
 snapshotter = "{snapshotter}"
-isolation = "namespaces"
+isolation = ["namespaces", "userns"]
 network = "none"
 """
 
