@@ -19,7 +19,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from uuid import uuid4
 
 from attrs import frozen
@@ -204,11 +204,15 @@ class Programs:
         with contextlib.suppress(NotFound, FailedPrecondition, Unavailable):
             self._shim.forget(self._owner, name)
 
-    def sweep(self, keep: Collection[str]) -> int:
-        """Ends this driver's programs but those named in keep and those of calls under way; how many."""
+    def sweep(self, keep: Callable[[], Collection[str]] = tuple) -> int:
+        """Ends this driver's programs but those named by keep and those of calls under way; how many.
+
+        keep is asked once it is known which programs run: whoever notes a name before starting the program keeps it.
+        """
+        there = [task.exec_id for task in self._shim.list(self._owner)]
         with self._lock:
-            known = self._running | set(keep)
-        gone = [task.exec_id for task in self._shim.list(self._owner) if task.exec_id not in known]
+            known = self._running | set(keep())
+        gone = [name for name in there if name not in known]
         for name in gone:
             self.end(name)
         return len(gone)

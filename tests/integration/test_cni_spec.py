@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -281,6 +283,41 @@ def test_gc_goes_on_after_an_error(lab: Lab) -> None:
         lab.made.open().gc(())
     assert lab.told("GC", "DEL") == ["DEL b", "DEL a", "GC a", "GC b"]
     (lab.conf / "10-lab.conflist").unlink()
+
+
+def added_beside_gc(lab: Lab, monkeypatch: pytest.MonkeyPatch, seconds: float) -> bool:
+    """Whether an attach that begins while plugins collect has called a plugin by then; it may take so long."""
+    lab.write({})
+    driver = lab.made.open()
+    reservation, sandbox = driver.reserve(request()), lab.made.sandbox("s-1", "")
+    attach = threading.Thread(target=lambda: driver.attach(reservation, sandbox))
+    found = []
+    real = Chain.collect
+
+    def collect(*arguments: Any) -> None:
+        attach.start()
+        end = time.monotonic() + seconds
+        while not lab.told("ADD") and time.monotonic() < end:
+            time.sleep(0.01)
+        found.append(bool(lab.told("ADD")))
+        real(*arguments)
+
+    monkeypatch.setattr(Chain, "collect", collect)
+    driver.gc({"s-1"})
+    attach.join(60)
+    monkeypatch.undo()
+    driver.check("s-1", "lab")
+    return found[0]
+
+
+def test_no_add_beside_gc(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not added_beside_gc(lab, monkeypatch, 1)
+    assert lab.told("ADD", "GC") == ["GC ", "ADD "]
+
+
+def test_without_the_locks_there_is(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.made.open()._busy = (contextlib.nullcontext(),) * 64
+    assert added_beside_gc(lab, monkeypatch, 30)
 
 
 def test_versions(lab: Lab, tmp_path: Path) -> None:

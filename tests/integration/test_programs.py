@@ -108,9 +108,9 @@ def test_sweep_ends_what_nobody_names(made: Shimmed, programs: Programs) -> None
     for name in ("one", "two"):
         programs.start(name, sh("sleep 1000"))
     made.client.spawn("c", "", module.Plan(how="spawn", argv=sh("exec sleep 1000")), module.Stdio())
-    assert Programs(made.client, DRIVER).sweep({"two"}) == 1
+    assert Programs(made.client, DRIVER).sweep(lambda: {"two"}) == 1
     assert [task.exec_id for task in made.client.list(OWNER)] == ["two"]
-    assert Programs(made.client, DRIVER).sweep(()) == 1
+    assert Programs(made.client, DRIVER).sweep() == 1
     assert [task.id for task in made.client.list()] == ["c"]
     made.end("c")
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -316,7 +317,7 @@ def test_killed_at_every_step(made: Driven) -> None:
 
 def test_a_step_less_and_it_leaks(made: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin: a sweep that keeps what no record names."""
-    monkeypatch.setattr(Programs, "sweep", lambda self, keep: 0)
+    monkeypatch.setattr(Programs, "sweep", lambda self, keep=tuple: 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(made.open()), "_look", lambda *_arguments: os.abort())
         patch.setattr(os, "abort", lambda: (_ for _ in ()).throw(Died()))
@@ -344,3 +345,38 @@ def test_names_are_asked_of_the_hosts_resolver(made: Driven, tmp_path: Path) -> 
         echo(socket.socket(type=UDP), made.socket("s-1", kind=UDP), (OUTSIDE[0], 53), (nameserver, 53))
     finally:
         subprocess.run(["umount", target], check=True, timeout=60)
+
+
+def attach_beside_gc(made: Driven, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Attaches at the worst moment, when gc has just read which programs are known; how many run afterwards."""
+    driver = made.open()
+    real = type(driver)._known
+    due = [True]
+
+    def known(self: Any) -> set[str]:
+        found = real(self)
+        if due:
+            due.clear()
+            attach(made)
+        return found
+
+    monkeypatch.setattr(type(driver), "_known", known)
+    driver.gc({"s-1"})
+    return len(programs(made))
+
+
+def test_gc_beside_an_attach(made: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attach_beside_gc(made, monkeypatch) == 1
+    made.open().check("s-1", network(made))
+
+
+def test_gc_that_asks_too_early(made: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: what is to be kept is asked before it is looked which programs there are."""
+    real = Programs.sweep
+
+    def sweep(self: Programs, keep: Any = tuple) -> int:
+        kept = set(keep())
+        return real(self, lambda: kept)
+
+    monkeypatch.setattr(Programs, "sweep", sweep)
+    assert attach_beside_gc(made, monkeypatch) == 0

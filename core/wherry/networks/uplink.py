@@ -83,7 +83,7 @@ class Uplink:
     def end(self) -> None:
         """Nothing happens when there is none."""
         with self._lock, contextlib.suppress(Error):
-            self._programs.sweep(())
+            self._programs.sweep()
 
     def _start(self, name: str, netns: int) -> None:
         program = _program()

@@ -236,12 +236,19 @@ class UserModeNetwork:
             if key[1] not in keep:
                 self.detach(key[1], key[0])
                 dropped += 1
-        known = {data.get("program", "") for _key, data in self._records.all()}
-        self._programs.sweep(known)
-        for path in self._files.iterdir():
+        files = list(
+            self._files.iterdir()
+        )  # before the records are read: those of an attach that is under way have one
+        self._programs.sweep(self._known)
+        known = self._known()
+        for path in files:
             if path.name.rpartition(".")[0] not in known:
                 path.unlink(missing_ok=True)
         return dropped
+
+    def _known(self) -> set[str]:
+        """The names of programs that some record has."""
+        return {data.get("program", "") for _key, data in self._records.all()}
 
     # the program
 

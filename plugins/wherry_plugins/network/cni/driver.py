@@ -262,7 +262,7 @@ class CniNetwork:
         """Also ends programs of an engine that died, and has plugins of CNI 1.1 collect what no attachment has. Goes on after an
         error, which is raised in the end."""
         keep = frozenset(live)
-        self._programs.sweep(())
+        self._programs.sweep()
         dropped = 0
         failures: list[Exception] = []
         for key, _data in self._records.all():
@@ -272,19 +272,28 @@ class CniNetwork:
                     dropped += 1
                 except (Error, OSError) as error:
                     failures.append(error)
+        with contextlib.ExitStack() as alone:
+            for lock in self._busy:  # no ADD and no DEL beside a GC (section 3, "Lifecycle & Ordering")
+                alone.enter_context(lock)
+            failures += self._collect()
+        if failures:
+            raise failures[0]
+        return dropped
+
+    def _collect(self) -> Sequence[Exception]:
+        """GC in each network that has it."""
         with self._lock:
-            conflists = {config.name: self._known(config.name) for config in self._configs()}
-        for name, conflist in conflists.items():
+            known = [self._known(config.name) for config in self._configs()]
+        failures = []
+        for conflist in known:
             if conflist is None or not conflist.speaks("1.1.0") or conflist.disable_gc:
                 continue
-            requests = [restore(Reservation, data["reservation"]).request for _key, data in self._used(name)]
+            requests = [restore(Reservation, data["reservation"]).request for _key, data in self._used(conflist.name)]
             try:
                 self._chain.collect(conflist, [(each.sandbox_id, each.interface) for each in requests])
             except (Error, OSError) as error:
                 failures.append(error)
-        if failures:
-            raise failures[0]
-        return dropped
+        return failures
 
     # namespaces
 
