@@ -166,7 +166,7 @@ def installed() -> Path:
     with (top / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (venv / "done").exists():
-            for old in sorted(top.iterdir(), key=lambda path: path.stat().st_mtime)[:-4]:
+            for old in sorted(top.iterdir(), key=lambda path: path.stat().st_mtime)[:-12]:
                 if old.is_dir():
                     shutil.rmtree(old, ignore_errors=True)
             shutil.rmtree(venv, ignore_errors=True)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -449,3 +450,26 @@ def test_where_an_ordinary_users_engine_is(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(hot, "owner", lambda path: 1000 if path == "/run/user/1000" else -1)
     assert hot.user_run("", 1000) == "/run/user/1000/wherry"
     assert hot.user_run("", 1001) == "/tmp/wherry-run-1001"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="listens as another user")
+def test_a_socket_of_another_users_is_not_spoken_to(tmp_path: Path) -> None:
+    """Also where the directory became that user's after it was looked at."""
+    short = Path(tempfile.mkdtemp(dir="/tmp", prefix="wh"))
+    try:
+        for uid, refused in ((12345, True), (0, False)):
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(short / "engine.sock"))
+                os.seteuid(uid)  # listen(2) is what counts (unix(7), SO_PEERCRED)
+                try:
+                    listener.listen()
+                finally:
+                    os.seteuid(0)
+                if refused:
+                    with pytest.raises(PermissionError):
+                        hot.connect(str(short))
+                else:
+                    hot.connect(str(short)).close()
+            (short / "engine.sock").unlink()
+    finally:
+        shutil.rmtree(short)

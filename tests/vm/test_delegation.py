@@ -90,3 +90,23 @@ def _walk(value: object) -> list[tuple[str, object]]:
     if isinstance(value, list):
         return [pair for inner in value for pair in _walk(inner)]
     return []
+
+
+def test_a_lost_shim_leaves_the_limits_and_their_groups(user: str) -> None:
+    """The next shim is in a scope of its own; the container stays in that of the lost one, and is found there."""
+    said = as_user(
+        user,
+        f"wherry run -d --name stays --network none --memory 64m --memory-swap 64m {IMAGE} sleep 600 && "
+        "pid=$(wherry inspect -f '{{.State.Pid}}' stays) && before=$(cat /proc/$pid/cgroup) && "
+        "kill -9 $(wherry info --format '{{.shim.pid}}') && "
+        "until wherry exec stays sh -c 'echo entered; cat /proc/self/cgroup'; do sleep 0.2; done && "
+        '[ "$before" = "$(cat /proc/$pid/cgroup)" ] && echo the same && '
+        "wherry stats --no-stream --json stays && wherry pause stays && wherry unpause stays && wherry rm -f stays && "
+        "if [ -e /proc/$pid ]; then echo it lives; fi; "
+        "wherry doctor; wherry engine stop",
+    )
+    assert "entered" in said
+    assert "the same" in said
+    assert str(64 << 20) in said
+    assert "it lives" not in said
+    assert "all is well" in said

@@ -22,7 +22,7 @@ from _signal import (  # type: ignore[import-not-found]  # not in typeshed
     SIGWINCH,
     signal,
 )
-from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
+from _socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
 
 VERSION = "0.1.0"
 #: Options before the command, each with a value.
@@ -223,12 +223,16 @@ def owner(path: str) -> int:
 
 
 def connect(run: str, name: str = "engine.sock") -> socket:
-    """A stream to a socket in the run directory. OSError when nothing listens there."""
+    """A stream to a socket in the run directory. OSError when nothing listens there, or neither root nor this user does."""
     path = f"{run}/{name}"
     if len(path.encode("utf-8", "surrogateescape")) > PATH_LIMIT:
         path = f"/proc/self/fd/{posix.open(run, posix.O_PATH | posix.O_CLOEXEC)}/{name}"
     sock = socket(AF_UNIX, SOCK_STREAM)
     sock.connect(path)
+    uid = int.from_bytes(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], sys.byteorder)
+    if uid not in (0, posix.geteuid()):  # a directory in /tmp may be somebody else's since it was looked at
+        sock.close()
+        raise OSError(13, "the socket is another user's")
     return sock
 
 
