@@ -173,6 +173,12 @@ class BridgeNetwork:
             self._up[name] = index
             return stored.config
 
+    def _bridge(self, config: NetworkConfig) -> int:
+        """The index of the network's bridge, which is up then."""
+        with self._lock:
+            self._ready(config.name)
+            return self._up[config.name]
+
     @staticmethod
     def _named(config: NetworkConfig) -> bool:
         """As docker's: containers of the built-in network do not know each other by name, unless an option says so."""
@@ -255,8 +261,14 @@ class BridgeNetwork:
 
     def _plug(self, place: Place, config: NetworkConfig) -> None:
         key = (place.sandbox_id, place.network)
-        shape = self._shape(config)
-        self._links.plug(place, shape, self._up[config.name])
+        try:
+            self._links.plug(place, self._shape(config), self._bridge(config))
+        except OSError:
+            with self._lock:
+                if self._links.exists(self._interface(config)):
+                    raise
+                self._up.pop(config.name, None)  # somebody took the bridge away
+            self._links.plug(place, self._shape(config), self._bridge(config))
         self._tell(place, self._claims.get(key))
         if (claims := self._claims.pop(key, None)) is not None:
             claims.close()  # netd has them now
@@ -302,9 +314,18 @@ class BridgeNetwork:
                 {self._interface(config) for config in configs}, {place.link for place in places}
             )
             self._links.delete(*strays)
-            if not places:
+            if places:
+                self._compare()
+            else:
                 self._rest(configs)
         return len(gone)
+
+    def _compare(self) -> None:
+        """Rules that others have changed are mended as they change; this finds what went by unheard."""
+        try:
+            self._services.netd.check()
+        except FailedPrecondition as error:
+            log.warning("%s", error)
 
     def _rest(self, configs: Collection[NetworkConfig]) -> None:
         """Nothing is attached: bridges, rules and netd go, until somebody needs them."""
