@@ -347,3 +347,59 @@ def test_store_and_snapshotter_in_processes_of_their_own(tmp_path: Path) -> None
         report = made.images.gc()
         assert (len(report.blobs), len(report.snapshots)) == (4, 2)
         assert list(made.drivers.store.walk()) == []
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_long_archive_keeps_nobody_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    from wherry_plugins.transport.archive import transport as module
+
+    for name in ("long", "short"):
+        (tmp_path / f"{name}.tar").write_bytes(A)
+    begun, go = threading.Event(), threading.Event()
+    real = ArchiveFile.__init__
+
+    def slow(self: Any, path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name == "long.tar":
+            begun.set()
+            assert go.wait(30)
+        real(self, path, *arguments, **options)
+
+    monkeypatch.setattr(ArchiveFile, "__init__", slow)
+    if twin:
+        one = threading.Lock()
+        monkeypatch.setattr(module._Slot, "lock", property(lambda self: one, lambda self, value: None), raising=False)
+    archives = module.ArchiveTransport(tmp_path, 1 << 30)
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(archives.resolve, f"rootfs:{tmp_path}/long.tar", "linux/amd64")
+        assert begun.wait(30)
+        short = pool.submit(archives.resolve, f"rootfs:{tmp_path}/short.tar", "linux/amd64")
+        try:
+            if twin:
+                with pytest.raises(TimeoutError):
+                    short.result(timeout=0.5)
+            else:
+                assert short.result(timeout=30)
+        finally:
+            go.set()
+        assert long.result(timeout=30)
+        assert short.result(timeout=30)
+    archives.close()
+
+
+def test_an_archive_that_is_dropped_before_its_turn_is_closed(tmp_path: Path) -> None:
+    from wherry_plugins.transport.archive.transport import ArchiveTransport
+
+    (tmp_path / "x.tar").write_bytes(A)
+    reference = f"rootfs:{tmp_path}/x.tar"
+    archives = ArchiveTransport(tmp_path, 1 << 30)
+    with archives._using(reference) as slot:
+        archives._slots.clear()  # what another thread does between the look-up and the lock
+        slot.open(tmp_path, 1 << 30, "linux/amd64")
+        assert slot._archive is not None
+    assert slot._archive is None
+    for number in range(9):
+        (tmp_path / f"{number}.tar").write_bytes(A)
+        archives.resolve(f"rootfs:{tmp_path}/{number}.tar", "linux/amd64")
+    assert len(archives._slots) == 4
+    archives.close()
+    assert archives._slots == {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -17,28 +18,69 @@ from wherry_plugins.transport.archive.formats import Contents, read_contents, re
 TREE = "rootfs:"
 """Begins the reference of a file that is the tree of one image: ``archive:rootfs:/path/x.tar``."""
 
-_KEPT = 2
-_SECONDS = 60.0  # after the last use an archive is closed: an unpacked one takes space
+_KEPT = 4
+_SECONDS = 60.0  # after the last use archives are closed: an unpacked one takes space
+
+
+class _Slot:
+    """One archive, open or not; used under its lock, which is held as long as it takes to unpack it."""
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+        self.lock = threading.Lock()
+        self._archive: ArchiveFile | None = None
+        self._contents = Contents((), {}, {})
+        self._platform = ""
+
+    def open(self, scratch: Path, limit: int, platform: str) -> tuple[ArchiveFile, Contents]:
+        """What was open, if the file is still the same, else it is read anew. platform: for a tree, which has none of its own; ""
+        is that of the last time."""
+        whole = self.reference.startswith(TREE)
+        path = Path(self.reference.removeprefix(TREE))
+        if not path.is_absolute():
+            raise Invalid(f'archive "{self.reference}"', "is not an absolute path")
+        platform = platform or self._platform
+        if self._archive is not None:
+            with suppress(OSError):
+                now = path.stat()
+                same = self._archive.identity == (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+                if same and (not whole or platform == self._platform):
+                    return self._archive, self._contents
+            self.close()
+        archive = ArchiveFile(path, scratch, limit, whole=whole)
+        try:
+            self._contents = read_tree(archive, platform or host_platform()) if whole else read_contents(archive)
+        except BaseException:
+            archive.close()
+            raise
+        self._archive, self._platform = archive, platform
+        return archive, self._contents
+
+    def close(self) -> None:
+        archive, self._archive = self._archive, None
+        if archive is not None:
+            archive.close()
 
 
 class ArchiveTransport:
-    """Implements ``wherry.api.Transport``; the last archives stay open between resolve and fetch."""
+    """Implements ``wherry.api.Transport``; the last archives stay open between resolve and fetch. One that takes long to read
+    keeps nobody from another one."""
 
     def __init__(self, scratch: Path, max_unpacked: int) -> None:
         self._scratch = scratch
         self._max_unpacked = max_unpacked
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, tuple[ArchiveFile, Contents]] = OrderedDict()
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._timer: threading.Timer | None = None
 
     def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
-        with self._lock:
-            _archive, contents = self._get(reference, platform)
+        with self._using(reference) as slot:
+            _archive, contents = slot.open(self._scratch, self._max_unpacked, platform)
             return contents.images
 
     def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
-        with self._lock:
-            archive, contents = self._get(reference)
+        with self._using(reference) as slot:
+            archive, contents = slot.open(self._scratch, self._max_unpacked, "")
             if descriptor.digest in contents.documents:
                 return io.BytesIO(contents.documents[descriptor.digest][offset:])
             member = contents.layers.get(descriptor.digest)
@@ -51,46 +93,45 @@ class ArchiveTransport:
     def push(self, reference: str, descriptor: Descriptor, stream: BinaryIO) -> None:
         raise Invalid(f'archive "{reference}"', "can't be pushed to")
 
-    def _get(self, reference: str, platform: str = "") -> tuple[ArchiveFile, Contents]:
-        """platform: for a tree, which has none of its own; "" is that of the last resolve."""
-        whole = reference.startswith(TREE)
-        path = Path(reference.removeprefix(TREE))
-        if not path.is_absolute():
-            raise Invalid(f'archive "{reference}"', "is not an absolute path")
-        found = self._open.get(reference)
-        if found is not None:
-            with suppress(OSError):
-                now = path.stat()
-                same = found[0].identity == (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
-                if same and not (whole and platform):
-                    self._open.move_to_end(reference)
-                    self._wind()
-                    return found
-            self._open.pop(reference)[0].close()
-        archive = ArchiveFile(path, self._scratch, self._max_unpacked, whole=whole)
-        try:
-            contents = read_tree(archive, platform or host_platform()) if whole else read_contents(archive)
-        except BaseException:
-            archive.close()
-            raise
-        self._open[reference] = (archive, contents)
-        while len(self._open) > _KEPT:
-            self._open.popitem(last=False)[1][0].close()
-        self._wind()
-        return archive, contents
+    @contextmanager
+    def _using(self, reference: str) -> Iterator[_Slot]:
+        slot = self._slot(reference)
+        with slot.lock:
+            try:
+                yield slot
+            finally:
+                with self._lock:
+                    dropped = self._slots.get(reference) is not slot
+                if dropped:  # before it was locked here: nobody else would close it
+                    slot.close()
 
-    def _wind(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(_SECONDS, self.close)
-        self._timer.daemon = True
-        self._timer.start()
+    def _slot(self, reference: str) -> _Slot:
+        """That of the reference; of the others those not used for longest go, unless somebody is at them."""
+        with self._lock:
+            slot = self._slots.setdefault(reference, _Slot(reference))
+            self._slots.move_to_end(reference)
+            self._drop(list(self._slots)[: -_KEPT or None])
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = threading.Timer(_SECONDS, self.close)
+            self._timer.daemon = True
+            self._timer.start()
+            return slot
+
+    def _drop(self, references: list[str]) -> None:
+        for reference in references:
+            slot = self._slots[reference]
+            if slot.lock.acquire(blocking=False):
+                try:
+                    slot.close()
+                finally:
+                    slot.lock.release()
+                del self._slots[reference]
 
     def close(self) -> None:
-        """Closes what is open; the next use opens it again."""
+        """Closes what is open and not in use; the next use opens it again."""
         with self._lock:
-            while self._open:
-                self._open.popitem()[1][0].close()
+            self._drop(list(self._slots))
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
