@@ -131,6 +131,22 @@ def test_a_claim_that_fails_holds_nothing() -> None:
             claim([bad])
 
 
+def test_the_first_free_one_of_a_range() -> None:
+    base = claim([Port(80)])
+    (taken,) = base.ports
+    last = min(taken.host_port + 40, 65535)
+    found = claim([Port(80, host_port=taken.host_port, host_port_last=last)])
+    (port,) = found.ports
+    assert taken.host_port < port.host_port <= last
+    assert port.host_port_last == 0
+    found.close()
+    with pytest.raises(InUse, match="up to"):
+        claim([Port(80, host_port=taken.host_port, host_port_last=taken.host_port)])
+    with pytest.raises(Invalid):
+        claim([Port(80, host_port=9, host_port_last=8)])
+    base.close()
+
+
 def test_a_port_comes_back_at_once_after_connections() -> None:
     """Those that the server ended wait for a minute (TIME-WAIT); a claim does not."""
     claims = claim([Port(80, host_ip="127.0.0.1")])

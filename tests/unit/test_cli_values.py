@@ -118,6 +118,7 @@ def test_tmpfs_is_safe_unless_told() -> None:
         ("127.0.0.1::80", (Port(80, "tcp", "127.0.0.1", 0),)),
         ("[::1]:8080:80", (Port(80, "tcp", "::1", 8080),)),
         ("8000-8001:80-81", (Port(80, "tcp", "", 8000), Port(81, "tcp", "", 8001))),
+        ("8000-8002:80", (Port(80, "tcp", "", 8000, 8002),)),
     ],
 )
 def test_port(text: str, ports: tuple[Port, ...]) -> None:

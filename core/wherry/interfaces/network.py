@@ -13,12 +13,16 @@ from wherry.interfaces.process import Sandbox
 
 @frozen
 class Port:
-    """A published port. host_ip "" is every address of both families; host_port 0: a free one is chosen."""
+    """A published port. host_ip "" is every address of both families; host_port 0: a free one is chosen.
+
+    A wish with host_port_last is for the first free one from host_port on up to that; what is granted has none.
+    """
 
     container_port: int
     protocol: Literal["tcp", "udp"] = "tcp"
     host_ip: str = ""
     host_port: int = 0
+    host_port_last: int = 0
 
 
 @frozen

@@ -186,7 +186,7 @@ def mount(text: str, resolve: object) -> Bind:
 
 
 def port(text: str) -> tuple[Port, ...]:
-    """-p [IP:][HOST:]CONTAINER[/tcp|/udp], with ranges "8000-8010:80-90"."""
+    """-p [IP:][HOST:]CONTAINER[/tcp|/udp], with ranges "8000-8010:80-90", or "8000-8010:80" for the first free one."""
     rest, _, protocol = text.partition("/")
     match = re.fullmatch(
         r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[0-9.]+):(?P<on>[0-9-]*):|(?P<host>[0-9-]*):)?(?P<port>[0-9-]+)", rest
@@ -200,9 +200,11 @@ def port(text: str) -> tuple[Port, ...]:
         except ValueError:
             raise ValueError(f'"{text}": "{address}" is not an address') from None
     inside, outside = _range(inner, text), _range(outer, text) if outer else ()
+    kind = "udp" if protocol == "udp" else "tcp"
+    if len(inside) == 1 and len(outside) > 1:  # the first free one of them
+        return (Port(inside[0], kind, address, outside[0], outside[-1]),)  # type: ignore[arg-type]  # a literal
     if outside and len(outside) != len(inside):
         raise ValueError(f'"{text}": the ranges differ in length')
-    kind = "udp" if protocol == "udp" else "tcp"
     return tuple(
         Port(number, kind, address, outside[index] if outside else 0)  # type: ignore[arg-type]  # a literal
         for index, number in enumerate(inside)

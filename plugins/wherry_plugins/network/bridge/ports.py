@@ -57,6 +57,13 @@ def claim(ports: Iterable[Port]) -> Claims:
 
 def _claim(port: Port) -> tuple[Port, tuple[socket.socket, ...]]:
     _check(port)
+    if port.host_port_last:
+        for number in range(port.host_port, port.host_port_last + 1):
+            try:
+                return _claim(evolve(port, host_port=number, host_port_last=0))
+            except InUse:
+                continue
+        raise InUse(_name(port), f"and all others up to {port.host_port_last} are taken on the host")
     for last in [False] * _ATTEMPTS + [True]:
         sockets: list[socket.socket] = []
         number = port.host_port
@@ -86,6 +93,8 @@ def _claim(port: Port) -> tuple[Port, tuple[socket.socket, ...]]:
 def _check(port: Port) -> None:
     if not (0 < port.container_port < 1 << 16 and 0 <= port.host_port < 1 << 16):
         raise Invalid(_name(port), "a port is a number from 1 to 65535")
+    if port.host_port_last and not 0 < port.host_port <= port.host_port_last < 1 << 16:
+        raise Invalid(_name(port), f"no range of ports ends at {port.host_port_last}")
     if port.protocol not in _KINDS:
         raise Invalid(_name(port), f'the protocol "{port.protocol}" can\'t be published', "use tcp or udp")
 
