@@ -56,6 +56,9 @@ class Recovery:
         # Those that containers are attached by, and those by which one may have been about to be.
         networks = {place.driver for places in state.attached.values() for place in places}
         networks.update(record.drivers["network"] for record in state.registry if "network" in record.drivers)
+        # A start that was cut short between its reservations may hold one of a driver that no row names.
+        with suppress(FileNotFoundError), os.scandir(state.run / "network") as used:
+            networks.update(entry.name for entry in used)
         self._adopt()
         for record in list(state.registry):
             try:
