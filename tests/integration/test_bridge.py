@@ -64,7 +64,7 @@ def ip(engine: Engine, container: str, what: str) -> str:
 
 
 def reaches(engine: Engine, container: str, address: str) -> bool:
-    return execute(engine, container, "/bin/busybox", "ping", "-c", "1", "-W", "1", address).code == 0
+    return execute(engine, container, "/bin/busybox", "ping", "-c", "1", "-W", "10", address).code == 0
 
 
 def address_in(engine: Engine, network: str, container: str) -> str:

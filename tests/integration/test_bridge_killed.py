@@ -49,8 +49,13 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> int:
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_at_a_step(engine_dirs: EngineDirs, steps: int, place: int, victim: str) -> None:
     prepare(engine_dirs)
-    done = live(engine_dirs, 1 + steps * place // 1000, victim)
-    assert done.returncode == (-9 if victim == "engine" else 0), done.stderr
+    step = 1 + steps * place // 1000
+    done = live(engine_dirs, step, victim)
+    if victim == "shim" or done.returncode == 0:  # a life of fewer steps than the one that was counted
+        assert done.returncode == 0, done.stderr
+        assert victim == "shim" or int(done.stdout) < step
+    else:
+        assert done.returncode == -9, done.stderr
     own = Path("/proc/self/ns/net").stat().st_ino
     with wherry.Engine(root=engine_dirs.root, run=engine_dirs.run) as engine:
         engine.doctor(repair=True)

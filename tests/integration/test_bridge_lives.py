@@ -26,7 +26,7 @@ def start(engine: Engine, name: str, script: str, **wishes: object) -> Container
 def reached(number: int) -> bool:
     """Whether the published port serves."""
     try:
-        with socket.create_connection(("127.0.0.1", number), 5) as sock:
+        with socket.create_connection(("127.0.0.1", number), BOUND) as sock:
             sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
             return b"200 OK" in sock.recv(4096)
     except OSError:

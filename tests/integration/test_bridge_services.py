@@ -75,7 +75,7 @@ def refused(engine: Engine, client: str, where: str) -> bool:
 def host_gets(where: str, number: int) -> str:
     """What a process of the host gets by HTTP."""
     try:
-        with socket.create_connection((where, number), 5) as sock:
+        with socket.create_connection((where, number), BOUND) as sock:
             sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
             said = b""
             while piece := sock.recv(4096):
@@ -298,9 +298,9 @@ def test_ports_are_published_where_they_can_be(engine: Engine) -> None:
 
 def test_out_by_the_hosts_address(engine: Engine, machine: Outside) -> None:
     client = start(engine, "client", network="six")
-    said = execute(engine, client.id, "/bin/busybox", "ping", "-c", "1", "-W", "5", OUTSIDE)
+    said = execute(engine, client.id, "/bin/busybox", "ping", "-c", "1", "-W", "10", OUTSIDE)
     assert said.code == 0, said.out
-    assert execute(engine, client.id, "/bin/busybox", "ping", "-c", "1", "-W", "5", OUTSIDE6).code == 0
+    assert execute(engine, client.id, "/bin/busybox", "ping", "-c", "1", "-W", "10", OUTSIDE6).code == 0
 
 
 def test_networks_are_apart(engine: Engine) -> None:

@@ -67,7 +67,7 @@ def test_ports(wherry: Any) -> None:
 
     def served() -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", number), 5) as sock:
+            with socket.create_connection(("127.0.0.1", number), 30) as sock:
                 sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
                 return b"200 OK" in sock.recv(4096)
         except OSError:
