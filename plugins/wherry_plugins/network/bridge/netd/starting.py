@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wherry import __version__
-from wherry.api import Context, Plan, Stdio, Unavailable
+from wherry.api import Context, Plan, Stdio, TaskState, Unavailable
+from wherry.linux import pidfd
 from wherry.oci import steps
 
 #: What netd's interpreter runs. The packages above it are stand-ins: their own modules would bring the whole contract along.
@@ -116,13 +117,25 @@ class Starter:
         return ""
 
     def await_end(self) -> None:
-        """Until the shim has seen its end: a hub can't be removed before."""
+        """Until its process is gone; where it is in a hub, until the shim has seen that: the hub can't be removed before."""
         end = time.monotonic() + PATIENCE
-        ours = f"{self._context.id}.netd."  # one that an engine before this one has started, too
-        while any(task.status != "stopped" and task.id.startswith(ours) for task in self._context.shim.list()):
+        while any(self._hub or _lives(task) for task in self._tasks()):
             if time.monotonic() > end:
                 raise Unavailable("netd", "it does not end", f'see "{self.log}"')
             time.sleep(0.002)
+
+    def _tasks(self) -> list[TaskState]:
+        """That one, and such as an engine before this one has started."""
+        ours = f"{self._context.id}.netd."
+        return [task for task in self._context.shim.list() if task.status != "stopped" and task.id.startswith(ours)]
+
+
+def _lives(task: TaskState) -> bool:
+    """A shim that has followed a lost one takes some seconds to tell an end that it did not see."""
+    try:
+        return pidfd.start_time(task.pid) == task.start_time
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
