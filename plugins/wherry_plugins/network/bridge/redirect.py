@@ -17,7 +17,7 @@ TABLE, CHAIN = "wherry-names", "output"
 _PORT = 53
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0xA00, 0xA02, 0xA03, 0xA06
 _BEGIN, _END = 0x10, 0x11
-_REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
+_REQUEST, _ACK, _EXCL, _CREATE, _APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
 _IPV4 = 2  # NFPROTO_IPV4
 _LOCAL_OUT = 3
 _NETWORK, _TRANSPORT = 1, 2  # where a payload's offset counts from
@@ -35,12 +35,7 @@ def exchange(fd: int, address: str, ports: dict[int, int]) -> None:
     name = _text(1, TABLE)
     hook = _be32(1, _LOCAL_OUT) + _be32(2, 0)
     chain = name + _text(3, CHAIN) + _nest(4, hook) + _text(7, "filter")
-    messages = [
-        (_NEWTABLE, _CREATE, name),
-        (_DELTABLE, 0, name),  # what an engine before this one has written: the first line makes that this succeeds
-        (_NEWTABLE, _CREATE, name),
-        (_NEWCHAIN, _CREATE, chain),
-    ]
+    messages = [(_NEWCHAIN, _CREATE, chain)]
     for kind, number in ports.items():
         protocol, checksum = _PROTOCOLS[socket.SocketKind(kind)]
         for at, port, old, new in ((_DESTINATION, 2, _PORT, number), (_SOURCE, 0, number, _PORT)):
@@ -63,13 +58,18 @@ def exchange(fd: int, address: str, ports: dict[int, int]) -> None:
             messages.append((_NEWRULE, _CREATE | _APPEND, _text(1, TABLE) + _text(2, CHAIN) + _nest(4, expressions)))
     with socket.socket(fileno=fd) as sock:
         sock.settimeout(30)
-        _send(sock, messages)
+        try:
+            _send(sock, [(_NEWTABLE, _CREATE | _EXCL, name), *messages], 0)
+        except FileExistsError:
+            # An engine before this one has written them. Taking a table away costs the kernel some milliseconds.
+            _send(sock, [(_DELTABLE, 0, name), (_NEWTABLE, _CREATE | _EXCL, name), *messages], 100)
 
 
-def _send(sock: socket.socket, messages: Iterable[tuple[int, int, bytes]]) -> None:
-    """One transaction. The kernel acknowledges each message or names the first that it refuses, and then does none."""
+def _send(sock: socket.socket, messages: Iterable[tuple[int, int, bytes]], number: int) -> None:
+    """One transaction. The kernel acknowledges each message or tells which ones it refuses, and then does none. number: below those
+    of its messages, and above those of a transaction before it on the same socket."""
     batch = struct.pack(">BBH", 0, 0, 10)  # NFNL_SUBSYS_NFTABLES
-    data, number, waiting = _message(_BEGIN, _REQUEST, 0, batch), 0, set()
+    data, waiting = _message(_BEGIN, _REQUEST, number, batch), set()
     for type, flags, body in messages:
         number += 1
         waiting.add(number)
@@ -80,7 +80,7 @@ def _send(sock: socket.socket, messages: Iterable[tuple[int, int, bytes]]) -> No
         while len(said) >= 20:
             length, type, _flags, sequence, _port, code = struct.unpack_from("=IHHIIi", said)
             said = said[(length + 3) & ~3 :]
-            if type == 2 and code:  # NLMSG_ERROR
+            if type == 2 and code and sequence in waiting:  # NLMSG_ERROR
                 raise OSError(-code, os.strerror(-code), "rules of the resolver")
             waiting.discard(sequence)
 
