@@ -5,6 +5,7 @@ The catalogue is that of container runtimes' CVEs; the number stands with each t
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -240,6 +241,80 @@ def test_standard_streams_are_no_directories_twin(box: Box, tmp_path: Path) -> N
     assert from_directory(box, tmp_path, patch=twin).output == SECRET
 
 
+# hooks of the image's
+
+
+def by_hook(box: Box, **twin: Any) -> dict[str, str]:
+    """What a program of the image that runs as a startContainer hook is, by its own status."""
+    (box.rootfs / "inside").write_text("#!/bin/sh\ncat /proc/self/status >&2\n")
+    (box.rootfs / "inside").chmod(0o755)
+    box.process["user"] = {"uid": 1000, "gid": 1000}
+    box.process["noNewPrivileges"] = True
+    box.spec["hooks"] = {"startContainer": [{"path": "/inside"}]}
+    result = box.run("true", **twin)
+    assert result.error is None
+    return dict(line.split(":\t", 1) for line in result.output.splitlines() if ":\t" in line)
+
+
+def rights(found: dict[str, str]) -> tuple[str, int, str, str]:
+    return found["Uid"].split()[0], int(found["CapEff"], 16), found["NoNewPrivs"], found["Seccomp"]
+
+
+def test_a_hook_in_the_container_may_what_the_container_may(box: Box) -> None:
+    assert rights(by_hook(box)) == ("1000", 0, "1", "2")
+
+
+def test_a_hook_in_the_container_may_what_the_container_may_twin(box: Box) -> None:
+    def early(steps: list[list[Any]]) -> None:
+        (hooks,) = (step for step in steps if step[0] == "hooks")
+        steps.remove(hooks)
+        steps.insert(next(index for index, step in enumerate(steps) if step[0] == "created") + 1, hooks)
+
+    uid, effective, *_rest = rights(by_hook(box, change=early))
+    assert uid == "0"
+    assert effective & 1 << 21  # CAP_SYS_ADMIN of the host's
+
+
+# propagation
+
+
+_SHARED_HOST = """
+mount --make-rshared / && cat /proc/self/mountinfo > "$0/before" && "$@"; code=$?
+cat /proc/self/mountinfo > "$0/after"; exit $code
+"""
+
+
+def mounted_on_the_host(box: Box, **twin: Any) -> tuple[Result, list[str]]:
+    """A run on a host whose mounts are shared, as systemd has them: what came of it, and what is mounted there now."""
+    where = str(box.directory)
+    wrapper = ("unshare", "--mount", "--propagation", "private", "sh", "-c", _SHARED_HOST, where)
+    result = box.run("cat", "/proc/self/mountinfo", wrapper=wrapper, **twin)
+    texts = [(box.directory / name).read_text() for name in ("before", "after")]
+    before, after = ({line.split()[0] for line in text.splitlines()} for text in texts)
+    assert before
+    return result, sorted(after - before)
+
+
+@pytest.mark.parametrize("wanted", ["shared", "rshared", "private", "unbindable"])
+def test_propagation_of_the_root_is_not_the_host_s(box: Box, wanted: str) -> None:
+    box.linux["rootfsPropagation"] = wanted
+    result, more = mounted_on_the_host(box)
+    assert (result.error, more) == (None, [])
+    (root,) = (line.split(" - ")[0] for line in result.output.splitlines() if line.split()[4] == "/")
+    assert ("shared:" in root, "unbindable" in root) == ("shared" in wanted, wanted == "unbindable")
+
+
+def test_propagation_of_the_root_is_not_the_host_s_twin(box: Box) -> None:
+    """The container's root is mounted over the host's."""
+
+    def shared(steps: list[list[Any]]) -> None:
+        (step,) = (step for step in steps if step[0] == "propagation")
+        step[1] = 1 << 20
+
+    _result, more = mounted_on_the_host(box, change=shared)
+    assert more
+
+
 # exec
 
 
@@ -330,6 +405,28 @@ def test_users_that_only_look_like_numbers(box: Box, name: str) -> None:
 def test_unknown_users(box: Box) -> None:
     refused(as_user(box, "nobody-here"), "Invalid", "nobody-here")
     refused(as_user(box, "worker:nogroup"), "Invalid", "nogroup")
+
+
+def with_groups(box: Box, **twin: Any) -> Result:
+    """A shim whose starter is in a group, and a filter of the user's own that refuses to leave it."""
+    profile = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["setgroups", "setgroups32"], "action": "SCMP_ACT_ERRNO"}],
+    }
+    box.seccomp = json.dumps(profile)
+    box.process["user"] = {"uid": 1000, "gid": 1000}
+    return box.run("cat", "/proc/self/status", wrapper=("setpriv", "--groups", "0,27"), **twin)
+
+
+def test_groups_of_the_starter_stay_outside(box: Box) -> None:
+    result = with_groups(box)
+    assert result.error is not None
+    assert result.error["what"] == "identity"
+
+
+def test_groups_of_the_starter_stay_outside_twin(box: Box) -> None:
+    result = with_groups(box, patch={"wherry.oci.execute_process._KEEPS_GROUPS": True})
+    assert "Groups:\t0 27 \n" in result.output
 
 
 def make_fifo(path: Path, _canary: Path) -> None:

@@ -141,8 +141,9 @@ def container(
         flags = propagation(wanted) if wanted else 0
     except KeyError:
         raise SpecError(f'rootfsPropagation "{wanted}"', "no such propagation") from None
-    # the host's mounts are let go of after the change of root; until then nothing of ours must reach them
-    add(s.Propagation(linux_mount.MS_SLAVE if not flags else flags & ~linux_mount.MS_REC))
+    # whatever is wished for the container's own mounts comes with the change of root: until then the tree is the host's, and in a
+    # shared one the container's root would be mounted over the host's as well
+    add(s.Propagation(linux_mount.MS_SLAVE))
     add(place_root)
     result.steps += tree.placed
     if nodes:
@@ -252,9 +253,6 @@ def _tail(
     umask = (process.get("user") or {}).get("umask")
     add(s.Umask(0o022 if umask is None else _number(umask, 0, 0o7777, "umask")))
     add(s.Created())
-    if hooks and (wanted := (spec.get("hooks") or {}).get("startContainer")):
-        listed = reading.hooks(wanted, "startContainer")
-        add(s.Hooks("startContainer", listed, json.dumps(reading.state(id, bundle, spec, "created"))))
     if label := process.get("apparmorProfile"):
         if not host.apparmor:
             raise SpecError(f'AppArmor profile "{label}"', "AppArmor is not on here")
@@ -274,6 +272,10 @@ def _tail(
             add(loaded)
     add(s.Signals())
     add(s.Chdir(_cwd(process)))
+    if hooks and (wanted := (spec.get("hooks") or {}).get("startContainer")):
+        # these programs are the image's: they may do what its own may, no more
+        listed = reading.hooks(wanted, "startContainer")
+        add(s.Hooks("startContainer", listed, json.dumps(reading.state(id, bundle, spec, "created"))))
     add(s.Execute())
 
 

@@ -281,7 +281,8 @@ def identity(child: Child, effective: int, permitted: int, inheritable: int, amb
     try:
         os.setgroups(child.groups)
     except PermissionError:
-        if not _KEEPS_GROUPS and child.groups not in ([], [child.gid]):
+        # a filter of the user's own may refuse it: the groups of whoever started the shim are not for the container
+        if not _KEEPS_GROUPS and not set(os.getgroups()).issubset(child.groups):
             raise
     except OSError as error:
         if error.errno != errno.EINVAL:
