@@ -259,6 +259,7 @@ def test_a_failing_newuidmap_is_told(wherry: Wherry, place: Path) -> None:
         (f"wherrytest:{rootless.UID - 10}:1000\n", "overlap"),
         ("wherrytest:x:1\n", "is not NAME"),
     ],
+    ids=["root's", "overlap", "no-number"],  # the user's id differs between processes
 )
 def test_wrong_ranges_are_told(wherry: Wherry, text: str, cause: str) -> None:
     for name in ("subuid", "subgid"):
