@@ -13,6 +13,7 @@ import socket
 from wherry.linux import process
 from wherry.linux.loop import Loop
 from wherry.shim.boot import Options
+from wherry.shim.immortal import immortalize
 from wherry.shim.ledger import Ledger
 from wherry.shim.server import Shim
 from wherry.shim.supervise import protect
@@ -24,6 +25,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 def main(fd: int) -> None:
     """fd is the options' memfd. Never returns."""
+    immortalize()
     process.set_dumpable(False)
     _tame_malloc()
     process.set_name("wherry-shim")
