@@ -1,5 +1,5 @@
 """Switches of the kernel, in the network namespace that netd is in (Documentation/networking/ip-sysctl.rst): whether it routes between
-links at all, and whether frames within a bridge pass the packet filter.
+links at all, whether frames within a bridge pass the packet filter, and whether the host believes routers there.
 """
 
 from __future__ import annotations
@@ -43,6 +43,18 @@ def enable(subnets: Iterable[str]) -> None:
             sys.stderr.write(f"{path}: set to 1, so that containers reach what is outside\n")
         except OSError as error:
             sys.stderr.write(f"{path}: {error.strerror}\n")
+
+
+def believe_no_router(interface: str) -> None:
+    """Has the host ignore IPv6 router advertisements from a bridge: a container may send them, and would become its way out."""
+    path = f"/proc/sys/net/ipv6/conf/{interface}/accept_ra"
+    try:
+        with open(path, "w") as file:
+            file.write("0")
+    except FileNotFoundError:  # without IPv6
+        pass
+    except OSError as error:
+        sys.stderr.write(f"{path}: {error.strerror}\n")
 
 
 def leave_frames_alone() -> None:

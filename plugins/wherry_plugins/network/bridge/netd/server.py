@@ -150,6 +150,7 @@ class Server:
     def _network(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
         network = Network(message["network"])
         before = self._networks.get(network.name)
+        forwarding.believe_no_router(network.interface)  # each time: the bridge may be a new one
         if before is None or before.record != network.record:
             if not network.internal:
                 forwarding.enable(network.subnets)
