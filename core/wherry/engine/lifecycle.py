@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from wherry.api import Container, Event, Exit, FailedPrecondition, InUse, NotFound, RunRequest, Stdio
 from wherry.engine import signals
@@ -13,7 +14,7 @@ from wherry.engine.names import new_id
 from wherry.engine.records import Gate, Record
 from wherry.engine.starting import Starting
 from wherry.engine.state import State, attributes
-from wherry.engine.undo import Undo
+from wherry.engine.undo import Undo, attempt
 
 KILL = 9
 #: After SIGKILL an end comes at once, unless a process hangs in the kernel.
@@ -175,13 +176,19 @@ class Lifecycle:
             if record.status != before:
                 raise FailedPrecondition(f'container "{record.name}"', f"is not {before}: it is {record.status}")
             isolation = state.isolation(record)
-            if after == "paused":
-                isolation.pause(record.id)
-            else:
-                isolation.resume(record.id)
-            with state.database.transaction() as tx:
-                tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(status=after), record.id))
-                tx.event("task.paused" if after == "paused" else "task.resumed", record.id, attributes(record))
+            turn, back = isolation.pause, isolation.resume
+            if after == "running":
+                turn, back = back, turn
+            turn(record.id)
+            try:
+                with state.database.transaction() as tx:
+                    tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(status=after), record.id))
+                    tx.event("task.paused" if after == "paused" else "task.resumed", record.id, attributes(record))
+            except BaseException:
+                failures: list[tuple[str, Exception]] = []
+                attempt(failures, "isolation." + back.__name__, partial(back, record.id))
+                state.report(failures, f"undo of {turn.__name__} of container {record.id[:12]}")
+                raise
             record.apply({"status": after})
 
     def _tell(self, topic: str, record: Record, **more: object) -> None:

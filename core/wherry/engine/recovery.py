@@ -59,7 +59,7 @@ class Recovery:
         # A start that was cut short between its reservations may hold one of a driver that no row names.
         with suppress(FileNotFoundError), os.scandir(state.run / "network") as used:
             networks.update(entry.name for entry in used)
-        self._adopt()
+        tasks.update(self._adopt())
         for record in list(state.registry):
             try:
                 self._settle(record, tasks)
@@ -68,15 +68,17 @@ class Recovery:
         self.sweep(networks, ended=True)
         self._ending.follow()
 
-    def _adopt(self) -> None:
-        """Has each isolation driver in use find again what it made."""
+    def _adopt(self) -> Tasks:
+        """Has each isolation driver in use find again what it made. It knows more of it than the shim: whether it is paused."""
         state = self._state
+        found: Tasks = {}
         for id in sorted({record.drivers.get("isolation", "") for record in state.registry} - {""}):
             try:
-                for _task in state.kernel.driver("isolation", id).adopt():
-                    pass
+                for task in state.kernel.driver("isolation", id).adopt():
+                    found[task.id, task.exec_id] = task
             except (Error, OSError) as error:
                 log.error("isolation driver {}: adopt failed: {}", id, error)
+        return found
 
     def _settle(self, record: Record, tasks: Tasks) -> None:
         task = tasks.get((record.id, ""))
@@ -100,8 +102,14 @@ class Recovery:
         elif task.status == "stopped":
             # Its event may be covered by no ack and come again: by then this record is not live and it is passed over.
             self._ending.ended(record, task.exit or Exit(None, time.time_ns()))
-        elif task.pid and task.pid != record.pid:
-            record.apply({"pid": task.pid})
+        else:
+            if task.pid and task.pid != record.pid:
+                record.apply({"pid": task.pid})
+            status: str = task.status
+            if record.status == "paused":
+                status = self._state.isolation(record).state(record.id).status
+            if status in ("running", "paused") and status != record.status:
+                record.apply({"status": status})  # the engine ended between the deed and its row
 
     def _settle_places(self, record: Record) -> None:
         """A connect that was broken off is taken back: nobody was told of it."""
