@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from support.running import execute
-from wherry.api import AttachRequest, Engine, FailedPrecondition, NetworkConfig, RunRequest
+from wherry.api import AlreadyExists, AttachRequest, Engine, FailedPrecondition, Invalid, NetworkConfig, RunRequest
 from wherry.testing import NetworkHarness
 from wherry_plugins.network.bridge import wherry_network
 from wherry_plugins.network.bridge.hub import Hub
+from wherry_plugins.network.bridge.links import Links
 
 
 @pytest.fixture
@@ -64,3 +65,52 @@ def test_a_bridge_that_is_gone_is_made_anew(engine: Engine) -> None:
         engine.remove(container.id, force=True)
     engine.remove_network("lab")
     assert engine.doctor() == ()
+
+
+def hosts_own_bridge(engine: Engine) -> None:
+    """Somebody makes a bridge by a name that a network is to have, and that no container has needed yet."""
+    engine.create_network(NetworkConfig("lab", options={"interface": "lab0"}))
+    subprocess.run(["ip", "link", "add", "lab0", "type", "bridge"], check=True, timeout=30)
+    try:
+        with pytest.raises(AlreadyExists, match='interface "lab0"'):
+            engine.run(RunRequest("host:/bin/busybox", ("/bin/busybox", "true"), network="lab"))
+        engine.remove_network("lab")
+        assert "lab0" in links()
+    finally:
+        subprocess.run(["ip", "link", "delete", "lab0"], check=False, timeout=30, capture_output=True)
+
+
+def test_a_bridge_of_the_hosts_own_is_left_alone(engine: Engine) -> None:
+    hosts_own_bridge(engine)
+    assert engine.doctor() == ()
+
+
+def test_twin_nobody_looks_whose_bridge_it_is(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Links, "_foreign", staticmethod(lambda rtnl, shape: False))
+    with pytest.raises(pytest.fail.Exception):
+        hosts_own_bridge(engine)
+
+
+def test_two_networks_with_one_bridge(engine: Engine) -> None:
+    """It would have no walls between them."""
+    engine.create_network(NetworkConfig("one", options={"interface": "lab0"}))
+    with pytest.raises(AlreadyExists, match='"lab0": is that of network "one"'):
+        engine.create_network(NetworkConfig("two", options={"interface": "lab0"}))
+    engine.remove_network("one")
+    engine.create_network(NetworkConfig("two", options={"interface": "lab0"}))
+    engine.remove_network("two")
+
+
+@pytest.mark.parametrize("name", ["br%d", "br*", 'x"y', "a:b", "a b", "-a", "", "x" * 16])
+def test_a_name_that_the_kernel_or_nft_reads_otherwise(engine: Engine, name: str) -> None:
+    with pytest.raises(Invalid, match="not the name of an interface"):
+        engine.create_network(NetworkConfig("lab", options={"interface": name}))
+
+
+@pytest.mark.parametrize(
+    "subnet",
+    ["127.0.0.0/8", "127.8.0.0/16", "126.0.0.0/7", "0.0.0.0/0", "224.1.0.0/16", "::/0", "fe80::/64", "ff02::/64"],
+)
+def test_a_subnet_that_is_not_for_hosts(engine: Engine, subnet: str) -> None:
+    with pytest.raises(Invalid, match="not for the addresses of hosts"):
+        engine.create_network(NetworkConfig("lab", subnets=(subnet,)))

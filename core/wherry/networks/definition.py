@@ -9,6 +9,9 @@ from attrs import evolve
 from wherry.api import InUse, Invalid, NetworkConfig
 from wherry.networks import addresses as ip
 
+#: Whose addresses mean the machine itself or its link, whoever asks (RFC 1122, RFC 4291).
+_LOCAL = {4: ip.subnet("127.0.0.0/8"), 6: ip.subnet("fe80::/10")}
+
 
 def fill(
     config: NetworkConfig,
@@ -40,6 +43,10 @@ def fill(
 
 def _check(subnets: Sequence[ip.Network], others: Sequence[tuple[str, ip.Network]]) -> None:
     for one in subnets:
+        if not one.prefixlen or one.is_multicast or one.overlaps(_LOCAL[one.version]):
+            raise Invalid(
+                f'subnet "{one}"', "is not for the addresses of hosts", "take a private one, such as 10.9.0.0/24"
+            )
         for name, other in others:
             if ip.overlap(one, other):
                 raise InUse(f'subnet "{one}"', f'overlaps {other} of network "{name}"')

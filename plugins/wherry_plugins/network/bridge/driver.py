@@ -84,9 +84,17 @@ class BridgeNetwork:
         with self._lock:
             if config.name == DEFAULT or self._store.network(config.name) is not None:
                 raise AlreadyExists(f'network "{config.name}"', "there is one of that name")
-            if options.interface and self._links.exists(options.interface):
-                raise AlreadyExists(f'interface "{options.interface}"', "the host has one of that name")
+            if options.interface:
+                self._free(options.interface)
             return self._define(config).config
+
+    def _free(self, interface: str) -> None:
+        """AlreadyExists where somebody else's link has that name, or another network is to have it."""
+        for stored in self._store.networks():
+            if self._interface(stored.config) == interface:
+                raise AlreadyExists(f'interface "{interface}"', f'is that of network "{stored.config.name}"')
+        if self._links.exists(interface):
+            raise AlreadyExists(f'interface "{interface}"', "the host has one of that name")
 
     def _define(self, config: NetworkConfig, chosen: bool = False) -> Stored:
         """Fills the config and keeps it. chosen: choose the subnets, though there are some."""
@@ -201,7 +209,7 @@ class BridgeNetwork:
     def _down(self, config: NetworkConfig) -> None:
         self._up.pop(config.name, None)
         self._services.netd.forget_network(config.name)
-        self._links.delete(self._interface(config))
+        self._links.down(self._shape(config))
 
     # places
 
@@ -334,4 +342,5 @@ class BridgeNetwork:
         if self._hub.sandbox_id:
             self._hub.remove()
         else:
-            self._links.delete(*map(self._interface, configs))
+            for config in configs:
+                self._links.down(self._shape(config))

@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import frozen
 
-from wherry.api import Context, FailedPrecondition
+from wherry.api import AlreadyExists, Context, FailedPrecondition
 from wherry.networks import addresses as ip
 from wherry.networks import interfaces, netlink
 from wherry.networks.netlink import ADD, Rtnl
@@ -68,7 +68,7 @@ class Links:
     # bridges
 
     def up(self, shape: Shape) -> int:
-        """The bridge with its addresses; its index. What is there already is left as it is."""
+        """The bridge with its addresses; its index. What is there already is left as it is. AlreadyExists: it is not ours."""
         mac = ip.mac_of(ip.address(shape.gateways[0]))
         with self._hub.rtnl() as rtnl:
             kind = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})
@@ -76,7 +76,8 @@ class Links:
             try:
                 rtnl.ask((netlink.NEWLINK, ADD, wish, f"bridge {shape.interface}"))
             except FileExistsError:
-                pass
+                if self._foreign(rtnl, shape):
+                    raise AlreadyExists(f'interface "{shape.interface}"', "the host has one of that name") from None
             index = rtnl.index(shape.interface)
             if not shape.six:
                 interfaces.without_link_local(rtnl, index)
@@ -94,6 +95,25 @@ class Links:
                     (netlink.SETLINK, 0, netlink.link(index=index, up=True), f"bridge {shape.interface}"),
                 )
             return index
+
+    @staticmethod
+    def _foreign(rtnl: Rtnl, shape: Shape) -> bool:
+        """Whether somebody else made that link, after the name was chosen. A name made up here is ours alone; for the user's, a
+        bridge of ours has the hardware address that it was made with."""
+        if shape.interface.startswith(BRIDGE):
+            return False
+        found = [
+            one for one in rtnl.dump(netlink.GETLINK, netlink.link()) if one.get_attr("IFLA_IFNAME") == shape.interface
+        ]
+        mac = ip.mac_of(ip.address(shape.gateways[0]))
+        return any(one.get_attr("IFLA_ADDRESS") != mac for one in found)
+
+    def down(self, shape: Shape) -> None:
+        """The bridge goes, unless it is somebody else's."""
+        with self._hub.rtnl() as rtnl:
+            foreign = self._foreign(rtnl, shape)
+        if not foreign:
+            self.delete(shape.interface)
 
     def exists(self, name: str) -> bool:
         with self._hub.rtnl() as rtnl:
