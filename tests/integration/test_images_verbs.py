@@ -313,6 +313,15 @@ def test_an_index_gives_the_platform_asked_for(tmp_path: Path) -> None:
         assert {digest(A), digest(B)} <= {info.digest for info in made.drivers.store.walk()}
 
 
+def test_an_image_of_one_platform_is_for_no_other(tmp_path: Path) -> None:
+    source = archive(tmp_path, "one.tar", [A], "one:1")
+    with world(tmp_path / "w") as made:
+        for _ in range(2):  # not here, and here
+            with pytest.raises(NotFound, match=r"nothing for the platform linux/s390x; it has: linux/amd64"):
+                made.images.ensure(source, made.drivers, "linux/s390x")
+            assert made.images.ensure(source, made.drivers, "amd64") == made.images.ensure(source, made.drivers)
+
+
 def test_the_store_is_readable_for_skopeo(tmp_path: Path) -> None:
     with world(tmp_path / "w") as made:
         made.images.load(archive(tmp_path, "x", [A, B], "x:1"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.cli import FakeEngine, absent, call, container, image
-from wherry.api import ContainerUse, DiskUsage, GcReport, ImageUse, LayerFile, LayerUse, VolumeUse
+from wherry.api import ContainerUse, Descriptor, Digest, DiskUsage, GcReport, ImageUse, LayerFile, LayerUse, VolumeUse
 from wherry_plugins.frontend.cli.commands.images import _like
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -256,3 +256,16 @@ def test_filters_of_images() -> None:
     assert out[0].split()[:3] == ["REPOSITORY", "TAG", "DIGEST"]
     assert "sha256:" + "b" * 64 in out[1]
     assert call(engine, "images", "--filter", "until=soon")[0] == 125
+
+
+def test_one_image_that_two_manifests_name() -> None:
+    names = ("docker.io/library/busybox:1", "docker.io/library/busybox:2", "127.0.0.1:5000/my/busybox@" + A)
+    images = (image(names=names), image(names=("docker.io/library/other:1",), target=Descriptor("x", Digest(A), 1)))
+    engine = FakeEngine(images=images, image=lambda name: images[0])
+    assert [found["names"] for found in json.loads(call(engine, "images", "--json")[1])] == [
+        list(names),
+        ["docker.io/library/other:1"],
+    ]
+    (document,) = json.loads(call(engine, "image", "inspect", "busybox")[1])
+    digest = images[0].target.digest
+    assert document["RepoDigests"] == [f"busybox@{digest}", f"127.0.0.1:5000/my/busybox@{digest}"]

@@ -128,6 +128,8 @@ def test_paths_are_the_clients(tmp_path: Path) -> None:
         (["rn"], ['command "rn"', 'did you mean "run"']),
         (["rm"], ["it needs at least one CONTAINER"]),
         (["exec", "web"], ["it needs at least one COMMAND; see"]),
+        (["pull"], ["it needs [TRANSPORT:]REFERENCE"]),
+        (["tag", "a"], ["it needs NAME[:TAG]; see"]),
         (["tag", "a", "b", "c"], ['it takes no argument "c"']),
         (["image", "lss"], ['"wherry image" has no such command']),
         (["logs", "--tail", "x", "web"], ["neither a number of lines"]),

@@ -167,6 +167,7 @@ def test_no_platform_fits() -> None:
     with pytest.raises(NotFound):
         choose([target("application/vnd.example", platform="linux/amd64")], "linux/amd64", "image")
     assert split(host_platform())[0] == "linux"
+    assert split("arm64") == split("linux/arm64/v8")
 
 
 # -- configs ---------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from wherry.spec.distribution import (
     choose,
     host_platform,
     parse_target,
+    split,
 )
 from wherry.spec.document import DOCUMENT_MAX, parse
 from wherry.spec.image import ImageConfig, parse_config
@@ -52,9 +53,10 @@ class Documents:
         self._parsed: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
     def content(self, store: Store, target: Descriptor, platform: str) -> Content:
-        """The image for a platform ("" is this machine's). NotFound where a document is not in the store or no entry fits."""
+        """The image for a platform. "" is this machine's, or that of an image which has but one. NotFound where a document is not in
+        the store or no entry fits."""
         key = (target.digest, platform)
-        return self._once(key, lambda: self._content(store, target, platform or host_platform(), 0))
+        return self._once(key, lambda: self._content(store, target, platform, 0))
 
     def target(self, store: Store, target: Descriptor) -> Manifest | Index:
         """The parsed manifest or index."""
@@ -96,9 +98,13 @@ class Documents:
         if isinstance(document, Index):
             if depth >= _INDEX_DEPTH:
                 raise Invalid(f'image "{target.digest}"', "is an index of indexes without end")
-            item = choose(document.manifests, platform, f'image "{target.digest}"')
+            item = choose(document.manifests, platform or host_platform(), f'image "{target.digest}"')
             return self._content(store, item, platform, depth + 1)
         config = parse_config(read(store, document.config), document.config)
+        if platform and not depth and split(config.platform)[:2] != split(platform)[:2]:  # no index has said what it is
+            raise NotFound(
+                f'image "{target.digest}"', f"has nothing for the platform {platform}", f"it has: {config.platform}"
+            )
         if len(config.diff_ids) != len(document.layers):
             raise Invalid(
                 f'image "{target.digest}"',

@@ -166,8 +166,11 @@ _DEFAULT_VARIANT = {"arm64": "v8", "arm": "v7"}
 
 
 def split(platform: str) -> tuple[str, str, str]:
-    """(os, architecture, variant) in the words of GOOS and GOARCH; "arm64" and "arm64/v8" are the same."""
-    system, _, rest = platform.lower().partition("/")
+    """(os, architecture, variant) in the words of GOOS and GOARCH; "arm64" and "arm64/v8" are the same. An architecture by itself
+    is that of linux."""
+    system, slash, rest = platform.lower().partition("/")
+    if platform and not slash:
+        system, rest = "linux", system
     architecture, _, variant = rest.partition("/")
     architecture = _ARCHITECTURES.get(architecture, architecture)
     if variant == _DEFAULT_VARIANT.get(architecture) or (architecture == "amd64" and variant == "v1"):

@@ -146,7 +146,7 @@ class Command(click.Command):
         """Operands to arguments; only the last one may take several."""
         see = f'see "{ctx.command_path} --help"'
         for param in self.operands:
-            name = (param.metavar or str(param.name).upper()).split()[0].strip("[].")
+            name = (param.metavar or str(param.name).upper()).split()[0].removesuffix("...")
             if param.nargs == -1:
                 if param.required and not words:
                     raise Invalid(f'command "{ctx.command_path}"', f"it needs at least one {name}", see)

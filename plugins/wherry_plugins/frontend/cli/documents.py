@@ -9,16 +9,25 @@ from wherry.spec.reference import familiar
 from wherry_plugins.frontend.cli.human import iso
 
 
+NONE = "<none>"
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """(repository, tag, digest) of a full reference, the default registry left out as docker does."""
+    name, _, digest = familiar(name).partition("@")
+    repository, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:
+        repository, tag = name, NONE
+    return repository, tag, digest
+
+
 def image_document(image: ImageInfo) -> dict[str, Any]:
     """As docker's, from the image's config; Size is that of the blobs."""
     config = dict(image.config)
     return {
         "Id": image.id,
         "RepoTags": [familiar(name) for name in image.names if "@" not in name],
-        "RepoDigests": [
-            f"{familiar(name.partition('@')[0].rpartition(':')[0] or name)}@{image.target.digest}"
-            for name in image.names
-        ],
+        "RepoDigests": list(dict.fromkeys(f"{split_name(name)[0]}@{image.target.digest}" for name in image.names)),
         "Created": iso(image.created),
         "Size": image.size,
         "Os": config.get("os", image.platform.partition("/")[0]),

@@ -12,7 +12,7 @@ from attrs import asdict, frozen
 from wherry.api import ContainerUse, DiskUsage, ImageUse, VolumeUse
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, option
-from wherry_plugins.frontend.cli.commands.images import NONE, split_name
+from wherry_plugins.frontend.cli.documents import NONE, split_name
 from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
 from wherry_plugins.frontend.cli.session import Session
 

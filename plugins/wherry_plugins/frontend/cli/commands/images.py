@@ -12,14 +12,13 @@ import click
 from attrs import asdict, frozen
 
 from wherry.api import ImageInfo, Invalid
-from wherry.spec.reference import familiar
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, argument, option
+from wherry_plugins.frontend.cli.documents import NONE, split_name
 from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 
-NONE = "<none>"
 KEYS = ("dangling", "label", "reference", "before", "since", "until")
 
 
@@ -31,15 +30,6 @@ class Named:
     repository: str
     tag: str
     digest: str
-
-
-def split_name(name: str) -> tuple[str, str, str]:
-    """(repository, tag, digest) of a full reference, the default registry left out as docker does."""
-    name, _, digest = familiar(name).partition("@")
-    repository, colon, tag = name.rpartition(":")
-    if not colon or "/" in tag:
-        repository, tag = name, NONE
-    return repository, tag, digest
 
 
 def rows(images: tuple[ImageInfo, ...]) -> Iterator[Named]:
@@ -150,7 +140,7 @@ def command(
         repo, tag, _digest = split_name(repository)
         found = [row for row in found if row.repository == repo and tag in {NONE, row.tag}]
     if as_json:
-        unique = {row.image.id: row.image for row in found}
+        unique = {(row.image.id, row.digest): row.image for row in found}
         session.line(
             json.dumps([asdict(image) for image in unique.values()], indent=2, ensure_ascii=False, default=str)
         )
