@@ -8,7 +8,6 @@ from wherry.api import ImageInfo
 from wherry.spec.reference import familiar
 from wherry_plugins.frontend.cli.human import iso
 
-
 NONE = "<none>"
 
 
