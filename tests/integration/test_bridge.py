@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import wherry
-from support.running import execute, sh, until
+from support.running import execute, sh
 from wherry.api import (
     AlreadyExists,
     Engine,
@@ -19,8 +19,10 @@ from wherry.api import (
     Join,
     NetworkConfig,
     NotFound,
+    Port,
     RunRequest,
 )
+from wherry_plugins.network.bridge.driver import BridgeNetwork
 
 pytestmark = pytest.mark.shared
 IMAGE = "host:/bin/busybox,/bin/sh"
@@ -174,7 +176,7 @@ def test_connect_and_disconnect_while_it_runs(engine: Engine) -> None:
         engine.connect("one", Join("late"))
     engine.disconnect("one", "bridge")
     assert engine.container("one").networks == ("late",)
-    until(lambda: "eth0" not in ip(engine, one, "link"), 30)
+    assert "eth0" not in ip(engine, one, "link")
     assert reaches(engine, one, address_in(engine, "late", two))
     engine.connect("one", Join("bridge"))
     assert "eth0" in ip(engine, one, "link")
@@ -192,6 +194,30 @@ def test_connect_and_disconnect_while_it_runs(engine: Engine) -> None:
         ("network.detached", "bridge"),
         ("network.attached", "bridge"),
     ]
+
+
+def disconnected(engine: Engine) -> str:
+    """The links of a container that was disconnected from its only network."""
+    engine.create_network(NetworkConfig("late"))
+    one = stays(engine, "one", network="late", ports=(Port(80),))
+    engine.disconnect("one", "late")
+    return ip(engine, one, "link")
+
+
+def test_disconnect_is_done_when_it_returns(engine: Engine) -> None:
+    """Else a container goes on in a network that it has left, by an address that another one may have by then."""
+    assert "eth0" not in disconnected(engine)
+    assert engine.container("one").ports == ()
+    engine.connect("one", Join("late"))
+    assert engine.container("one").ports == ()
+
+
+def test_twin_disconnect_leaves_the_link_to_the_end_of_the_container(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wherry_plugins.network.bridge.links.LEAVE_SECONDS", 60.0)
+    monkeypatch.setattr(BridgeNetwork, "_runs", lambda driver, sandbox_id: False)
+    assert "eth0" in disconnected(engine)
 
 
 def test_connect_and_disconnect_while_it_does_not_run(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import evolve
 
-from wherry.api import AlreadyExists, Container, FailedPrecondition, Invalid, Join, NotFound, RunRequest
+from wherry.api import AlreadyExists, Container, FailedPrecondition, Invalid, Join, Network, NotFound, Port, RunRequest
 from wherry.engine.attaching import Attaching, joins, with_joins
 from wherry.engine.creation import Begun, Creation, must_not_be_removing
 from wherry.engine.places import Place, keep_places, pack_places, place_of
@@ -109,25 +109,41 @@ class Joining:
         state, record = self._state, begun.record
         places = state.attached.get(record.id, ())
         going = [place for place in places if place.network == name]
+        lost: tuple[Port, ...] = ()
         for place in going:
-            state.network(place.driver, record).detach(record.id, place.network)
-        self._settle(begun, tuple(place for place in places if place.network != name), wished)
+            driver = state.network(place.driver, record)
+            lost = self._published(driver, record, name)
+            driver.detach(record.id, place.network)
+        self._settle(begun, tuple(place for place in places if place.network != name), wished, lost)
         for place in going:
             state.tell("network.detached", record.id, {"network": place.network, "driver": place.driver})
 
-    def _settle(self, begun: Begun, places: tuple[Place, ...], wished: Sequence[Join]) -> None:
-        """Writes down where a running container is now, here and in its own files."""
+    @staticmethod
+    def _published(driver: Network, record: Record, network: str) -> tuple[Port, ...]:
+        """The ports that a container has by a network, which go with it; the next start publishes them by another one."""
+        if not record.ports:
+            return ()
+        found = [attachment.reservation for attachment in driver.inspect(network)[1]]
+        return tuple(port for one in found if one.request.sandbox_id == record.id for port in one.ports)
+
+    def _settle(
+        self, begun: Begun, places: tuple[Place, ...], wished: Sequence[Join], lost: tuple[Port, ...] = ()
+    ) -> None:
+        """Writes down where a running container is now, here and in its own files. lost: ports that it no longer has."""
         request = with_joins(begun.request, wished)
-        self._keep(begun.record, request, places)
+        self._keep(begun.record, request, places, lost)
         hostname = self._creation.hostname(begun, False)
         self._attaching.write_files(begun.record, request, hostname, False, places)
 
-    def _keep(self, record: Record, request: RunRequest, places: tuple[Place, ...] | None) -> None:
+    def _keep(
+        self, record: Record, request: RunRequest, places: tuple[Place, ...] | None, lost: tuple[Port, ...] = ()
+    ) -> None:
         """places None: it does not run, and what it is attached to stays as it is."""
         changes: dict[str, Any] = {}
         if places is not None:
             changes["networks"] = tuple(place.network for place in places)
             changes["addresses"] = tuple(address for place in places for address in place.addresses)
+            changes["ports"] = tuple(port for port in record.ports if port not in lost)
         with self._state.database.transaction() as tx:
             tx.execute(
                 "UPDATE containers SET data = ?, request = ? WHERE id = ?",

@@ -12,6 +12,7 @@ from wherry.api import (
     Attachment,
     AttachRequest,
     Context,
+    Error,
     FailedPrecondition,
     InUse,
     Invalid,
@@ -298,8 +299,19 @@ class BridgeNetwork:
         if place is None:
             return
         self._services.netd.forget(sandbox_id, network)
-        self._links.leave(place.link)
+        if self._runs(sandbox_id):  # it would stay in a network that it has left, by an address that others may get
+            self._links.delete(place.link)
+        else:
+            self._links.leave(place.link)
         self._store.release(sandbox_id, network)
+
+    def _runs(self, sandbox_id: str) -> bool:
+        """Whether the first container of a sandbox goes on; a shim that is gone knows of none."""
+        try:
+            tasks = list(self._context.shim.list(sandbox_id))
+        except (Error, OSError):
+            return False
+        return any(task.status in ("running", "paused") and not task.exec_id for task in tasks)
 
     def check(self, sandbox_id: str, network: str) -> None:
         config = self._known(network).config
