@@ -30,7 +30,7 @@ def test_a_networks_life(wherry: Any) -> None:
     assert wherry(
         "network", "inspect", "-f", "{{range .Containers}}{{.Name}} {{.IPv4Address}}{{end}}", "lab"
     ).stdout == ("one 10.70.0.200/24\n")
-    assert "is attached to it" in wherry("network", "rm", "lab", code=125).stderr
+    assert 'is used by container "one"; ' in wherry("network", "rm", "lab", code=125).stderr
     wherry("network", "create", "side")
     wherry("network", "connect", "--alias", "due", "side", "one")
     names = json.loads(wherry("inspect", "-f", "{{json .NetworkSettings.Networks}}", "one").stdout)

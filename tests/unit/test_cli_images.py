@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 
 from support.cli import FakeEngine, absent, call, container, image
-from wherry.api import ContainerUse, Descriptor, Digest, DiskUsage, GcReport, ImageUse, LayerFile, LayerUse, VolumeUse
+from wherry.api import (
+    ContainerUse,
+    Descriptor,
+    Digest,
+    DiskUsage,
+    GcReport,
+    ImageUse,
+    InUse,
+    LayerFile,
+    LayerUse,
+    NetworkConfig,
+    NetworkInfo,
+    VolumeUse,
+)
 from wherry_plugins.frontend.cli.commands.images import _like
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -225,6 +238,71 @@ def test_prune_asks() -> None:
     assert len(engine.called("remove_image")) == 1
     assert 'filter "unti"' in call(engine, "image", "prune", "-f", "--filter", "unti=1h")[2]
     assert "until" in call(engine, "image", "prune", "-f", "--filter", "until=soon")[2]
+
+
+def idle(**answers: Any) -> FakeEngine:
+    """What system prune finds: a container that runs and two that don't, a network in use and one that is not."""
+    containers = (
+        container(image_digest="sha256:" + "c" * 64),
+        container(id="1" * 64, status="stopped", labels={"keep": ""}, image_digest="sha256:" + "c" * 64),
+        container(id="2" * 64, status="created", created=1, image_digest="sha256:" + "c" * 64),
+    )
+    networks = [
+        NetworkInfo(name, "bridge", NetworkConfig(name), builtin=name == "bridge") for name in ("bridge", "busy", "lab")
+    ]
+    absent_or_used = {"busy": InUse('network "busy"', "is used")}
+
+    def remove_network(name: str) -> None:
+        if name in absent_or_used:
+            raise absent_or_used[name]
+
+    engine = prunable(networks=networks, remove_network=remove_network, prune_volumes=("old",), **answers)
+    engine.answers["containers"] = containers
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("argv", "went"),
+    [(["-f"], "12"), (["-f", "--filter", "label!=keep"], "2"), (["-f", "--filter", "until=2001-01-01"], "2")],
+)
+def test_container_prune(argv: list[str], went: str) -> None:
+    engine = idle()
+    code, out, _err = call(engine, "container", "prune", *argv)
+    assert code == 0
+    assert engine.called("remove") == [(digit * 64,) for digit in went]
+    assert out == "\n".join(
+        ["Deleted Containers:", *(digit * 64 for digit in went), "", "Total reclaimed space: 0B", ""]
+    )
+
+
+def test_system_prune() -> None:
+    engine = idle()
+    code, out, _err = call(engine, "system", "prune", "-af", "--volumes")
+    assert code == 0
+    assert engine.called("remove") == [("1" * 64,), ("2" * 64,)]
+    assert "Deleted Networks:\nlab\n\n" in out
+    assert "Deleted Volumes:\nold\n\n" in out
+    assert [args[0][7:9] for args in engine.called("remove_image")] == ["aa", "bb"]
+    assert out.endswith("deleted: sha256:dd\n\nTotal reclaimed space: 24B\n")
+
+    engine = idle()
+    call(engine, "system", "prune", "-f", "--filter", "label=keep")
+    assert engine.called("remove") == [("1" * 64,)]
+    assert [name for name, _args, _more in engine.calls if name in {"remove_network", "prune_volumes"}] == []
+    assert [args[0][7:9] for args in engine.called("remove_image")] == []
+
+
+def test_prunes_ask() -> None:
+    for command in (("container", "prune"), ("system", "prune")):
+        engine = idle()
+        assert "confirm it with --force" in call(engine, *command, stdin=b"y\n")[2]
+        terminal = {"tty": (True, True, True)}
+        assert "[y/N]" in call(engine, *command, stdin=b"n\n", **terminal)[1]
+        assert engine.called("remove") == []
+        assert "Total reclaimed space" in call(engine, *command, stdin=b"y\n", **terminal)[1]
+        assert 'filter "unti"' in call(engine, *command, "-f", "--filter", "unti=1h")[2]
+        assert "until" in call(engine, *command, "-f", "--filter", "until=soon")[2]
+        assert len(engine.called("remove")) == 2
 
 
 # -- images ----------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support.cli import Client, FakeEngine, absent, call, container, image
-from wherry.api import Bind, CommandNotFound, ExecRequest, Exit, InUse, LogLine, Port, RunRequest, Span, Stdio
+from wherry.api import Bind, CommandNotFound, ExecRequest, Exit, InUse, LogLine, Port, Progress, RunRequest, Span, Stdio
 
 
 def requested(*argv: str, **options: Any) -> RunRequest:
@@ -128,6 +128,7 @@ def test_paths_are_the_clients(tmp_path: Path) -> None:
         (["rn"], ['command "rn"', 'did you mean "run"']),
         (["rm"], ["it needs at least one CONTAINER"]),
         (["exec", "web"], ["it needs at least one COMMAND; see"]),
+        (["run", "-P", "--expose", "8080:80", "busybox"], ['option "--expose"', "is not PORT[-PORT]"]),
         (["pull"], ["it needs [TRANSPORT:]REFERENCE"]),
         (["tag", "a"], ["it needs NAME[:TAG]; see"]),
         (["tag", "a", "b", "c"], ['it takes no argument "c"']),
@@ -150,6 +151,33 @@ def test_bad_command_lines(argv: list[str], parts: list[str]) -> None:
     for part in parts:
         assert part in err
     assert not {"run", "create", "remove", "reset"} & {name for name, _args, _kwargs in engine.calls}
+
+
+def test_all_ports_of_an_image() -> None:
+    listening = image(config={"config": {"ExposedPorts": {"80/tcp": {}, "53/udp": {}, "8000-8001": {}}}})
+    argv = ("create", "-P", "-p", "8080:80", "--expose", "90", "busybox")
+    wanted = (Port(80, host_port=8080), Port(53, "udp"), Port(8000), Port(8001), Port(90))
+    engine = FakeEngine(image=listening)
+    assert call(engine, *argv)[0] == 0
+    assert engine.called("create")[0][0].ports == wanted
+    assert engine.called("pull") == []
+
+    def late(name: str) -> Any:
+        if name == "busybox":
+            raise absent("busybox")
+        return listening
+
+    engine = FakeEngine(
+        image=late,
+        pull=lambda reference, platform: (Progress(name, "done") for name in ["docker.io/library/busybox:latest"]),
+    )
+    assert call(engine, *argv)[0] == 0
+    assert engine.called("create")[0][0].ports == wanted
+    assert "there is none" in call(engine, *argv[:1], "--pull", "never", *argv[1:])[2]
+    engine = FakeEngine(image=image(config={"config": {"ExposedPorts": {"http": {}}}}))
+    assert "exposes what is no port" in call(engine, *argv)[2]
+    assert call(engine, "create", "--expose", "90", "busybox")[0] == 0
+    assert engine.called("create")[0][0].ports == ()
 
 
 def test_relative_path_without_a_directory() -> None:

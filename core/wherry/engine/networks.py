@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from wherry.api import AlreadyExists, Error, Invalid, Network, NetworkConfig, NetworkInfo, NotFound
+from wherry.api import AlreadyExists, Error, InUse, Invalid, Network, NetworkConfig, NetworkInfo, NotFound
 from wherry.engine.names import check_name
 from wherry.engine.places import network_id
 from wherry.engine.state import State
@@ -85,7 +85,18 @@ class Networks:
         if info.builtin:
             raise Invalid(f'network "{info.config.name}"', "is built in and can't be removed")
         with self._lock:
-            self._state.network(info.driver).remove(info.config.name)
+            try:
+                self._state.network(info.driver).remove(info.config.name)
+            except InUse:
+                names = sorted(filter(None, self.get(info.id).containers.values()))
+                if not names:
+                    raise  # by somebody who is no container here
+                users = ", ".join(f'"{name}"' for name in names)
+                raise InUse(
+                    f'network "{info.config.name}"',
+                    f"is used by container {users}",
+                    "stop what is in it, or take it out: wherry network disconnect NETWORK CONTAINER",
+                ) from None
         self._state.tell("network.removed", info.id, {"name": info.config.name, "driver": info.driver})
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from wherry.api import Bind, Invalid, RunRequest
+from wherry.api import Bind, Invalid, NotFound, Port, RunRequest
 from wherry_plugins.frontend.cli import values
 from wherry_plugins.frontend.cli.command import argument, option
 from wherry_plugins.frontend.cli.networking import wishes
@@ -68,6 +68,8 @@ _OPTIONS = (
         help="none, host, container:ID or a network; several: name=NAME,alias=...,ip=...",
     ),
     option("-p", "--publish", multiple=True, type=values.port, metavar="[IP:][HOST:]PORT", help="Publish a port", section="Network"),
+    option("-P", "--publish-all", is_flag=True, help="Publish all ports that the image exposes, each to a free one", section="Network"),
+    option("--expose", multiple=True, type=values.exposed, metavar="PORT", help="One more port for --publish-all", section="Network"),
     option("--network-alias", multiple=True, metavar="NAME", help="One more name in the network", section="Network"),
     option("--ip", multiple=True, metavar="ADDRESS", help="Wished address", section="Network"),
     option("--ip6", multiple=True, metavar="ADDRESS", help="Wished IPv6 address", section="Network"),
@@ -112,7 +114,9 @@ def build_request(
     mount: tuple[str, ...],
     tmpfs: tuple[Bind, ...],
     security_opt: tuple[str, ...],
-    publish: tuple[tuple[Any, ...], ...],
+    publish: tuple[tuple[Port, ...], ...],
+    publish_all: bool,
+    expose: tuple[tuple[Port, ...], ...],
     sysctl: tuple[tuple[str, str], ...],
     add_host: tuple[str, ...],
     log_driver: str,
@@ -136,6 +140,14 @@ def build_request(
     """The request. Options that go into it unchanged arrive in plain, under their names there. Invalid, OSError."""
     del cidfile  # written once there is an id
     no_new_privileges, seccomp = security(session, security_opt)
+    ports = tuple(one for group in publish for one in group)
+    if publish_all:
+        image_ports = exposed(session, session.reference(image), plain["platform"], pull)
+        known = {(port.container_port, port.protocol) for port in ports}
+        more = {
+            (one.container_port, one.protocol): one for one in (*image_ports, *(o for group in expose for o in group))
+        }
+        ports += tuple(one for key, one in more.items() if key not in known)
     return RunRequest(
         image=session.reference(image),
         command=command or None,
@@ -146,7 +158,7 @@ def build_request(
         mounts=mounts(session, volume, mount, tmpfs),
         no_new_privileges=no_new_privileges,
         seccomp=seccomp,
-        ports=tuple(one for group in publish for one in group),
+        ports=ports,
         sysctls=dict(sysctl),
         extra_hosts=tuple(map(_host, add_host)),
         log=log_driver,
@@ -162,6 +174,27 @@ def build_request(
         **wishes(network, network_alias, (*ip, *ip6), mac_address),
         **plain,
     )
+
+
+def exposed(session: Session, reference: str, platform: str, pull: str) -> tuple[Port, ...]:
+    """The ports that an image says it listens on, none of them with one of the host's. The image is fetched where it is not here."""
+    name = reference
+    try:
+        if pull == "always":
+            raise NotFound(f'image "{reference}"', "is to be fetched anew")
+        info = session.engine.image(reference)
+    except (NotFound, Invalid):
+        if pull == "never":
+            raise
+        from wherry_plugins.frontend.cli.commands.pull import fetch
+
+        name = fetch(session, session.engine.pull(reference, platform=platform), quiet=True)
+        info = session.engine.image(name)
+    texts = (info.config.get("config") or {}).get("ExposedPorts") or {}
+    try:
+        return tuple(port for text in sorted(texts) for port in values.exposed(text))
+    except ValueError as error:
+        raise Invalid(f'image "{name}"', f"exposes what is no port: {error}") from None
 
 
 def environment(session: Session, given: tuple[str, ...], files: tuple[str, ...]) -> tuple[str, ...]:

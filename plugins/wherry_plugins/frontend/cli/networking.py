@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from wherry.api import Invalid, Join, NetworkInfo
+from wherry.api import Invalid, Join, NetworkInfo, Port
+
+
+def addresses(port: Port) -> list[str]:
+    """Where a published port is to be had: "0.0.0.0:8080" and "[::]:8080" for every address."""
+    if not port.host_ip:
+        return [f"0.0.0.0:{port.host_port}", f"[::]:{port.host_port}"]
+    return [f"[{port.host_ip}]:{port.host_port}" if ":" in port.host_ip else f"{port.host_ip}:{port.host_port}"]
 
 
 def join(text: str) -> Join:

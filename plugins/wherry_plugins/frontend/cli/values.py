@@ -211,6 +211,13 @@ def port(text: str) -> tuple[Port, ...]:
     )
 
 
+def exposed(text: str) -> tuple[Port, ...]:
+    """--expose PORT[-PORT][/tcp|/udp]."""
+    if ":" in text:
+        raise ValueError(f'"{text}" is not PORT[-PORT][/tcp|/udp]')
+    return port(text)
+
+
 def _range(text: str, whole: str) -> tuple[int, ...]:
     first, dash, last = text.partition("-")
     try:

@@ -172,6 +172,20 @@ def rm(session: Session, *, force: bool, names: tuple[str, ...]) -> int:
     return each(session, names, remove)
 
 
+def remove_unused(session: Session, wanted: dict[str, list[str]]) -> list[str]:
+    """The names of networks that went: all that fit the filters and that no container is attached to."""
+    gone = []
+    for info in session.engine.networks():
+        if info.builtin or not chosen(session, info, wanted):
+            continue
+        try:
+            session.engine.remove_network(info.config.name)
+        except (InUse, NotFound, Invalid):  # used, gone, or kept by somebody else's file
+            continue
+        gone.append(info.config.name)
+    return gone
+
+
 @click.command("prune", cls=Command, help="Remove all networks that no container is attached to.")
 @option("-f", "--force", is_flag=True, help="Do not ask")
 @option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only those: label, name, driver ...")
@@ -185,16 +199,7 @@ def prune(session: Session, *, force: bool, filters: tuple[str, ...]) -> int:
         if next(session.pieces(64), b"").strip().lower() not in {b"y", b"yes"}:
             session.line("Nothing was removed.")
             return 1
-    gone = []
-    for info in session.engine.networks():
-        if info.builtin or not chosen(session, info, wanted):
-            continue
-        try:
-            session.engine.remove_network(info.config.name)
-        except (InUse, NotFound, Invalid):  # used, gone, or kept by somebody else's file
-            continue
-        gone.append(info.config.name)
-    if gone:
+    if gone := remove_unused(session, wanted):
         session.out("Deleted Networks:\n" + "".join(f"{name}\n" for name in gone))
     return 0
 

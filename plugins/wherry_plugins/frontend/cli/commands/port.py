@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import click
 
-from wherry.api import NotFound, Port
+from wherry.api import NotFound
 from wherry_plugins.frontend.cli.command import Command, argument
+from wherry_plugins.frontend.cli.networking import addresses
 from wherry_plugins.frontend.cli.session import Session
-
-
-def addresses(port: Port) -> list[str]:
-    """Where it is to be had: "0.0.0.0:8080" and "[::]:8080" for every address."""
-    if not port.host_ip:
-        return [f"0.0.0.0:{port.host_port}", f"[::]:{port.host_port}"]
-    return [f"[{port.host_ip}]:{port.host_port}" if ":" in port.host_ip else f"{port.host_ip}:{port.host_port}"]
 
 
 @click.command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from wherry.api import Error, FailedPrecondition, ImageInfo, Invalid
+from wherry.api import Container, Error, FailedPrecondition, ImageInfo, Invalid
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.nearest import hint
@@ -13,17 +13,19 @@ from wherry_plugins.frontend.cli.session import Session
 KEYS = ("dangling", "until", "label", "label!")
 
 
-def _matches(image: ImageInfo, filters: dict[str, list[str]], until: int) -> bool:
+def matches(thing: ImageInfo | Container, filters: dict[str, list[str]], until: int) -> bool:
+    """Whether the filters for labels hold, and it was made before until (ns since the epoch, 0: no matter)."""
+
     def has(text: str) -> bool:
         key, equals, value = text.partition("=")
-        return key in image.labels and (not equals or image.labels[key] == value)
+        return key in thing.labels and (not equals or thing.labels[key] == value)
 
-    if until and image.created >= until:
+    if until and thing.created >= until:
         return False
     return all(map(has, filters.get("label", ()))) and not any(map(has, filters.get("label!", ())))
 
 
-def _until(filters: dict[str, list[str]]) -> int:
+def limit(filters: dict[str, list[str]]) -> int:
     """ns since the epoch, 0 where none is given."""
     try:
         return min(map(values.moment, filters.get("until", ())), default=0)
@@ -34,15 +36,28 @@ def _until(filters: dict[str, list[str]]) -> int:
 def doomed(session: Session, filters: dict[str, list[str]], *, everything: bool) -> list[ImageInfo]:
     """Images without a name, or all that no container was made from."""
     used = {container.image_digest for container in session.engine.containers(all=True)}
-    until = _until(filters)
+    until = limit(filters)
     return [
         image
         for image in session.engine.images()
         if (everything or not image.names)
         and image.target.digest not in used
         and image.id not in used
-        and _matches(image, filters, until)
+        and matches(image, filters, until)
     ]
+
+
+def remove_images(session: Session, filters: dict[str, list[str]], *, everything: bool) -> tuple[list[str], int]:
+    """(what went, in docker's words, bytes of it that no image had)."""
+    lines: list[str] = []
+    for image in doomed(session, filters, everything=everything):
+        try:
+            lines += session.engine.remove_image(image.id, force=True)
+        except Error:
+            continue  # it got a container, or went, since it was listed
+    report = session.engine.gc()
+    lines += [f"Deleted: {digest}" for digest in report.blobs]
+    return [f"{line[0].lower()}{line[1:]}" for line in lines], report.bytes
 
 
 @click.command(
@@ -70,17 +85,9 @@ def command(session: Session, *, everything: bool, force: bool, filters: tuple[s
         if next(session.pieces(64), b"").strip().lower() not in {b"y", b"yes"}:
             return 0
     before = session.engine.disk_usage(images_only=True).layers
-    lines: list[str] = []
-    for image in doomed(session, wanted, everything=everything):
-        try:
-            lines += session.engine.remove_image(image.id, force=True)
-        except Error:
-            continue  # it got a container, or went, since it was listed
-    report = session.engine.gc()
-    lines += [f"Deleted: {digest}" for digest in report.blobs]
+    lines, orphans = remove_images(session, wanted, everything=everything)
     if lines:
-        session.line("Deleted Images:")
-        session.out("".join(f"{line[0].lower()}{line[1:]}\n" for line in lines) + "\n")
-    freed = max(before - session.engine.disk_usage(images_only=True).layers, 0) + report.bytes
+        session.out("Deleted Images:\n" + "".join(f"{line}\n" for line in lines) + "\n")
+    freed = max(before - session.engine.disk_usage(images_only=True).layers, 0) + orphans
     session.line(f"Total reclaimed space: {human.size(freed)}")
     return 0

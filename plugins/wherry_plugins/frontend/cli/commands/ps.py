@@ -13,6 +13,7 @@ from wherry.api import Container, Port
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
+from wherry_plugins.frontend.cli.networking import addresses
 from wherry_plugins.frontend.cli.session import Session
 from wherry_plugins.frontend.cli.template import method
 
@@ -38,13 +39,12 @@ def _cut(container: Container) -> str:
 
 
 def ports(found: tuple[Port, ...]) -> str:
-    """ "0.0.0.0:8080->80/tcp, 53/udp"."""
-    return ", ".join(
-        f"{port.host_ip or '0.0.0.0'}:{port.host_port}->{port.container_port}/{port.protocol}"  # noqa: S104 - shown, not bound
-        if port.host_port
-        else f"{port.container_port}/{port.protocol}"
-        for port in found
-    )
+    """ "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, 53/udp"."""
+    texts = []
+    for port in found:
+        inner = f"{port.container_port}/{port.protocol}"
+        texts += [f"{address}->{inner}" for address in addresses(port)] if port.host_port else [inner]
+    return ", ".join(texts)
 
 
 _FIELDS: dict[str, Callable[[Container], Any]] = {

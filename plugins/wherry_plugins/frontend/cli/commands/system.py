@@ -34,8 +34,8 @@ group = Group(
         "df": (f"{HERE}.df", "command", "System", "Show what images, containers and volumes take on disk"),
         "info": (f"{HERE}.info", "command", "System", "Print which drivers were chosen and why"),
         "events": (f"{HERE}.events", "command", "System", "Print what happens"),
-        "prune": (f"{HERE}.gc", "command", "System", "Remove what nothing refers to"),
+        "prune": (f"{HERE}.pruning", "system", "System", "Remove containers, networks and images that nothing uses"),
     },
-    help="Disk usage, reset, and other names of info, events and gc.",
+    help="Disk usage, reset, prune, and other names of info and events.",
     epilog="",
 )
