@@ -335,6 +335,27 @@ def test_a_joining_process_cannot_be_looked_into_twin(box: Box) -> None:
     assert "python" in seen
 
 
+def with_ptrace(box: Box) -> str:
+    """A container that may look into others; what it looks for."""
+    for names in box.process["capabilities"].values():
+        if names:
+            names.append("CAP_SYS_PTRACE")
+    return f"cat /proc/$x/root{box.directory}/canary || echo none; readlink /proc/$x/cwd"
+
+
+def test_a_joining_process_has_left_the_host_before_it_is_seen(box: Box, canary: Path) -> None:
+    """CAP_SYS_PTRACE opens /proc/PID/root of whoever is in its pid namespace: one that still has the host's would give that away."""
+    script = with_ptrace(box)
+    seen = box.joined(script, early=True)
+    assert SECRET not in seen
+    assert seen.endswith("none\n/\nlooked\n")
+
+
+def test_a_joining_process_has_left_the_host_before_it_is_seen_twin(box: Box, canary: Path) -> None:
+    script = with_ptrace(box)
+    assert SECRET in box.joined(script, early=True, remove=["pidns"])
+
+
 # keys
 
 

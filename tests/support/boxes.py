@@ -182,22 +182,22 @@ class Box:
         assert ended.returncode == 0, ended.stderr
         return Result(json.loads(ended.stdout))
 
-    def joined(self, script: str, *, dumpable: bool) -> str:
+    def joined(self, script: str, *, dumpable: bool = False, early: bool = False, remove: Sequence[str] = ()) -> str:
         """What a hostile first process says of one that joins its container: script is given the joining one's pid as $x.
 
-        dumpable: the vulnerable twin.
+        early: as soon as that can be seen, not right before its execve. dumpable and remove make the vulnerable twins.
         """
         self.process["args"] = ["sh", "-c", f"echo ready; read x; {{ {script}; }} 2>&1; echo looked; sleep 1000"]
         container = self.plan()
         made = compile.exec("box", self.spec, {**self.process, "args": ["true"]}, compile.Host())
         more = {**container, "argv": made.argv, "env": made.env, "flags": 0, "join": [], "idmap": {}}
-        more["steps"] = [step.encode() for step in made.steps]
+        more["steps"] = [step.encode() for step in made.steps if step.name not in remove]
         code = (
             f"import sys; sys.path[:0] = [{str(CORE)!r}, {str(Path(__file__).parent)!r}]; import joiner; joiner.main()"
         )
         ended = subprocess.run(
             [sys.executable, "-I", "-S", "-c", code],
-            input=json.dumps({"container": container, "exec": more, "dumpable": dumpable}),
+            input=json.dumps({"container": container, "exec": more, "dumpable": dumpable, "early": early}),
             capture_output=True,
             text=True,
             check=False,

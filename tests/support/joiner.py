@@ -1,7 +1,7 @@
 """A hostile first process that looks into one that joins its container, by ``wherry.oci.spawn`` as the shim would; JSON in, JSON out.
 
 The joining process stops right before its execve, when it has the container's own identity: whatever it still holds of the host
-is there to be read. "dumpable" makes the vulnerable twin.
+is there to be read. "early" has it stop as soon as it can be seen in the container. "dumpable" makes the vulnerable twin.
 """
 
 from __future__ import annotations
@@ -32,17 +32,25 @@ def _until(reader: int, text: bytes) -> bytes:
     return seen
 
 
-def _ready(held: Any, packets: int) -> socket.socket:
-    """Takes the child's packets up to "created" and lets it go on; ValueError for an error."""
+def _ready(held: Any, until: str) -> tuple[socket.socket, int]:
+    """Takes the child's packets up to the wanted one, "created" or "halted": (channel, its pid). ValueError for an error."""
     channel = socket.socket(fileno=held.channel)
     channel.settimeout(_SECONDS)
-    for _ in range(packets):
-        message = json.loads(channel.recv(1 << 16))
+    pid = held.pid
+    while True:
+        data, fds, _flags, _address = socket.recv_fds(channel, 1 << 16, 1)
+        for fd in fds:
+            os.close(fd)
+        message = json.loads(data)
         if "error" in message:
             raise ValueError(message["error"])
+        if "pid" in message:
+            pid = message["pid"]
+            os.waitpid(held.intermediate, 0)
         if "created" in message:
             channel.send(b"s")
-    return channel
+        if until in message:
+            return channel, pid
 
 
 def main() -> None:
@@ -57,23 +65,24 @@ def main() -> None:
     reader, writer = os.pipe()
     stdin, feed = os.pipe()
     first = spawn(task["container"], stdin=stdin, stdout=writer, stderr=writer, namespaces=fds)
-    second = None
+    pids = [first.pid]
     try:
-        _ready(first, 1)
+        _ready(first, "created")
         _until(reader, b"ready")
         plan = task["exec"]
-        index = next(number for number, step in enumerate(plan["steps"]) if step[0] == "execute")
-        plan["steps"].insert(index, ["halt"])
+        names = [step[0] for step in plan["steps"]]
+        early = names.index("pidns") + 1 if "pidns" in names else 0
+        plan["steps"].insert(early if task["early"] else names.index("execute"), ["halt"])
         second = spawn(plan, stdin=stdin, stdout=writer, stderr=writer, target=first.pidfd)
-        channel = _ready(second, 2)
-        status = Path(f"/proc/{second.pid}/status").read_text().splitlines()
+        channel, pid = _ready(second, "halted")
+        pids.insert(0, pid)
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
         inside = next(line.split()[-1] for line in status if line.startswith("NSpid"))
         os.write(feed, inside.encode() + b"\n")
         seen = _until(reader, b"looked")
         channel.send(b"h")
     finally:
-        for held in (second, first):
-            if held is not None:
-                os.kill(held.pid, 9)
-                os.waitpid(held.pid, 0)
+        for pid in pids:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
     sys.stdout.write(json.dumps({"seen": seen.decode("utf-8", "replace")}))

@@ -104,6 +104,13 @@ def test_an_exec_ends_like_a_start() -> None:
     assert names(compiled)[5:] == names(made())[-9:]
 
 
+def test_an_exec_is_seen_late_where_others_may_look() -> None:
+    for sets in ({"bounding": ["CAP_SYS_PTRACE"]}, {"permitted": ["CAP_SYS_PTRACE"]}):
+        spec = {**SPEC, "process": {**SPEC["process"], "capabilities": sets}}
+        compiled = compile.exec("id", spec, SPEC["process"], compile.Host())
+        assert names(compiled)[:4] == ["cgroup", "enter", "pidns", "setsid"]
+
+
 def test_steps_are_frozen_data_that_travel() -> None:
     for step in made().steps:
         read: Step = step

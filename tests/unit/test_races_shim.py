@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import json
 import os
@@ -127,6 +128,25 @@ def a_child_that_cannot_be_looked_at(child: subprocess.Popen[bytes], monkeypatch
         theirs.close()
         ours.close()
     return reply
+
+
+def scores_given_back(monkeypatch: pytest.MonkeyPatch, *, protected: bool) -> list[int]:
+    """The pids whose score of the OOM killer was reset, when a child's pid comes by a packet: it was born of another one."""
+    given: list[int] = []
+    monkeypatch.setattr(module, "reset_oom", given.append)
+    monkeypatch.setattr(module.pidfd, "open", lambda _pid: -1)
+    tasks, task = Tasks(shim()), Task("c", "", "")
+    task.protected = protected
+    tasks._said(task, {"pid": os.getpid()}, array.array("i"))
+    return given
+
+
+def test_a_child_of_an_intermediate_is_not_spared_by_the_oom_killer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scores_given_back(monkeypatch, protected=True) == [os.getpid()]
+
+
+def test_twin_a_child_whose_plan_says_its_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scores_given_back(monkeypatch, protected=False) == []
 
 
 def test_a_child_that_is_to_go_is_not_told_as_created(

@@ -22,6 +22,7 @@ from wherry.oci.tree import Host, MountLike, Tree, id_map
 
 __all__ = ["Compiled", "Host", "container", "exec", "id_maps"]
 
+_PTRACE = "CAP_SYS_PTRACE"
 _SHARED_TYPES = {"network": "net", "ipc": "ipc", "uts": "uts"}
 
 
@@ -299,6 +300,12 @@ def _number(value: object, low: int, high: int, what: str) -> int:
     return value
 
 
+def _ptrace(spec: Mapping[str, Any]) -> bool:
+    """Whether a container's processes may look into others: one that joins must not be seen there while it still is the host's."""
+    sets = (spec.get("process") or {}).get("capabilities") or {}
+    return _PTRACE in (sets.get("bounding") or ()) or _PTRACE in (sets.get("permitted") or ())
+
+
 def exec(id: str, spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) -> Compiled:
     """The plan of one more process in a running container; spec is the container's own."""
     _unsupported({"process": process})
@@ -306,13 +313,15 @@ def exec(id: str, spec: Mapping[str, Any], process: Mapping[str, Any], host: Hos
     own = _namespaces(spec)
     flags = ns.NEWNS
     for kind in own:
-        if kind != "pid":  # the shim has entered it: this process was born there
+        if kind != "pid":  # in which this process was born, or is born again
             flags |= ns.TYPES[kind][0]
     add = result.steps.append
     add(s.Cgroup())
     if process.get("oomScoreAdj") is not None:
         add(s.OomScore(_number(process["oomScoreAdj"], -1000, 1000, "oomScoreAdj")))
     add(s.Enter(flags))
+    if "pid" in own and _ptrace(spec):
+        add(s.PidNamespace())
     add(s.Setsid())
     add(s.User(*reading.user(process)))
     if process.get("terminal"):

@@ -95,8 +95,11 @@ def userns(child: Child) -> None:
 
 
 def pidns(child: Child) -> None:
-    """The pid namespace of a sandbox or of a running container, for a shim that could not come back from it: a second process is
-    born there."""
+    """The pid namespace of a sandbox or of a running container: a second process is born there.
+
+    For a shim that could not come back from it; and where whoever is there already may look into others (CAP_SYS_PTRACE), as the
+    second process has nothing of the host's any more: neither its root nor its working directory.
+    """
     _second(child, child.flags)
 
 
@@ -104,7 +107,7 @@ def _second(child: Child, flags: int) -> None:
     """Returns in a second process, this one's sibling, whose pid and pidfd the shim has been told; this one ends."""
     if child.pidns >= 0:
         namespaces.setns(child.pidns, namespaces.NEWPID)
-        if child.pidns != child.target:  # an exec enters the others by the same pidfd
+        if child.pidns != child.target:  # whose other namespaces are still to be entered
             os.close(child.pidns)
         child.pidns = -1
     wait, release = os.pipe()
@@ -132,7 +135,8 @@ def _drop_groups() -> None:
 def enter(child: Child, flags: int) -> None:
     """exec: all other namespaces of the container's first process at once, by its pidfd; its root becomes ours."""
     namespaces.setns(child.target, flags)
-    os.close(child.target)
+    if child.target != child.pidns:  # which a second process still enters by the same pidfd
+        os.close(child.target)
     child.target = -1
     if flags & namespaces.NEWUSER:
         _drop_groups()
@@ -374,6 +378,7 @@ STEPS: dict[str, Function] = {
     "cgroup": cgroup,
     "join": join,
     "userns": userns,
+    "pidns": pidns,
     "enter": enter,
     "unshare": unshare,
     "timens": timens,

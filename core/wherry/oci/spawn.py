@@ -15,10 +15,10 @@ Packets to the child: ``b"s"`` starts it. ``b"m"`` is not needed: id maps are wr
 the shim's privileges.
 
 **User namespaces.** A step "userns" means that the cloned process is an intermediate, which makes the real one as its sibling
-(CLONE_PARENT). So it is, too, where the shim is in a user namespace of its own and the pid namespace is another one's: from there
-the shim itself could not come back (pid_namespaces(7)). ``Held.pid`` is then 0 and pidfd -1 until the packet ``{"pid": n}`` arrives,
-with the pidfd by SCM_RIGHTS; the intermediate's own pid is ``Held.intermediate``, and the shim reaps it (status 0; else an error
-packet came, and there is no real one).
+(CLONE_PARENT). So does a step "pidns", which is put in where the shim is in a user namespace of its own and the pid namespace is
+another one's: from there the shim itself could not come back (pid_namespaces(7)). ``Held.pid`` is then 0 and pidfd -1 until the
+packet ``{"pid": n}`` arrives, with the pidfd by SCM_RIGHTS; the intermediate's own pid is ``Held.intermediate``, and the shim reaps
+it (status 0; else an error packet came, and there is no real one).
 """
 
 from __future__ import annotations
@@ -205,14 +205,15 @@ def spawn(
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, theirs = pair[0].detach(), pair[1].detach()
         child.channel = theirs
-        two_stage = any(step[0] == "userns" for step in child.program)
+        names = [step[0] for step in child.program]
+        two_stage = "userns" in names or "pidns" in names
         pid_namespace = child.namespaces.pop("pid", target)
         if pid_namespace >= 0:
             child.flags &= ~ns.NEWPID  # the members of a sandbox share one
-            if userns.confined():
+            if "pidns" in names or userns.confined():
                 child.pidns, pid_namespace = pid_namespace, -1
                 if not two_stage:
-                    child.program.insert(1, _SECOND)
+                    child.program.insert(names.index("enter") + 1 if "enter" in names else 1, _SECOND)
                     two_stage = True
             else:
                 _enter_pid_namespace(pid_namespace)

@@ -114,6 +114,12 @@ class Enter(Step):
     name, words = "enter", "setns(pidfd, {0:#x})"
 
 
+class PidNamespace(Step):
+    """Be born again in the pid namespace of the target or the sandbox."""
+
+    name, words = "pidns", "setns(pidfd, pid namespace), second clone3"
+
+
 class Join(Step):
     """(types): namespaces of the sandbox and of nsfs paths; a missing one is an error."""
 

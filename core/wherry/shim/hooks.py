@@ -9,6 +9,7 @@ import signal
 
 from wherry.linux import pidfd
 from wherry.shim.reaper import Reaper
+from wherry.shim.supervise import reset_oom
 from wherry.shim.wire import Fault
 
 TYPE_CHECKING = False
@@ -74,6 +75,7 @@ class HookRun:
             return
         finally:
             os.close(stdin)
+        reset_oom(pid)
         self._late = False
         self._pidfd = pidfd.open(pid)
         self._timer = self._loop.later(float(hook.get("timeout") or _TIMEOUT), self._expired)

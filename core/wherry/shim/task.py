@@ -33,7 +33,7 @@ class Task:
 
     __slots__ = (
         "channel", "code", "error", "exec_id", "foreign", "forgotten", "held", "hooks", "id", "oom", "owed", "pid", "pidfd",
-        "sandbox_id", "size", "starting", "start_time", "status", "stopped_at", "streams", "user", "waiting",
+        "protected", "sandbox_id", "size", "starting", "start_time", "status", "stopped_at", "streams", "user", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: str, exec_id: str, sandbox_id: str) -> None:
@@ -48,6 +48,7 @@ class Task:
         self.code: int | None = None
         self.stopped_at = 0
         self.oom = False
+        self.protected = False  # its plan leaves it the shim's own score of the OOM killer
         self.starting = False
         self.forgotten = False
         self.foreign = False  # not a child of ours

@@ -138,6 +138,7 @@ class Tasks:
             raise
         child.close()
         task.streams = streams
+        task.protected = not any(step[0] == "oom_score" for step in plan.get("steps") or ())
         self.add(task)
         if streams is not None and not streams.terminal:
             self._shim.keeper.add(streams)
@@ -146,8 +147,6 @@ class Tasks:
             self._shim.loop.add(task.channel.fileno(), IN, lambda _events: self._packet(task))
         if task.pid:
             self._found(task)
-            if not any(step[0] == "oom_score" for step in plan.get("steps") or ()):
-                reset_oom(task.pid)
         if task.channel is None:
             self._note(task)
             self._answer(reply, task)
@@ -156,6 +155,8 @@ class Tasks:
         """The pid is known."""
         with contextlib.suppress(ProcessLookupError):
             task.start_time = pidfd.start_time(task.pid)
+        if task.protected:
+            reset_oom(task.pid)
         self._shim.reaper.expect(task.pid, self._ended, task, handle=task.pidfd)
 
     def _adopt_plan(self, task: Task, plan: dict[str, Any]) -> None:
