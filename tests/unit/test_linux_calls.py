@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,3 +154,25 @@ def test_layout_prefers_v1_where_v2_lacks_the_controllers() -> None:
     assert cgroup.Layout({}, "/u", ["memory", "pids"]).unified is True
     assert cgroup.Layout({"memory": "/m"}, "/u", ["memory"]).unified is False
     assert cgroup.Layout({}, "", []).available() is False
+
+
+def without_devices(directory: Path, rules: list[dict[str, Any]]) -> None:
+    """A group on a host that mounts no hierarchy of the devices controller."""
+    (directory / "memory").mkdir()
+    layout = cgroup.Layout({"memory": str(directory / "memory")}, "", ())
+    try:
+        cgroup1.Group1(layout, "/wherry-x/c", {}).create({"devices": rules})
+    finally:
+        assert list((directory / "memory").glob("*/*")) == (
+            [directory / "memory/wherry-x/c"] if rules[0]["allow"] else []
+        )
+
+
+def test_rules_for_devices_hold_or_are_refused(tmp_path: Path) -> None:
+    """Else a container could make the node of any device, a disk's, and open it."""
+    with pytest.raises(FileNotFoundError, match="controller devices is not mounted"):
+        without_devices(tmp_path, [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "access": "m"}])
+
+
+def test_rules_for_devices_that_allow_all_need_nobody(tmp_path: Path) -> None:
+    without_devices(tmp_path, [{"allow": True, "access": "rwm"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import json
 import os
@@ -21,7 +22,8 @@ from wherry.engine import link as links
 from wherry.engine.link import Link
 from wherry.engine.shim import ShimClient
 from wherry.linux import framing
-from wherry.shim import server
+from wherry.linux.loop import Loop
+from wherry.shim import server, supervise
 from wherry.shim import tasks as module
 from wherry.shim.server import Shim
 from wherry.shim.streams import Streams
@@ -318,3 +320,41 @@ def test_a_bad_descriptor_is_its_own_requests_fault() -> None:
 def test_twin_a_bad_descriptor_taken_for_a_lost_shim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "_OWN_FAULT", frozenset())
     assert isinstance(in_flight_beside_a_bad_descriptor(), ConnectionResetError)
+
+
+# another's engine
+
+
+def restarted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A restart, while an engine that a lost shim had started ends by itself just before it is told to; what was done about it."""
+    gone = subprocess.Popen(["/bin/true"])
+    handle = os.pidfd_open(gone.pid)
+    gone.wait(BOUND)
+    done: list[str] = []
+    loop = Loop()
+    options = SimpleNamespace(python="python", config="", run="/nowhere")
+    made = supervise.Supervisor(options, loop, SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr(made, "_other", lambda: gone.pid)
+    monkeypatch.setattr(made, "_start", lambda: done.append("started"))
+    monkeypatch.setattr(supervise.pidfd, "open", lambda _pid: handle)
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            made.engine(Said(), restart=True)  # type: ignore[arg-type]
+            loop.turn()
+        if not done:
+            made.engine(Said(), restart=True)  # type: ignore[arg-type]  # whoever asks again
+    finally:
+        if not done:  # else it has been closed
+            os.close(handle)
+        loop.close()
+    return done
+
+
+def test_an_engine_that_ends_before_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert restarted(monkeypatch)[:1] == ["started"]
+
+
+def test_twin_an_engine_that_ends_before_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The restart never comes to its end, nor does any later one."""
+    monkeypatch.setattr(supervise, "signal_if_there", supervise.pidfd.send_signal)
+    assert restarted(monkeypatch) == []

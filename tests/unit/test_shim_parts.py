@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wherry.shim import arena, compact
+from wherry.shim import arena, compact, launch
 from wherry.shim.ledger import Ledger
 from wherry.shim.output import boundary
 from wherry.shim.sink import HEAD, LogFile, encode_json, encode_local, timestamp
@@ -205,3 +205,34 @@ def test_compact_json_refuses_what_json_does() -> None:
         "except TypeError: raise SystemExit(0)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def launched(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start in a run directory that is ours, by a link that is another user's; Reached once it is taken for good."""
+    (directory / "ours").mkdir(mode=0o700)
+    (directory / "link").symlink_to("ours")
+    os.chown(directory / "link", 1000, 1000, follow_symlinks=False)
+
+    def reached(_run: str) -> int:
+        raise Reached
+
+    monkeypatch.setattr(launch, "lock", reached)
+    launch.launch(launch.Place(["--run", str(directory / "link"), "--root", str(directory / "root")]))
+
+
+class Reached(Exception):
+    pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a link away")
+def test_a_run_directory_by_another_s_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner could lead it to a socket of their own a moment later."""
+    with pytest.raises(RuntimeError, match="belongs to user 1000"):
+        launched(tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a link away")
+def test_a_run_directory_by_another_s_link_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.os, "lstat", os.stat)
+    with pytest.raises(Reached):
+        launched(tmp_path, monkeypatch)

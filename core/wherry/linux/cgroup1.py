@@ -110,11 +110,11 @@ class Group1(cgroup.Group):
             write(f"{self._join('hugetlb')}/hugetlb.{entry['pageSize']}.limit_in_bytes", str(entry["limit"]))
 
     def _devices(self, rules: Any, fresh: bool) -> None:
-        path = self._controllers.get("devices")
-        if path is None or not rules:
+        if not rules:
             return
         if fresh and len(rules) == 1 and rules[0].get("allow") and not rules[0].get("type"):
             return  # a new group allows what its parent does
+        path = self._join("devices")  # or an error: without it the container could make and use the node of any device
         files = {
             allow: os.open(f"{path}/devices.{name}", os.O_WRONLY | os.O_CLOEXEC)
             for allow, name in ((True, "allow"), (False, "deny"))

@@ -105,9 +105,12 @@ def launch(place: Place) -> None:
     """Returns when a shim answers. OSError, RuntimeError (what the shim itself said), IdMapError."""
     run = place.values["run"]
     os.makedirs(run, 0o700, exist_ok=True)
-    owner = os.stat(run).st_uid
-    if owner != os.geteuid():
-        raise RuntimeError(f'run directory "{run}": belongs to user {owner}; name another with --run')
+    for owner in (
+        os.lstat(run).st_uid,
+        os.stat(run).st_uid,
+    ):  # a link to it, too: whose it is may lead it elsewhere later
+        if owner != os.geteuid():
+            raise RuntimeError(f'run directory "{run}": belongs to user {owner}; name another with --run')
     maps = idmaps.own(os.getuid(), os.getgid(), login_name()) if os.geteuid() else None
     held = lock(run)
     end = time.monotonic() + _PATIENCE

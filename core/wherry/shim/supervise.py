@@ -239,8 +239,8 @@ class Supervisor:
         except ProcessLookupError:
             self._other_ended(-1)
             return
-        pidfd.send_signal(handle, signal.SIGTERM)
-        timer = self._loop.later(_STOP, lambda: pidfd.send_signal(handle, signal.SIGKILL))
+        signal_if_there(handle, signal.SIGTERM)
+        timer = self._loop.later(_STOP, lambda: signal_if_there(handle, signal.SIGKILL))
 
         def ended(_events: int) -> None:
             timer.cancel()
@@ -259,6 +259,12 @@ class Supervisor:
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)  # our child, reaped by this thread alone
+
+
+def signal_if_there(handle: int, number: int) -> None:
+    """To a process by its pidfd; one that has ended is not an error: its descriptor says so to who waits."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd.send_signal(handle, number)
 
 
 def dup_above(fd: int, least: int) -> int:
