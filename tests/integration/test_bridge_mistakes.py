@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,38 @@ def test_a_bridge_that_is_gone_is_made_anew(engine: Engine) -> None:
         engine.remove(container.id, force=True)
     engine.remove_network("lab")
     assert engine.doctor() == ()
+
+
+def test_a_bridge_that_is_gone_for_several_starts_at_once(engine: Engine) -> None:
+    """The first one makes it anew; for the others it is there then, and not the one they knew."""
+    engine.create_network(NetworkConfig("lab", options={"interface": "lab0"}))
+    request = RunRequest("host:/bin/busybox", ("/bin/busybox", "sleep", "1000"), network="lab")
+    engine.run(request)
+    subprocess.run(["ip", "link", "delete", "lab0"], check=True, timeout=30)
+    with ThreadPoolExecutor(4) as pool:
+        made = [one.result(60) for one in [pool.submit(engine.run, request) for _ in range(4)]]
+    assert all(one.status == "running" for one in made)
+
+
+def test_a_bridge_that_somebody_made_anew(engine: Engine) -> None:
+    """By the same name and hardware address: it is taken for ours."""
+    engine.create_network(NetworkConfig("lab", options={"interface": "lab0"}))
+    request = RunRequest("host:/bin/busybox", ("/bin/busybox", "sleep", "1000"), network="lab")
+    engine.run(request)
+    shown = subprocess.run(["ip", "-j", "link", "show", "lab0"], check=True, timeout=30, capture_output=True)
+    mac = json.loads(shown.stdout)[0]["address"]
+    for words in (("delete", "lab0"), ("add", "lab0", "address", mac, "type", "bridge")):
+        subprocess.run(["ip", "link", *words], check=True, timeout=30)
+    second = engine.run(request)
+    gateway = engine.network("lab").config.gateways[0]
+    assert execute(engine, second.id, "/bin/busybox", "ping", "-c", "1", "-W", "10", gateway).code == 0
+
+
+def test_of_two_that_remove_a_network_one_finds_none(engine: Engine) -> None:
+    engine.create_network(NetworkConfig("lab"))
+    with ThreadPoolExecutor(2) as pool:
+        errors = [one.exception(60) for one in [pool.submit(engine.remove_network, "lab") for _ in range(2)]]
+    assert sorted(type(error).__name__ for error in errors) == ["NoneType", "NotFound"]
 
 
 def hosts_own_bridge(engine: Engine) -> None:

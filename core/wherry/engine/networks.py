@@ -81,10 +81,10 @@ class Networks:
         return evolve(info, config=config, attachments=attachments, containers=names)
 
     def remove(self, name: str) -> None:
-        info = self._find(name)
-        if info.builtin:
-            raise Invalid(f'network "{info.config.name}"', "is built in and can't be removed")
-        with self._lock:
+        with self._lock:  # of two at once the second one finds nothing
+            info = self._find(name)
+            if info.builtin:
+                raise Invalid(f'network "{info.config.name}"', "is built in and can't be removed")
             try:
                 self._state.network(info.driver).remove(info.config.name)
             except InUse:

@@ -94,7 +94,7 @@ class BridgeNetwork:
         for stored in self._store.networks():
             if self._interface(stored.config) == interface:
                 raise AlreadyExists(f'interface "{interface}"', f'is that of network "{stored.config.name}"')
-        if self._links.exists(interface):
+        if self._links.index(interface):
             raise AlreadyExists(f'interface "{interface}"', "the host has one of that name")
 
     def _define(self, config: NetworkConfig, chosen: bool = False) -> Stored:
@@ -174,7 +174,7 @@ class BridgeNetwork:
             if name in self._up:
                 return stored.config
             shape = self._shape(stored.config)
-            if stored.chosen and self._store.in_use(name) is None and not self._links.exists(shape.interface):
+            if stored.chosen and self._store.in_use(name) is None and not self._links.index(shape.interface):
                 stored = self._chosen_again(stored, shape)
                 shape = self._shape(stored.config)
             index = self._links.up(shape)
@@ -270,13 +270,15 @@ class BridgeNetwork:
 
     def _plug(self, place: Place, config: NetworkConfig) -> None:
         key = (place.sandbox_id, place.network)
+        bridge = self._bridge(config)
         try:
-            self._links.plug(place, self._shape(config), self._bridge(config))
+            self._links.plug(place, self._shape(config), bridge)
         except OSError:
             with self._lock:
-                if self._links.exists(self._interface(config)):
+                if self._links.index(self._interface(config)) == bridge:
                     raise
-                self._up.pop(config.name, None)  # somebody took the bridge away
+                if self._up.get(config.name) == bridge:  # else it is known already that somebody took the bridge away
+                    del self._up[config.name]
             self._links.plug(place, self._shape(config), self._bridge(config))
         self._tell(place, self._claims.get(key))
         if (claims := self._claims.pop(key, None)) is not None:

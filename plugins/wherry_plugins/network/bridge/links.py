@@ -115,9 +115,10 @@ class Links:
         if not foreign:
             self.delete(shape.interface)
 
-    def exists(self, name: str) -> bool:
+    def index(self, name: str) -> int:
+        """0 when there is no such link."""
         with self._hub.rtnl() as rtnl:
-            return interfaces.index_of(rtnl, name) > 0
+            return interfaces.index_of(rtnl, name)
 
     def delete(self, *names: str) -> None:
         """Links of the hub; one that is gone is passed over."""
