@@ -30,9 +30,8 @@ def test_the_tour_prints_what_it_shows(engine_dirs: EngineDirs, tmp_path: Path) 
                 assert done.returncode == 0, command
         assert (tmp_path / "start.json").stat().st_size > 0
     finally:
-        subprocess.run(
-            "wherry rm -f clock; wherry engine stop", shell=True, env=environ, check=False, capture_output=True
-        )
+        leave = "wherry rm -f clock mole; wherry network rm -f harbour; wherry engine stop"
+        subprocess.run(leave, shell=True, env=environ, check=False, capture_output=True, timeout=60)
 
 
 def test_the_two_commands() -> None:
