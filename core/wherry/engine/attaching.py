@@ -6,7 +6,10 @@ so on. Ports are published where that can be: by the first network whose driver 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from functools import partial
 
 import attrs
 
@@ -189,9 +192,37 @@ class Attaching:
 
     # between create and start
 
-    def attach(self, created: Begun, net: Net) -> None:
+    def begin(self, created: Begun, net: Net) -> Callable[[], None]:
+        """Begins to attach, once the sandbox is there, while the container's process is made ready; what comes back waits for it,
+        and raises what it raised. Whoever takes back what it did has waited for it first."""
+        attach = partial(self._attach, created, net)
+        if not any(seat.reservation.addresses or seat.reservation.ports for seat in net.seats):
+            return attach  # takes no time that were worth a thread
+        failed: list[BaseException] = []
+        inside = copy_context()
+
+        def work() -> None:
+            try:
+                inside.run(attach)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=work, name="wherry-attach", daemon=True)
+        thread.start()
+
+        def attached() -> None:
+            thread.join()
+            if failed:
+                raise failed[0]
+
+        return attached
+
+    def _attach(self, created: Begun, net: Net) -> None:
         for seat in net.seats:
             self.attach_seat(created.record, seat, net.netns, net.hostname)
+
+    def told(self, created: Begun, net: Net) -> None:
+        """Tells the container of the places that it was given."""
         if any(place.addresses or place.nameservers for place in net.places):
             self.files(created, net)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -36,17 +37,23 @@ class Starting:
         isolation = created.drivers.isolation
         net.made()
         undo.add("isolation", lambda: self._drop(created))
-        task = isolation.create(
-            CreateRequest(
-                id=record.id,
-                sandbox_id=record.sandbox_id,
-                bundle=bundle,
-                spec=written.spec,
-                rootfs=created.mounts,
-                stdio=self._stdio(created, stdio),
-            )
+        request = CreateRequest(
+            id=record.id,
+            sandbox_id=record.sandbox_id,
+            bundle=bundle,
+            spec=written.spec,
+            rootfs=created.mounts,
+            stdio=self._stdio(created, stdio),
         )
-        self._attaching.attach(created, net)
+        attached = self._attaching.begin(created, net)
+        try:
+            task = isolation.create(request)
+        except BaseException:
+            with suppress(Exception):
+                attached()  # whatever came of it: the undo is to find it done
+            raise
+        attached()
+        self._attaching.told(created, net)
         isolation.start(record.id)
         self._commit(created, net, task, written)
         record.process = written.spec.get("process")

@@ -1,4 +1,5 @@
-"""The network kind, in the words of CNI 1.1: reserve before anything starts, attach between create and start, detach after."""
+"""The network kind, in the words of CNI 1.1: reserve before anything starts, attach before the process starts (it may be
+created meanwhile), detach after."""
 
 from __future__ import annotations
 
