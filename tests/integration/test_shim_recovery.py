@@ -216,15 +216,19 @@ def test_namespaces_of_a_lost_shim(made: Shimmed) -> None:
 def test_a_shared_pid_namespace_of_a_lost_shim(made: Shimmed) -> None:
     """Its first process lives on, is found again by pid and start time, and goes with the sandbox."""
     made.client.create_sandbox(Sandbox("box", pid=True))
-    fd = made.client.namespace("box", "pid")
-    before = os.fstat(fd).st_ino
-    os.close(fd)
+
+    def identity(type: str) -> int:
+        fd = made.client.namespace("box", type)
+        try:
+            return os.fstat(fd).st_ino
+        finally:
+            os.close(fd)
+
+    before = {type: identity(type) for type in ("pid", "net", "ipc", "uts")}
     kill(made.client.pid)
     reconnect(made)
     made.client.replace()
-    fd = made.client.namespace("box", "pid")
-    assert os.fstat(fd).st_ino == before
-    os.close(fd)
+    assert {type: identity(type) for type in before} == before
     made.container("c", "exec sleep 1000", sandbox="box", shared_pid=True)
     made.client.start("c", "")
     made.end("c")

@@ -7,18 +7,19 @@ import os
 import signal
 import socket
 
-from wherry.linux import namespaces, pidfd, process, userns
+from wherry.linux import caps, mount, namespaces, pidfd, process, userns
 from wherry.oci.sandbox import elsewhere
 from wherry.shim.task import same_process
 from wherry.shim.wire import Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from wherry.shim.server import Shim
 
+_READY = b"r"
 _FILES = ("user", "net", "ipc", "uts", "pid")
 
 
@@ -63,7 +64,7 @@ class Sandboxes:
         pause = 0
         if record.get("pid"):
             try:
-                pause, fds["pause"] = make_pause(fds.get("user", -1))
+                pause, fds["pause"] = make_pause(fds)
                 fds["pid"] = os.open(f"/proc/{pause}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
             except BaseException:
                 for fd in fds.values():
@@ -177,47 +178,75 @@ def wants(record: dict[str, Any], type: str) -> bool:
     return bool(record.get(type, type != "pid"))
 
 
-def make_pause(user: int) -> tuple[int, int]:
+def make_pause(fds: Mapping[str, int]) -> tuple[int, int]:
     """Pid and pidfd of a process, our child, that is PID 1 of a new pid namespace, reaps what is left to it, and does nothing else.
 
-    user: the user namespace that shall own it, -1 for ours.
+    fds: the sandbox's other namespaces by type, in which it lives too, so that they can be had again from it. When this returns
+    it has let go of the host's root and of every right: whoever comes may be one that looks into others (CAP_SYS_PTRACE).
     """
-    if user < 0:
-        pid, handle = namespaces.clone3(namespaces.NEWPID | namespaces.CLONE_CLEAR_SIGHAND)
-        if pid == 0:
-            _pause()
-        return pid, handle
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    middle, handle = namespaces.clone3(namespaces.CLONE_CLEAR_SIGHAND)
-    if middle == 0:
+    flags = namespaces.NEWPID | namespaces.NEWNS | namespaces.CLONE_CLEAR_SIGHAND
+    user = fds.get("user", -1)
+    pid, handle = namespaces.clone3(flags if user < 0 else namespaces.CLONE_CLEAR_SIGHAND)
+    if pid == 0:
         try:
-            namespaces.setns(user, namespaces.NEWUSER)
-            pid, _handle = namespaces.clone3(
-                namespaces.NEWPID | namespaces.CLONE_PARENT | namespaces.CLONE_CLEAR_SIGHAND
-            )
-            if pid == 0:
-                _pause()
-            os.write(writer, str(pid).encode())
+            if user >= 0:
+                namespaces.setns(user, namespaces.NEWUSER)
+                pid, _handle = namespaces.clone3(flags | namespaces.CLONE_PARENT)
+                if pid:
+                    os.write(writer, b"%d\n" % pid)
+                    os._exit(0)
+            _pause(writer, [fds[type] for type in ("net", "ipc", "uts") if type in fds])
         finally:
-            os._exit(0)
+            os._exit(1)
     os.close(writer)
-    os.close(handle)
-    text = os.read(reader, 16)
-    os.close(reader)
-    os.waitpid(middle, 0)
-    if not text:
+    with os.fdopen(reader, "rb") as said:
+        text = said.read()
+    if user >= 0:
+        os.close(handle)
+        os.waitpid(pid, 0)
+        number = text.replace(_READY, b"")
+        if not number:
+            raise OSError(1, os.strerror(1), "pause process")
+        pid = int(number)
+        handle = pidfd.open(pid)
+    if _READY not in text:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd.send_signal(handle, signal.SIGKILL)
+        os.close(handle)
         raise OSError(1, os.strerror(1), "pause process")
-    return int(text), pidfd.open(int(text))
+    return pid, handle
 
 
-def _pause() -> None:
+def _pause(writer: int, joined: Sequence[int]) -> None:
     """Never returns."""
     try:
-        process.close_others(())
+        for fd in joined:
+            namespaces.setns(fd)
+        process.close_others((writer,))
         process.set_name("wherry-pause")
+        _let_go()
+        os.write(writer, _READY)
+        os.close(writer)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps what nobody waits for
         while True:
             signal.pause()
     finally:
         os._exit(1)
+
+
+def _let_go() -> None:
+    """An empty root in this process's own mount namespace, and no capability for good."""
+    last = caps.last()
+    mount.set_attributes(mount.AT_FDCWD, path="/", propagation=mount.MS_SLAVE, recursive=True)
+    empty = mount.new_mount("tmpfs", [("nr_inodes", "2")], mount.ATTR_RDONLY)
+    mount.move_mount(empty, mount.AT_FDCWD, "/")
+    os.fchdir(empty)
+    os.close(empty)
+    mount.pivot_root(".", ".")
+    mount.umount(".", mount.MNT_DETACH)
+    os.chdir("/")
+    caps.drop_bounding(0, last)
+    caps.set(0, 0, 0)
+    process.set_no_new_privileges()
