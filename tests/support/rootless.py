@@ -64,6 +64,10 @@ def refused() -> str:
     most = Path("/proc/sys/user/max_user_namespaces")
     if not most.exists() or not int(most.read_text()):
         return "this kernel has no user namespaces"
+    python = Path(sys.executable).resolve()
+    for path in (python, *python.parents):
+        if not path.stat().st_mode & stat.S_IXOTH:
+            return f"{python} can't be run by other users: {path} bars them"
     return ""
 
 
@@ -133,7 +137,7 @@ def inside(user: User, *argv: str, timeout: float = 110) -> subprocess.Completed
 
 
 def _stamp() -> str:
-    digest = hashlib.sha256(sys.version.encode())
+    digest = hashlib.sha256(f"{sys.version} {Path(sys.executable).resolve()}".encode())
     for root in ("core", "plugins"):
         for path in sorted((TOP / root).rglob("*")):
             if path.suffix != ".pyc" and path.is_file():
