@@ -196,6 +196,26 @@ def test_connect_and_disconnect_while_it_runs(engine: Engine) -> None:
     ]
 
 
+def test_network_none_is_not_connected(engine: Engine) -> None:
+    stays(engine, "one", network="bridge")
+    with pytest.raises(Invalid, match="nothing to give"):
+        engine.connect("one", Join("none"))
+    assert engine.container("one").networks == ("bridge",)
+
+
+def test_two_addresses_of_one_subnet(engine: Engine) -> None:
+    engine.create_network(NetworkConfig("late", subnets=("10.9.0.0/24",)))
+    with pytest.raises(Invalid, match="second one in 10.9.0.0/24"):
+        stays(engine, "one", network="late", addresses=("10.9.0.5", "10.9.0.6"))
+
+
+def test_inspect_tells_a_port_of_both_families(engine: Engine) -> None:
+    one = stays(engine, "one", network="bridge", ports=(Port(80),))
+    found = engine.inspect(one)["NetworkSettings"]["Ports"]["80/tcp"]
+    assert [entry["HostIp"] for entry in found] == ["0.0.0.0", "::"]
+    assert found[0]["HostPort"] == found[1]["HostPort"] == str(engine.container(one).ports[0].host_port)
+
+
 def disconnected(engine: Engine) -> str:
     """The links of a container that was disconnected from its only network."""
     engine.create_network(NetworkConfig("late"))

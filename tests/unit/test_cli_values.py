@@ -117,6 +117,10 @@ def test_tmpfs_is_safe_unless_told() -> None:
         ("127.0.0.1:8080:80", (Port(80, "tcp", "127.0.0.1", 8080),)),
         ("127.0.0.1::80", (Port(80, "tcp", "127.0.0.1", 0),)),
         ("[::1]:8080:80", (Port(80, "tcp", "::1", 8080),)),
+        ("::1:8080:80", (Port(80, "tcp", "::1", 8080),)),
+        ("fd00::1::80", (Port(80, "tcp", "fd00::1", 0),)),
+        ("0:80", (Port(80),)),
+        ("127.0.0.1:0:80/TCP", (Port(80, "tcp", "127.0.0.1", 0),)),
         ("8000-8001:80-81", (Port(80, "tcp", "", 8000), Port(81, "tcp", "", 8001))),
         ("8000-8002:80", (Port(80, "tcp", "", 8000, 8002),)),
     ],
@@ -125,7 +129,9 @@ def test_port(text: str, ports: tuple[Port, ...]) -> None:
     assert values.port(text) == ports
 
 
-@pytest.mark.parametrize("text", ["", "x", "0", "70000", "80/sctp", "1:2:3", "8000-8002:80-81", "80-79"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "0", "70000", "80/sctp", "1:2:3", "::80:80", "8080:0", "8000-8002:80-81", "80-79"]
+)
 def test_no_port(text: str) -> None:
     with pytest.raises(ValueError):
         values.port(text)

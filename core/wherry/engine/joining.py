@@ -28,7 +28,11 @@ class Joining:
         record = self._state.registry.find(container)
         with record.lock:
             begun = self._begun(record)
-            name, _id, _driver = self._state.find_network(join.network, begun.drivers)
+            name, driver_id, _driver = self._state.find_network(join.network, begun.drivers)
+            if driver_id == "none":
+                raise Invalid(
+                    f'network "{name}"', "has nothing to give", "wherry network disconnect takes a network away"
+                )
             join = evolve(join, network=name)
             if name in self._names(begun):
                 raise AlreadyExists(f'network "{name}"', f'container "{record.name}" is in it already')

@@ -282,8 +282,9 @@ def _endpoint(place: Place) -> dict[str, Any]:
 def _host_ports(record: Record) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
     for port in record.ports if record.live else ():
-        found.setdefault(f"{port.container_port}/{port.protocol}", []).append(
-            {"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port)}  # noqa: S104 as docker shows it
+        hosts = [port.host_ip] if port.host_ip else ["0.0.0.0", "::"]  # noqa: S104 as docker shows it
+        found.setdefault(f"{port.container_port}/{port.protocol}", []).extend(
+            {"HostIp": host, "HostPort": str(port.host_port)} for host in hosts
         )
     return found
 

@@ -186,10 +186,10 @@ def mount(text: str, resolve: object) -> Bind:
 
 
 def port(text: str) -> tuple[Port, ...]:
-    """-p [IP:][HOST:]CONTAINER[/tcp|/udp], with ranges "8000-8010:80-90", or "8000-8010:80" for the first free one."""
-    rest, _, protocol = text.partition("/")
+    """-p [IP:][HOST:]CONTAINER[/tcp|/udp], with ranges "8000-8010:80-90", or "8000-8010:80" for the first free one; HOST 0 is any."""
+    rest, _, protocol = text.lower().partition("/")
     match = re.fullmatch(
-        r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[0-9.]+):(?P<on>[0-9-]*):|(?P<host>[0-9-]*):)?(?P<port>[0-9-]+)", rest
+        r"(?:(?P<ip>\[[0-9a-fA-F:.]+\]|[0-9a-fA-F:.]+):(?P<on>[0-9-]*):|(?P<host>[0-9-]*):)?(?P<port>[0-9-]+)", rest
     )
     if not match or protocol not in {"", "tcp", "udp"}:
         raise ValueError(f'"{text}" is not [IP:][HOST_PORT:]PORT[/tcp|/udp]')
@@ -199,7 +199,7 @@ def port(text: str) -> tuple[Port, ...]:
             ipaddress.ip_address(address)
         except ValueError:
             raise ValueError(f'"{text}": "{address}" is not an address') from None
-    inside, outside = _range(inner, text), _range(outer, text) if outer else ()
+    inside, outside = _range(inner, text), _range(outer, text) if outer not in ("", "0") else ()
     kind = "udp" if protocol == "udp" else "tcp"
     if len(inside) == 1 and len(outside) > 1:  # the first free one of them
         return (Port(inside[0], kind, address, outside[0], outside[-1]),)  # type: ignore[arg-type]  # a literal

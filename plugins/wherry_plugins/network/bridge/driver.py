@@ -240,6 +240,7 @@ class BridgeNetwork:
                 f'network "{config.name}" is internal: nothing outside reaches it',
                 "leave out --publish, or put another network first",
             )
+        wishes: set[ip.Network] = set()
         for text in request.addresses:
             wish = ip.address(text)
             subnet = next((one for one in map(ip.subnet, config.subnets) if wish in one), None)
@@ -252,6 +253,11 @@ class BridgeNetwork:
             low, high = ip.hosts(subnet)
             if not low <= int(wish) <= high:
                 raise Invalid(f'address "{text}"', f"is not the address of a host in {subnet}")
+            if subnet in wishes:
+                raise Invalid(
+                    f'address "{text}"', f"is the second one in {subnet}", "a container has one in each subnet"
+                )
+            wishes.add(subnet)
 
     def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
         request = reservation.request
