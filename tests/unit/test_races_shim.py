@@ -23,6 +23,7 @@ from wherry.engine.link import Link
 from wherry.engine.shim import ShimClient
 from wherry.linux import framing
 from wherry.linux.loop import Loop
+from wherry.shim import replace as replacing
 from wherry.shim import server, supervise
 from wherry.shim import tasks as module
 from wherry.shim.server import Shim
@@ -358,3 +359,34 @@ def test_twin_an_engine_that_ends_before_it_is_told_to(monkeypatch: pytest.Monke
     """The restart never comes to its end, nor does any later one."""
     monkeypatch.setattr(supervise, "signal_if_there", supervise.pidfd.send_signal)
     assert restarted(monkeypatch) == []
+
+
+# a successor that can't be
+
+
+def after_a_failed_exec(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, int]:
+    """Version and interpreter that a shim says it is of, and the errors it told, once it could not become another one."""
+
+    def execute() -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), options.exe)
+
+    options = SimpleNamespace(core="/a", version="1", exe="/a/python", listener=-1, state=-1, execute=execute)
+    around = SimpleNamespace(
+        options=options, clients=(), keeper=SimpleNamespace(channel=None), listener=SimpleNamespace(fileno=lambda: -1)
+    )
+    monkeypatch.setattr(replacing, "collect", lambda _shim, _reply: {})
+    monkeypatch.setattr(replacing, "numbers", lambda _state: [])
+    reply = Said()
+    replacing.replace(around, reply, {"version": "2", "exe": "/gone/python"})  # type: ignore[arg-type]
+    return options.version, options.exe, len(reply.errors)
+
+
+def test_a_shim_that_stays_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert after_a_failed_exec(monkeypatch) == ("1", "/a/python", 1)
+
+
+def test_twin_a_shim_that_stays_says_what_it_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = replacing._choose
+    once = iter([real])
+    monkeypatch.setattr(replacing, "_choose", lambda options, values: next(once, lambda *_args: None)(options, values))
+    assert after_a_failed_exec(monkeypatch) == ("2", "/gone/python", 1)

@@ -22,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from wherry.shim.boot import Options
     from wherry.shim.server import Reply, Shim
     from wherry.shim.wire import Channel
 
@@ -88,14 +89,18 @@ def numbers(state: dict[str, Any]) -> list[int]:
     return [fd for fd in found if fd >= 0]
 
 
-def replace(shim: Shim, reply: Reply) -> None:
-    """Does not return, unless the exec fails: then the request does, and everything is as before."""
+def replace(shim: Shim, reply: Reply, successor: dict[str, str]) -> None:
+    """Does not return, unless the exec fails: then the request does, and everything is as before.
+
+    successor: which of the options core, version and exe are others for it.
+    """
     for channel in (*shim.clients, *([shim.keeper.channel] if shim.keeper.channel else ())):
         channel.drain()
     state = collect(shim, reply)
     memory = os.memfd_create("wherry-state", 0)
     options = shim.options
     kept = numbers(state)
+    before = {name: getattr(options, name) for name in successor}
     try:
         data = json.dumps(state).encode()
         view = memoryview(data)
@@ -105,13 +110,20 @@ def replace(shim: Shim, reply: Reply) -> None:
         for fd in kept:
             os.set_inheritable(fd, True)
         options.listener, options.state = shim.listener.fileno(), memory
+        _choose(options, successor)
         options.execute()
     except OSError as error:
+        _choose(options, before)  # or it would say that it is of a version that it is not
         for fd in kept:
             os.set_inheritable(fd, False)
         os.close(memory)
         options.state = -1
         reply.fail(describe(error))
+
+
+def _choose(options: Options, values: dict[str, str]) -> None:
+    for name, value in values.items():
+        setattr(options, name, value)
 
 
 def resume(shim: Shim, memory: int) -> None:

@@ -78,7 +78,7 @@ class Shim:
         self.clients: set[Channel] = set()
         self.listener = listener
         self.quitting = False
-        self.replacing: Reply | None = None
+        self.replacing: tuple[Reply, dict[str, str]] | None = None
         self.start_time = pidfd.start_time(os.getpid())
 
     def listen(self) -> None:
@@ -260,10 +260,7 @@ class Shim:
 
     def _replace_op(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """exec of the code below "core", of that "version", by the interpreter "exe"; answered by the successor."""
-        self.replacing = reply
-        self.options.core = message.get("core") or self.options.core
-        self.options.version = message.get("version") or self.options.version
-        self.options.exe = message.get("exe") or self.options.exe
+        self.replacing = reply, {name: message[name] for name in ("core", "version", "exe") if message.get(name)}
         self._replace()
 
     def _replace(self) -> None:
@@ -275,8 +272,8 @@ class Shim:
             return
         from wherry.shim.replace import replace
 
-        reply, self.replacing = self.replacing, None
-        replace(self, reply)
+        (reply, successor), self.replacing = self.replacing, None
+        replace(self, reply, successor)
 
     # bookkeeping
 
