@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,9 @@ from wherry.linux import framing
 
 if TYPE_CHECKING:
     from wherry.api import Engine
+
+#: So long the kernel may take to end a process that was killed, on a busy machine.
+DYING_SECONDS = 10.0
 
 
 def connect(
@@ -36,7 +40,8 @@ def connect(
     place_root, place_run, _loaded = locate(
         Path(root) if root is not None else None, Path(run) if run is not None else None, config
     )
-    for again in (True, False):
+    until = time.monotonic() + DYING_SECONDS
+    while True:
         sock = _dial(place_run)
         if sock is None:
             if not start:
@@ -55,8 +60,9 @@ def connect(
         if answered:
             break
         sock.close()  # an engine that was just killed takes connections until the kernel has closed its socket
-        if not again:
+        if time.monotonic() > until:
             raise Unavailable("engine", "it closed the connection", "see its log")
+        time.sleep(0.01)
     from wherry.engine.proxy import RemoteEngine
 
     assert sock is not None
