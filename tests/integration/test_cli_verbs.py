@@ -200,6 +200,7 @@ def test_info_plugins_config(wherry: Any) -> None:
     assert "frontend.cli ready" in plugins
     origins = json.loads(wherry("config", "show", "--json").stdout)
     assert any(one["key"] == "variant.standard.store" for one in origins)
+    assert {"key": "plugin.network.pasta.subnet", "value": "10.87.0.0/16", "origin": "defaults"} in origins
 
 
 def test_system_reset(wherry: Any) -> None:

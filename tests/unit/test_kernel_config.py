@@ -201,6 +201,21 @@ rules = [{call = "snapshotter.prepar", action = "delay"}]
             'no method "prepar", did you mean "prepare"?'
         )
 
+    def test_every_plugin_named_under_engine(self, distributions: Distributions) -> None:  # noqa: F811
+        distributions.standard()
+        for key in ("log", "transport", "volume"):
+            (error,) = check(f'[engine]\n{key} = "nobody"\n', "f.toml", distributions.plugins())
+            assert str(error).startswith(f'f.toml:2: [engine] {key}: {key} driver "nobody": ')
+
+    def test_what_plugins_leave_to_their_defaults(self, distributions: Distributions) -> None:  # noqa: F811
+        distributions.standard()
+        plugins = distributions.plugins()
+        loaded = loads("[plugin.snapshotter.fake]\nsize = 7\n", "f.toml", plugins.default_config())
+        found = {each.key: (each.value, each.origin) for each in plugins.origins(loaded)}
+        assert found["plugin.snapshotter.fake.size"] == (7, "f.toml")
+        assert found["plugin.decorate.inject.rules"] == ([], "defaults")
+        assert plugins.origins(loaded)[: len(loaded.origins)] == loaded.origins
+
     def test_a_good_file(self, distributions: Distributions) -> None:  # noqa: F811
         distributions.standard()
         text = '[variant.v]\nextends = "standard"\nsnapshotter = "fake"\ndecorate = ["trace"]\n'

@@ -86,7 +86,7 @@ class System:
         return self._state.kernel.plugins()
 
     def config(self) -> tuple[Origin, ...]:
-        return self._state.loaded.origins
+        return self._state.kernel.config()
 
     def disk_usage(self, *, images_only: bool) -> DiskUsage:
         state = self._state

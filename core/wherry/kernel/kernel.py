@@ -191,7 +191,7 @@ class Kernel:
 
     def config(self) -> tuple[Origin, ...]:
         """The effective config, each value with its origin."""
-        return self.loaded.origins
+        return self._plugins.origins(self.loaded)
 
     def close(self) -> None:
         """Lets listeners finish, ends drivers' processes and idle threads, and has drivers let go of what they hold."""

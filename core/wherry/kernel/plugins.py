@@ -18,6 +18,7 @@ import pluggy
 
 from wherry.errors import Error, Invalid, NotFound, PluginFault
 from wherry.hookspecs import FAMILY_HOOK, Hooks
+from wherry.interfaces.config import Origin
 from wherry.interfaces.kernel import API, Registration
 from wherry.kernel import process_state
 from wherry.kernel.discovery import Entry, cache_directory, closest, discover
@@ -196,6 +197,26 @@ class Plugins:
         """[plugin.<family>.<id>] as the plugin's own record. Raises Invalid with every problem."""
         return options(loaded, family, id, cls)
 
+    def origins(self, loaded: LoadedConfig) -> tuple[Origin, ...]:
+        """Every value that counts: those of loaded, then what the plugins' own tables leave to their defaults. A plugin that can't be
+        asked has none; ``wherry plugins`` says why."""
+        from wherry.kernel.config import DEFAULTS
+
+        found = list(loaded.origins)
+        given = {origin.key for origin in found}
+        for family in FAMILY_HOOK:
+            for id in self.ids(family):
+                try:
+                    cls = self._record(family, id)
+                    record = None if cls is None else options(loaded, family, id, cls)
+                except Error:
+                    continue
+                table = f"plugin.{family}.{id}"
+                for key, value in (attrs.asdict(record) if record is not None else {}).items():
+                    if not any(one == f"{table}.{key}" or one.startswith(f"{table}.{key}.") for one in given):
+                        found.append(Origin(f"{table}.{key}", _plain(value), DEFAULTS))
+        return tuple(found)
+
     # defaults
 
     def default_config(self) -> str:
@@ -232,7 +253,8 @@ class Plugins:
                 wanted += [(("variant", name, family), family, id) for id in getattr(variant, family) or ()]
         wanted += [(("engine", "frontends"), "frontend", id) for id in config.engine.frontends]
         wanted += [(("engine", "adjusters"), "adjust", id) for id in config.engine.adjusters]
-        wanted += [(("engine", key), key, id) for key in ("log", "transport") if (id := getattr(config.engine, key))]
+        keys = ("log", "transport", "volume")
+        wanted += [(("engine", key), key, id) for key in keys if (id := getattr(config.engine, key))]
         for path, family, id in wanted:
             try:
                 self.entry(family, id)
@@ -265,15 +287,19 @@ class Plugins:
     def table(self, loaded: LoadedConfig, family: str, id: str) -> Mapping[str, Any]:
         """The plugin's own table, judged by its config class: that of its registration, or ``wherry_config`` in a module of a
         family without one. Raises Invalid."""
-        if family in REGISTERED:
-            options(loaded, family, id, self.registration(family, id).config)
-        else:
-            cls = getattr(self.module(family, id), "wherry_config", None)
-            if isinstance(cls, type) and attrs.has(cls):
-                options(loaded, family, id, cls)
+        cls = self._record(family, id)
+        if cls is not None:
+            options(loaded, family, id, cls)
         table = dict(loaded.config.plugin.get(family, {}).get(id, {}))
         table.pop("process", None)
         return table
+
+    def _record(self, family: str, id: str) -> type[Any] | None:
+        """The class of its table, None where any table will do."""
+        if family in REGISTERED:
+            return self.registration(family, id).config
+        cls = getattr(self.module(family, id), "wherry_config", None)
+        return cls if isinstance(cls, type) and attrs.has(cls) else None
 
     def _fault(self, entry: Entry, cause: str, hint: str = "") -> PluginFault:
         what = f"plugin {entry.key} ({entry.distribution} {entry.version})"
@@ -296,6 +322,15 @@ def options(loaded: LoadedConfig, family: str, id: str, cls: type[Any]) -> Any:
             for issue in error.problems
         ]
         raise combined(problems, loaded.file) from None
+
+
+def _plain(value: Any) -> Any:
+    """As TOML would have it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def in_process(loaded: LoadedConfig, family: str, id: str) -> bool:
