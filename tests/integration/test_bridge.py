@@ -203,6 +203,31 @@ def test_network_none_is_not_connected(engine: Engine) -> None:
     assert engine.container("one").networks == ("bridge",)
 
 
+def test_a_network_by_its_id(engine: Engine) -> None:
+    """As scripts do it: what `network create` printed."""
+    id = engine.create_network(NetworkConfig("late")).id
+    other = engine.create_network(NetworkConfig("later")).id
+    stays(engine, "one", network=id, networks=(Join(other[:12]),))
+    assert engine.container("one").networks == ("late", "later")
+    for wish in ("late", id):
+        engine.disconnect("one", wish)
+        assert engine.container("one").networks == ("later",)
+        engine.connect("one", Join(wish))
+    assert engine.container("one").networks == ("later", "late")
+    with pytest.raises(Invalid, match="several ids begin so"):
+        stays(engine, "two", network=shared_prefix(engine))
+    with pytest.raises(NotFound):
+        stays(engine, "two", network="f" * 64)
+
+
+def shared_prefix(engine: Engine) -> str:
+    """A digit that ids of several networks begin with: with 17 networks there is one."""
+    for number in range(17):
+        engine.create_network(NetworkConfig(f"many{number}", subnets=(f"10.9.{number}.0/24",)))
+    digits = [info.id[0] for info in engine.networks()]
+    return next(digit for digit in digits if digits.count(digit) > 1)
+
+
 def test_two_addresses_of_one_subnet(engine: Engine) -> None:
     engine.create_network(NetworkConfig("late", subnets=("10.9.0.0/24",)))
     with pytest.raises(Invalid, match="second one in 10.9.0.0/24"):

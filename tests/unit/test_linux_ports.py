@@ -7,7 +7,9 @@ import socket
 
 import pytest
 
+from wherry.api import InUse, Port
 from wherry.linux import ports
+from wherry.networks.claims import PortClaims
 
 
 def listener(port: int, *, reuse: bool) -> socket.socket:
@@ -108,3 +110,19 @@ def test_what_cannot_be_claimed() -> None:
     with pytest.raises(OSError) as caught:
         ports.claim("tcp", "192.0.2.1", 0)
     assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_the_first_free_one_of_a_range() -> None:
+    """Of the drivers that claim ports for somebody else: cni, pasta, slirp4netns."""
+    taken = ports.claim("tcp", "127.0.0.1", 0)
+    claims = PortClaims()
+    try:
+        wish = Port(80, host_ip="127.0.0.1", host_port=taken.number, host_port_last=taken.number + 50)
+        (granted,) = claims.claim(("net", "box"), [wish])
+        assert taken.number < granted.host_port <= taken.number + 50
+        assert granted.host_port_last == 0
+        with pytest.raises(InUse):
+            claims.claim(("net", "other"), [Port(80, host_ip="127.0.0.1", host_port=taken.number)])
+    finally:
+        claims.close()
+        taken.close()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wherry.kernel import Drivers
 
 _LABEL_LIMIT = 64 << 10
+_HEX = frozenset("0123456789abcdef")
 _DURABLE, _FLEETING = SnapshotOptions(), SnapshotOptions(durable=False)
 
 
@@ -57,6 +58,7 @@ class Creation:
         drivers = state.kernel.variant(
             request.variant, store=request.store, snapshotter=request.snapshotter, isolation=request.isolation
         )
+        request = self._by_name(request, drivers)
         record = self._record(id, request, drivers)
         packed = pack_request(request)
         if request.userns or record.sandbox_id != record.id:
@@ -112,6 +114,18 @@ class Creation:
             tx.event("container.created", record.id, attributes(record))
         record.apply(changes)
         return record
+
+    def _by_name(self, request: RunRequest, drivers: Drivers) -> RunRequest:
+        """With the names of networks that the request has by id."""
+
+        def name_of(network: str) -> str:
+            return self._state.find_network(network, drivers)[0] if network and _HEX.issuperset(network) else network
+
+        return evolve(
+            request,
+            network=name_of(request.network),
+            networks=tuple(evolve(join, network=name_of(join.network)) for join in request.networks),
+        )
 
     def _record(self, id: str, request: RunRequest, drivers: Drivers) -> Record:
         state = self._state

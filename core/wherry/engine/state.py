@@ -17,7 +17,7 @@ from wherry.engine.database import Database
 from wherry.engine.events import Bus
 from wherry.engine.leases import Leases
 from wherry.engine.memberships import Memberships
-from wherry.engine.places import Place
+from wherry.engine.places import Place, network_id
 from wherry.engine.records import Record, unpack_request
 from wherry.engine.registry import Registry
 from wherry.engine.sweeping import Sweeping
@@ -127,7 +127,8 @@ class State:
         return cast("Network", self.kernel.driver("network", id))
 
     def find_network(self, name: str, drivers: Drivers) -> tuple[str, str, Network]:
-        """(network, driver id, driver) for a ``RunRequest.network`` that names no container. NotFound with what there is.
+        """(network, driver id, driver) for a ``RunRequest.network`` that names no container: by name, id, or a unique prefix of
+        the id. NotFound with what there is.
 
         "" is the variant's default network, which is named like its driver.
         """
@@ -136,6 +137,7 @@ class State:
         if (known := self._networks.get(name)) is not None:
             return name, known, self.network(known)
         there: list[str] = []
+        by_id: list[tuple[str, str, Network]] = []
         ids = [plugin.id for plugin in self.kernel.plugins() if plugin.family == "network"]
         for id in sorted(ids, key=lambda id: id != name):
             try:
@@ -149,6 +151,11 @@ class State:
                     self._networks[name] = id
                 return name, id, driver
             there += found
+            by_id += [(one, id, driver) for one in found if network_id(id, one).startswith(name)]
+        if len(by_id) == 1:
+            return by_id[0]
+        if by_id:
+            raise Invalid(f'network "{name}"', "several ids begin so", "give more digits")
         raise NotFound(f'network "{name}"', "no such network", "there is " + ", ".join(sorted(there)) if there else "")
 
     def check_ports(self, request: RunRequest, driver_ids: Sequence[str]) -> None:

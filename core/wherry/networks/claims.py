@@ -27,7 +27,7 @@ class PortClaims:
         try:
             for port in ports:
                 made.append(_claim(port))
-                granted.append(attrs.evolve(port, host_port=made[-1].number))
+                granted.append(attrs.evolve(port, host_port=made[-1].number, host_port_last=0))
         except BaseException:
             for claim in made:
                 claim.close()
@@ -59,6 +59,16 @@ class PortClaims:
 
 
 def _claim(port: Port) -> kernel.Claim:
+    """The port, or the first free one of a range."""
+    for number in range(port.host_port, port.host_port_last):
+        try:
+            return _claim_one(attrs.evolve(port, host_port=number))
+        except InUse:
+            continue
+    return _claim_one(attrs.evolve(port, host_port=port.host_port_last or port.host_port))
+
+
+def _claim_one(port: Port) -> kernel.Claim:
     host = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
     what = f"port {host + ':' if host else ''}{port.host_port or 'any'}/{port.protocol}"
     try:
