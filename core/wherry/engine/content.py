@@ -52,11 +52,11 @@ class Documents:
         self._lock = threading.Lock()
         self._parsed: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
-    def content(self, store: Store, target: Descriptor, platform: str) -> Content:
+    def content(self, store: Store, target: Descriptor, platform: str, name: str = "") -> Content:
         """The image for a platform. "" is this machine's, or that of an image which has but one. NotFound where a document is not in
-        the store or no entry fits."""
+        the store or no entry fits; its text calls the image by name, or by its digest."""
         key = (target.digest, platform)
-        return self._once(key, lambda: self._content(store, target, platform, 0))
+        return self._once(key, lambda: self._content(store, target, platform, f'image "{name or target.digest}"', 0))
 
     def target(self, store: Store, target: Descriptor) -> Manifest | Index:
         """The parsed manifest or index."""
@@ -93,18 +93,16 @@ class Documents:
             for key in [key for key in self._parsed if key[0] == digest]:
                 del self._parsed[key]
 
-    def _content(self, store: Store, target: Descriptor, platform: str, depth: int) -> Content:
+    def _content(self, store: Store, target: Descriptor, platform: str, what: str, depth: int) -> Content:
         document = self.target(store, target)
         if isinstance(document, Index):
             if depth >= _INDEX_DEPTH:
                 raise Invalid(f'image "{target.digest}"', "is an index of indexes without end")
-            item = choose(document.manifests, platform or host_platform(), f'image "{target.digest}"')
-            return self._content(store, item, platform, depth + 1)
+            item = choose(document.manifests, platform or host_platform(), what)
+            return self._content(store, item, platform, what, depth + 1)
         config = parse_config(read(store, document.config), document.config)
-        if platform and not depth and split(config.platform)[:2] != split(platform)[:2]:  # no index has said what it is
-            raise NotFound(
-                f'image "{target.digest}"', f"has nothing for the platform {platform}", f"it has: {config.platform}"
-            )
+        if platform and split(config.platform)[:2] != split(platform)[:2]:
+            raise NotFound(what, f"has nothing for the platform {platform}", f"it has: {config.platform}")
         if len(config.diff_ids) != len(document.layers):
             raise Invalid(
                 f'image "{target.digest}"',

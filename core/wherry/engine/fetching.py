@@ -50,11 +50,11 @@ class Fetcher:
             document = self._documents.target(self._store, manifest_target)
             if not isinstance(document, Index):
                 break
-            manifest_target = choose(document.manifests, platform or host_platform(), f'image "{target.digest}"')
+            manifest_target = choose(document.manifests, platform or host_platform(), f'image "{self._reference}"')
         else:
             raise Invalid(f'image "{target.digest}"', "is an index of indexes without end")
         self._document(document.config)
-        return self._documents.content(self._store, target, platform)
+        return self._documents.content(self._store, target, platform, self._reference)
 
     @contextmanager
     def layers(self, content: Content) -> Iterator[Callable[[str], None]]:

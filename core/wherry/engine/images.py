@@ -38,7 +38,7 @@ from wherry.engine.saving import Saver
 from wherry.engine.sizes import Sizes
 from wherry.engine.unpacking import Unpacker
 from wherry.interfaces.images import ArchiveFormat, DiskUsage, LayerFile, LayerUse
-from wherry.spec.distribution import host_platform, split
+from wherry.spec.distribution import host_platform
 
 if TYPE_CHECKING:
     from wherry.engine.leases import Lease, Leases
@@ -309,9 +309,7 @@ class Images:
     def _ready(self, image: Image, drivers: Drivers, platform: str, lease: Lease) -> Ready:
         self._lease(lease, drivers.store, image)
         self._kernel.verify(image.name, image.target)
-        content = self._documents.content(drivers.store, image.target, platform)
-        if platform and split(content.config.platform)[:2] != split(platform)[:2]:
-            raise NotFound(f'image "{familiar(image.name)}"', f"is for {content.config.platform}, not {platform}")
+        content = self._documents.content(drivers.store, image.target, platform, familiar(image.name))
         chain_id = self._unpacker.unpack(content, drivers, lease, lambda _progress: None)
         return Ready(image_info([image], content), content.config.document, chain_id)
 
