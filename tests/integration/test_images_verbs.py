@@ -320,6 +320,8 @@ def test_an_image_of_one_platform_is_for_no_other(tmp_path: Path) -> None:
             with pytest.raises(NotFound, match=r"one.*nothing for the platform linux/s390x; it has: linux/amd64"):
                 made.images.ensure(source, made.drivers, "linux/s390x")
             assert made.images.ensure(source, made.drivers, "amd64") == made.images.ensure(source, made.drivers)
+        with pytest.raises(NotFound, match='image "one:1": has nothing for the platform linux/s390x'):
+            made.images.layers("one:1", "linux/s390x")
 
 
 def test_the_store_is_readable_for_skopeo(tmp_path: Path) -> None:

@@ -130,13 +130,13 @@ class Images:
         """The layers of an image, the lowest first."""
         store = self._kernel.variant().store
         image = self._catalogue.find(store, name)[0]
-        return self._sizes.layers(store, self._documents.content(store, image.target, platform))
+        return self._sizes.layers(store, self._documents.content(store, image.target, platform, name))
 
     def layer_files(self, name: str, layer: str, platform: str = "") -> Iterator[LayerFile]:
         """What is in a layer."""
         store = self._kernel.variant().store
         image = self._catalogue.find(store, name)[0]
-        return self._sizes.files(store, self._documents.content(store, image.target, platform), layer)
+        return self._sizes.files(store, self._documents.content(store, image.target, platform, name), layer)
 
     def disk_usage(self, records: Iterable[Record], *, images_only: bool) -> DiskUsage:
         """Of images and, unless images_only, of the containers of these records."""
