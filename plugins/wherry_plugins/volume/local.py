@@ -10,13 +10,14 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from attrs import frozen
 
 from wherry.api import Context, Invalid, Labels, Mount, NotFound, Registration, Volume, VolumeDriver, hookimpl
+from wherry.layers.paths import remove
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}\Z")
 
@@ -33,7 +34,8 @@ class Local:
         self._root = str(context.root)
         for name in os.listdir(self._root):
             if name.startswith((".new-", ".gone-")):  # of an engine that was killed
-                shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
+                with suppress(OSError):
+                    self._erase(name)
 
     def _path(self, name: str) -> str:
         if not _NAME.match(name):
@@ -44,7 +46,8 @@ class Local:
         path = self._path(name)
         if options:
             raise Invalid(f'volume option "{next(iter(options))}"', "the driver local takes none")
-        new = f"{self._root}/.new-{secrets.token_hex(8)}"
+        temporary = f".new-{secrets.token_hex(8)}"
+        new = f"{self._root}/{temporary}"
         os.mkdir(new, 0o700)
         try:
             os.mkdir(f"{new}/_data")
@@ -61,7 +64,7 @@ class Local:
             else:
                 self._sync()
         finally:
-            shutil.rmtree(new, ignore_errors=True)
+            self._erase(temporary)  # unless it has become the volume
         return self.get(name)
 
     def _sync(self) -> None:
@@ -87,13 +90,21 @@ class Local:
         """Nothing is mounted but in the container."""
 
     def remove(self, name: str) -> None:
-        gone = f"{self._root}/.gone-{secrets.token_hex(8)}"
+        gone = f".gone-{secrets.token_hex(8)}"
         try:
-            os.rename(self._path(name), gone)
+            os.rename(self._path(name), f"{self._root}/{gone}")
         except FileNotFoundError:
             return
         self._sync()
-        shutil.rmtree(gone)
+        self._erase(gone)
+
+    def _erase(self, name: str) -> None:
+        """With all below it, which containers made: however deep that is, it takes two descriptors and no recursion."""
+        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove(fd, os.fsencode(name))
+        finally:
+            os.close(fd)
 
     def list(self) -> Iterator[Volume]:
         for name in sorted(os.listdir(self._root)):
