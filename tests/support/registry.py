@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -21,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from support import tools
 from support.layers import member, tar
 from wherry.api import Descriptor, Digest
 from wherry.spec.distribution import CONFIG, INDEX, LAYER, MANIFEST
@@ -317,11 +317,10 @@ def debian(
     if tls:
         config["http"]["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
     (directory / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-    program = shutil.which("docker-registry")
-    assert program is not None
+    tools.need("docker-registry")
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [program, "serve", directory / "config.yml"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            ["docker-registry", "serve", directory / "config.yml"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
     try:
         _ready(host, process, directory / "log", secure=tls is not None)

@@ -16,7 +16,7 @@ def need(*names: str) -> None:
     """Skips the test where one of the programs is missing."""
     for name in names:
         if shutil.which(name) is None:
-            pytest.skip(f"{name} is not installed: contrib/setup test")
+            pytest.skip(f"{name} is not installed")
 
 
 def run(*argv: str | Path, stdin: bytes | None = None, **environ: str) -> str:
