@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,37 @@ def test_everything_a_file_can_be(root: Path) -> None:
     assert (found["null"][0], found["null"][4]) == ("crw-rw-rw-", (1, 3))
     assert (found["sda"][0], found["sda"][4]) == ("brw-rw----", (8, 1))
     assert found["fifo"][0] == "prw--w--w-"
+
+
+def _inheriting(path: Path) -> Path:
+    """A directory that gives what is made in it another group and mode than asked for: set-gid bit and default ACL (acl(5))."""
+    path.mkdir()
+    os.chown(path, 0, 77)
+    path.chmod(0o2755)
+    entries = (
+        (0x01, 6, 0xFFFFFFFF),
+        (0x04, 0, 0xFFFFFFFF),
+        (0x20, 0, 0xFFFFFFFF),
+    )  # user, group, others: rw-, ---, ---
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(path, "system.posix_acl_default", acl)
+    except OSError:
+        pytest.skip("this file system has no ACLs")
+    return path
+
+
+@pytest.mark.parametrize("vulnerable", [False, True])
+def test_what_a_directory_gives_its_files_is_not_the_layers(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *, vulnerable: bool
+) -> None:
+    if vulnerable:
+        monkeypatch.setattr(apply_module._Unpacker, "_finish_fd", lambda *_arguments, **_options: None)
+    _inheriting(root / "d")
+    unpack(root, tar(member("d/f", data=b"x", mode=0o755), member("d/own", data=b"x", mode=0o640, uid=3, gid=4)))
+    found = tree(root)
+    right = (found["d/f"][:3], found["d/own"][:3]) == (("-rwxr-xr-x", 0, 0), ("-rw-r-----", 3, 4))
+    assert right is not vulnerable
 
 
 def test_a_file_capability_outlives_the_chown(root: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.layers import directory, hard, link, member, tar
 from wherry.api import Invalid
-from wherry.layers import compression
+from wherry.layers import archive, compression
 from wherry.layers.ahead import ReadAhead
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer
@@ -26,6 +26,11 @@ from wherry.layers.writer import END, header, padding
 def entries(data: bytes) -> list[tuple[Entry, bytes]]:
     archive = Archive(io.BytesIO(data))
     return [(entry, b"".join(bytes(piece) for piece in archive.data())) for entry in archive]
+
+
+@pytest.mark.parametrize("block", [bytes(512), b"\xff" * 512, b"\xff" * 256 + bytes(256), bytes(range(256)) * 2])
+def test_the_sum_of_a_header_is_exact(block: bytes) -> None:
+    assert archive._sum(block) == sum(block)
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -110,7 +110,7 @@ class _Unpacker:
         if name.startswith(WHITEOUT):
             self._whiteout(parts[:-1], name)
             return
-        if any(part.startswith(WHITEOUT) for part in parts):
+        if WHITEOUT in entry.name and any(part.startswith(WHITEOUT) for part in parts):
             return  # below AUFS' own directories: nothing of the image
         parent = self._parent(parts[:-1])
         self._keep_times(parent)
@@ -192,7 +192,7 @@ class _Unpacker:
 
     def _file(self, entry: Entry, parent: Directory, name: bytes, members: Archive) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = self._create(parent, name, lambda: os.open(name, flags, 0o600, dir_fd=parent.fd))
+        fd = self._create(parent, name, lambda: os.open(name, flags, entry.mode & 0o777, dir_fd=parent.fd))
         try:
             if entry.sparse is None:
                 for piece in members.data():
@@ -200,7 +200,12 @@ class _Unpacker:
             else:
                 os.ftruncate(fd, entry.real_size)
                 _write_sparse(fd, entry, members)
-            self._finish_fd(fd, entry)
+            made = os.fstat(fd)
+            # Most are right as they were made; a default ACL, the directory's set-gid bit or a mount option may have made others.
+            if (made.st_mode & 0o7777, made.st_uid, made.st_gid) != (
+                entry.mode, self.uids(entry.uid), self.gids(entry.gid),
+            ) or entry.xattrs:  # fmt: skip
+                self._finish_fd(fd, entry)
             os.utime(fd, ns=_times(entry.mtime))
         finally:
             os.close(fd)

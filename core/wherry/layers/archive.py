@@ -7,6 +7,8 @@ Format"; GNU tar manual, "Basic Tar Format" and "Storing Sparse Files". Names st
 
 from __future__ import annotations
 
+import functools
+import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -127,7 +129,7 @@ class Archive:
             # POSIX wants two zero blocks; one, or none at all, is what real archives end with as well.
             return None
         stored = _number(block[148:156], "checksum")
-        total = sum(block) - sum(block[148:156]) + 8 * 0x20
+        total = _sum(block) - sum(block[148:156]) + 8 * 0x20
         if stored != total:
             signed = total - 256 * sum(1 for byte in block[:148] + block[156:] if byte > 127)
             if stored != signed:
@@ -293,6 +295,11 @@ def _text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
+def _sum(block: bytes) -> int:
+    """Of a header's bytes. The lower half of Adler-32 is one more than the sum modulo 65521, which half a block can't reach."""
+    return (zlib.adler32(block[:256]) & 0xFFFF) + (zlib.adler32(block[256:]) & 0xFFFF) - 2
+
+
 def _number(field: bytes, what: str) -> int:
     value = _signed(field, what)
     if value < 0:
@@ -300,6 +307,7 @@ def _number(field: bytes, what: str) -> int:
     return value
 
 
+@functools.lru_cache(maxsize=2048)  # modes, owners and times are few in a layer
 def _signed(field: bytes, what: str) -> int:
     """Octal text, or GNU's base-256 form with the top bit set."""
     if field[0] & 0x80:

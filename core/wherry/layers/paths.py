@@ -19,20 +19,25 @@ LINKS_MAX = 255  # as other runtimes have it; the kernel's own limit is 40
 _PLAIN = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _CACHED = 64
+_PART_MAX = 255
+_EMPTY = frozenset((b"", b".", b".."))
 
 
 def clean(name: bytes) -> tuple[bytes, ...]:
     """The parts of a name; () is the root itself."""
+    found = name.split(b"/")
+    if len(name) <= _PART_MAX and _EMPTY.isdisjoint(found):
+        return tuple(found)
     parts: list[bytes] = []
-    for part in name.split(b"/"):
+    for part in found:
         if part in (b"", b"."):
             continue
         if part == b"..":
             if parts:
                 parts.pop()
             continue
-        if len(part) > 255:
-            raise Invalid("layer", f"a name has a part of {len(part)} bytes, more than 255")
+        if len(part) > _PART_MAX:
+            raise Invalid("layer", f"a name has a part of {len(part)} bytes, more than {_PART_MAX}")
         parts.append(part)
     return tuple(parts)
 
