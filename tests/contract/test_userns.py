@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -42,19 +43,25 @@ class TestNetwork(NetworkContract):
         (ISOLATION, 30),
         (SNAPSHOTTER.format("overlayfs"), 35),
         (SNAPSHOTTER.format("vfs"), 35),
+        (SNAPSHOTTER.format("fuse_overlayfs"), 35),
         (NETWORK.format("pasta"), 12),
         (NETWORK.format("slirp4netns"), 12),
     ],
-    ids=["isolation", "overlayfs", "vfs", "pasta", "slirp4netns"],
+    ids=["isolation", "overlayfs", "vfs", "fuse-overlayfs", "pasta", "slirp4netns"],
 )
 def test_the_suite_passes(suite: str, least: int) -> None:
     """least: clauses that pass; what is skipped says why."""
     if reason := rootless.refused():
         pytest.skip(reason)
-    program = next((name for name in ("pasta", "slirp4netns") if name in suite), "")
+    program = next((name for name in ("pasta", "slirp4netns", "fuse-overlayfs") if name.replace("-", "_") in suite), "")
     if program and shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
-    with uplink() if program else contextlib.nullcontext(), tempfile.TemporaryDirectory(prefix="wh", dir="/tmp") as top:
+    if program == "fuse-overlayfs" and not os.path.exists("/dev/fuse"):
+        pytest.skip("this kernel has no fuse")
+    with (
+        uplink() if "network" in suite else contextlib.nullcontext(),
+        tempfile.TemporaryDirectory(prefix="wh", dir="/tmp") as top,
+    ):
         file = Path(top, "test_suite.py")
         file.write_text(suite)
         with rootless.made(Path(top), rootless.installed()) as user:

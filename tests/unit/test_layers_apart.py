@@ -64,7 +64,7 @@ def compare(tmp_path: Path, layer: bytes, below: list[Path]) -> Path | None:
     except FailedPrecondition:
         return None
     drop_idle_removals(
-        str(apart), list(map(str, below)), [*map(os.fsdecode, applied.removals)], "trusted.overlay.opaque"
+        str(apart), list(map(str, below)), [*map(os.fsdecode, applied.removals)], ["trusted.overlay.opaque"]
     )
     upper = made(top / "upper")
     over(below, layer, upper, top / "over")

@@ -166,7 +166,9 @@ def check(idmap: IdMap, provides: frozenset[str], snapshotter: str) -> None:
     """FailedPrecondition where the snapshotter can't give a root such ids."""
     if shifted(idmap).uids and "remap-ids" not in provides:
         hint = (
-            "choose --snapshotter vfs, which copies" if userns.confined() else "it needs idmapped mounts (Linux 5.12)"
+            "choose --snapshotter fuse-overlayfs, or vfs, which copies"
+            if userns.confined()
+            else "it needs idmapped mounts (Linux 5.12)"
         )
         raise FailedPrecondition(f'snapshotter "{snapshotter}"', "it can't remap ids here, as --userns asks", hint)
 

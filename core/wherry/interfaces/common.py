@@ -51,7 +51,8 @@ class Mount:
     """A mount as data; nobody has made it yet. options are those of mount(8), e.g. "ro", "lowerdir=/a:/b".
 
     target is relative to the container's root, "" being the root itself. A non-empty idmap has the shim make it a detached
-    idmapped mount (mount_setattr(2)).
+    idmapped mount (mount_setattr(2)). A type such as fuse.fuse-overlayfs is a file system that a program serves: source is the
+    program's path, and what an idmap asks for is its doing.
     """
 
     type: str

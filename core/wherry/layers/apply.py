@@ -33,7 +33,7 @@ COST_FREE, COST_PER_BYTE = 16 << 20, 2
 STEPS_FREE, STEPS_PER_BYTE = 300_000, 1
 _ENTRY, _MADE, _RECORD = 128, 256, 64
 #: The overlay file system's own marks would let an image hide or redirect what is below it.
-_FOREIGN_XATTRS = (b"trusted.overlay.", b"user.overlay.")
+_FOREIGN_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 _SUID = 0o7000
 Ids = Callable[[int], int]
 
@@ -99,6 +99,7 @@ class _Unpacker:
         self._pruned: set[bytes] = set()  # directories that have nothing of lower layers any more
         self._siblings = Siblings(root)
         self._times: dict[bytes, int] = {}  # directories' mtimes, set at the end: work inside changes them
+        self._modes: dict[bytes, int] = {}  # those with set-id bits, which fuse-overlayfs drops as it copies up
 
     def entry(self, entry: Entry, members: Archive) -> None:
         self.entries += 1
@@ -160,6 +161,8 @@ class _Unpacker:
             except (FileNotFoundError, Invalid):
                 continue
             if directory.key == key:
+                if self._modes.get(key, mode := stat.S_IMODE(os.fstat(directory.fd).st_mode)) != mode:
+                    os.fchmod(directory.fd, self._modes[key])
                 os.utime(directory.fd, ns=_times(self._times[key]))
 
     # what an entry does
@@ -169,6 +172,7 @@ class _Unpacker:
             raise Invalid("layer", "an entry names the root and is no directory")
         self._finish_fd(self.tree.root.fd, entry, known=True)
         self._times[b""] = entry.mtime
+        self._modes.pop(b"", None)
         self.wrote_root = True
 
     def _directory(self, entry: Entry, parent: Directory, name: bytes) -> None:
@@ -189,6 +193,7 @@ class _Unpacker:
         finally:
             os.close(fd)
         self._times[parent.below(name)] = entry.mtime
+        self._modes.pop(parent.below(name), None)
 
     def _file(self, entry: Entry, parent: Directory, name: bytes, members: Archive) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -236,6 +241,10 @@ class _Unpacker:
             os.link(target[-1], name, src_dir_fd=where.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
 
         self._create(parent, name, link)
+        if os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode != found.st_mode:
+            os.chmod(
+                name, stat.S_IMODE(found.st_mode), dir_fd=parent.fd
+            )  # fuse-overlayfs drops set-id bits as it copies up
         for path in siblings:
             self._keep_together(clean(path), found.st_ino, (*parent.real, name))
 
@@ -364,10 +373,12 @@ class _Unpacker:
             above = above.rpartition(b"/")[0]
 
     def _keep_times(self, directory: Directory) -> None:
-        """A directory that this layer has no entry for keeps the mtime it had."""
+        """A directory that this layer has no entry for keeps the mtime it had, and its set-id bits."""
         if directory.key not in self._times:
-            known = 0 if directory.key in self.tree.made else os.fstat(directory.fd).st_mtime_ns
-            self._times[directory.key] = known
+            found = os.fstat(directory.fd)
+            self._times[directory.key] = 0 if directory.key in self.tree.made else found.st_mtime_ns
+            if found.st_mode & (stat.S_ISUID | stat.S_ISGID):
+                self._modes[directory.key] = stat.S_IMODE(found.st_mode)
 
     def _create(self, parent: Directory, name: bytes, make: Callable[[], int | None]) -> int:
         try:

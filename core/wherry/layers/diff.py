@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 WHITEOUT = b".wh."
-_OWN_XATTRS = ("trusted.overlay.", "user.overlay.")
+_OWN_XATTRS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
 _SECOND = 1_000_000_000
 Write = Callable[[bytes], object]
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from wherry.errors import Invalid
+from wherry.linux import fuse
 from wherry.linux import mount as api
 from wherry.linux.namespaces import NEWNS, unshare
 from wherry.linux.path import make_directories
@@ -50,13 +51,16 @@ def become_root(path: str) -> None:
     os.chdir("/")
 
 
-def make(mounts: Sequence[Plain], path: str) -> None:
-    """Makes mounts at path: the first, with the target "", is the root of the others. Invalid when there is none."""
+def make(mounts: Sequence[Plain], path: str, *, write: bool = True) -> None:
+    """Makes mounts at path: the first, with the target "", is the root of the others. Invalid when there is none.
+
+    Those that a program serves are served by a child of this process, which has one thread; write: else they are not written to.
+    """
     if not mounts or mounts[0][2]:
         raise Invalid("mounts", "the first one has to be the root")
     for type_, source, target, options in mounts:
         if not target:
-            _one(type_, source, path, options)
+            _one(type_, source, path, options, write)
             continue
         root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -64,12 +68,12 @@ def make(mounts: Sequence[Plain], path: str) -> None:
         finally:
             os.close(root)
         try:
-            _one(type_, source, f"/proc/self/fd/{fd}", options)
+            _one(type_, source, f"/proc/self/fd/{fd}", options, write)
         finally:
             os.close(fd)
 
 
-def _one(type_: str, source: str, target: str, options: Sequence[str]) -> None:
+def _one(type_: str, source: str, target: str, options: Sequence[str], write: bool) -> None:
     """By the new mount API: made detached, then put in its place."""
     attributes = 0
     data = []
@@ -82,6 +86,8 @@ def _one(type_: str, source: str, target: str, options: Sequence[str]) -> None:
         fd = api.open_tree(source, clone=True, recursive="rbind" in options)
         if attributes:
             api.set_attributes(fd, set=attributes)
+    elif type_.startswith(fuse.PREFIX):
+        fd = fuse.serve(source, data if write else fuse.read_only(data), attributes)
     else:
         try:
             fd = api.new_mount(type_, [("source", source or type_), *_pairs(data)], attributes)

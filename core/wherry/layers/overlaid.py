@@ -15,10 +15,10 @@ from collections.abc import Sequence
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def drop_idle_removals(own: str, lowers: Sequence[str], removals: Sequence[str], opaque: str) -> None:
+def drop_idle_removals(own: str, lowers: Sequence[str], removals: Sequence[str], opaque: Sequence[str]) -> None:
     """Takes the marks away in those of the directories removals that nothing is merged with.
 
-    own and lowers are the directories of the layer and of its parents, nearest first; opaque is the xattr that ends the merging.
+    own and lowers are the directories of the layer and of its parents, nearest first; opaque are the xattrs that end the merging.
     """
     stack = [os.open(path, _DIRECTORY) for path in (own, *lowers)]
     try:
@@ -35,7 +35,7 @@ def drop_idle_removals(own: str, lowers: Sequence[str], removals: Sequence[str],
             os.close(fd)
 
 
-def _merged(stack: Sequence[int], parts: Sequence[bytes], opaque: str) -> list[int]:
+def _merged(stack: Sequence[int], parts: Sequence[bytes], opaque: Sequence[str]) -> list[int]:
     """The directories that make up a path, the layer's own first."""
     current = [os.dup(fd) for fd in stack]
     for part in parts:
@@ -60,13 +60,15 @@ def _merged(stack: Sequence[int], parts: Sequence[bytes], opaque: str) -> list[i
     return current
 
 
-def _is_opaque(fd: int, opaque: str) -> bool:
-    try:
-        return os.getxattr(fd, opaque) == b"y"
-    except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-            raise
-        return False
+def _is_opaque(fd: int, opaque: Sequence[str]) -> bool:
+    for name in opaque:
+        try:
+            if os.getxattr(fd, name) == b"y":
+                return True
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+    return False
 
 
 def _drop(fd: int) -> None:

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from wherry.linux.path import OVERLAY_MAGIC, filesystem
+from wherry.linux.path import FUSE_MAGIC, OVERLAY_MAGIC, filesystem
 
 
 class Siblings:
@@ -19,7 +19,7 @@ class Siblings:
     def __init__(self, root: int) -> None:
         self._root = root
         self._names: dict[int, list[bytes]] | None = None
-        self._overlay = filesystem(root) == OVERLAY_MAGIC
+        self._overlay = filesystem(root) in (OVERLAY_MAGIC, FUSE_MAGIC)
 
     def of(self, found: os.stat_result) -> Sequence[bytes]:
         """Paths from the root that had this inode when the layer was begun or later; none for a file with one name."""

@@ -55,15 +55,14 @@ def _run(request: Mapping[str, Any]) -> object:
         raise Unavailable("worker", "its engine is gone")
     os.nice(_NICE)
     os.umask(0)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a diff holds two descriptors for each level
     sys.setrecursionlimit(20_000)
     job = _JOBS[request["job"]](request)  # imports what it needs
     mounts.enter(request["point"])
-    roots = request["roots"]
+    roots, write = request["roots"], request["job"] == "unpack"
     if len(roots) == 1:
-        mounts.make(roots[0], request["point"])
+        mounts.make(roots[0], request["point"], write=write)
         mounts.become_root(request["point"])
         names = ["/"]
     else:
@@ -72,10 +71,12 @@ def _run(request: Mapping[str, Any]) -> object:
         for name, root in zip(names, roots, strict=True):
             os.mkdir(request["point"] + name)
             if root:  # without mounts it stays the empty directory that it is
-                mounts.make(root, request["point"] + name)
+                mounts.make(root, request["point"] + name, write=write)
         mounts.become_root(request["point"])
     sys.path.clear()
     sys.meta_path.clear()
+    # not before: a program that serves a root has need of its own
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     return job([os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for name in names])
 
 

@@ -250,6 +250,14 @@ def _overlay_by_path(
         mount.umount(b"/sys", mount.MNT_DETACH)
 
 
+def given(child: Child, slot: int) -> None:
+    """A detached mount that came with the plan. It is no descriptor of the container's any more."""
+    if not child.fds:
+        raise Failure("Invalid", "plan", "has no descriptor of a mount")
+    child.source[slot], *left = child.fds
+    child.fds = tuple(left)
+
+
 def filesystem(
     child: Child, slot: int, fstype: bytes, options: tuple[tuple[bytes, bytes | None], ...], attributes: int
 ) -> None:
@@ -437,6 +445,7 @@ STEPS: dict[str, Function] = {
     "device_source": device_source,
     "overlay": overlay,
     "mapped_overlay": mapped_overlay,
+    "given": given,
     "filesystem": filesystem,
     "propagation": propagation,
     "root": root,

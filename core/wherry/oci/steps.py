@@ -90,6 +90,15 @@ class MappedOverlay(Step):
         return f"fsopen overlay of {len(self[1])} layers idmapped by {self[4]}, {self[5]}, {_options(self[2])} -> {self[0]}"
 
 
+class Given(Step):
+    """(slot): the first of the plan's descriptors, a detached mount that somebody else made."""
+
+    name, words = "given", "descriptor of a mount -> {0}"
+
+    def __new__(cls, slot: int) -> Self:
+        return super().__new__(cls, slot)
+
+
 class Filesystem(Step):
     """(slot, type, options, attributes): a detached instance of another file system, for the root."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from wherry.linux import mount as linux_mount
+from wherry.linux.fuse import PREFIX
 from wherry.oci import steps as s
 from wherry.oci.errors import SpecError
 from wherry.oci.options import Options
@@ -104,6 +105,9 @@ class Tree:
         if entry.type in ("bind", "none", ""):
             self.sources.append(s.Source(slot, entry.source, options.recursive, entry.idmap.uids, entry.idmap.gids))
             return s.Root(slot, options.set, options.clear & ~linux_mount.ATTR_RDONLY)
+        if entry.type.startswith(PREFIX):
+            self.sources.append(s.Given(slot))
+            return s.Root(slot, options.set, 0)
         self.sources.append(
             s.Filesystem(slot, entry.type, [("source", entry.source), *options.data], options.attributes)
         )

@@ -1,6 +1,6 @@
 """The helper process of ``wherry.testing.trees``: makes mounts in a mount namespace of its own and works inside them.
 
-Reads one JSON document from stdin and writes one to stdout. Everything it mounted is gone with it. Stdlib only.
+Reads one JSON document from stdin and writes one to stdout. Everything it mounted is gone with it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from wherry.linux import fuse
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -79,6 +81,8 @@ def attach(mount: dict[str, Any], root: str) -> None:
     if bind:
         flag = 1 | (_RECURSIVE if "rbind" in mount["options"] else 0)  # OPEN_TREE_CLONE
         tree = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(mount["source"]), flag, what=f"open_tree {mount['source']}")
+    elif mount["type"].startswith(fuse.PREFIX):
+        tree = fuse.serve(mount["source"], options)
     else:
         tree = _new_superblock(mount["type"], mount["source"], options)
     if "ro" in mount["options"]:

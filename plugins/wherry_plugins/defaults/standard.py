@@ -17,7 +17,7 @@ volume = "local"
 
 [variant.standard]
 store = "local"
-snapshotter = ["overlayfs", "vfs"]
+snapshotter = ["overlayfs", "fuse-overlayfs", "vfs"]
 isolation = ["namespaces", "userns"]
 network = ["bridge", "none"]
 """

@@ -28,6 +28,7 @@ from wherry.api import (
     TaskState,
     Unavailable,
 )
+from wherry.layers.served import roots
 from wherry.linux import caps, cgroup, pidfd, probe
 from wherry.linux.cgroup1 import Group1
 from wherry.linux.cgroup2 import Group2
@@ -103,9 +104,9 @@ class Clones:
             group.create(self._resources({**resources, "devices": device_rules(resources.get("devices") or ())}))
         try:
             self._links.add(request.id, request.bundle, spec)
-            state = self._spawn(
-                request.id, "", self._plan(compiled, group, sandbox_id=request.sandbox_id), request.stdio
-            )
+            with roots(self._shim, f"{self._context.id}.root.{request.id}", request.rootfs) as fds:
+                plan = self._plan(compiled, group, sandbox_id=request.sandbox_id, fds=fds)
+                state = self._spawn(request.id, "", plan, request.stdio)
         except BaseException:
             self._discard(record)
             raise
@@ -205,7 +206,14 @@ class Clones:
             ) from None
 
     @staticmethod
-    def _plan(compiled: compile.Compiled, group: cgroup.Group, *, sandbox_id: str = "", target: str = "") -> Plan:
+    def _plan(
+        compiled: compile.Compiled,
+        group: cgroup.Group,
+        *,
+        sandbox_id: str = "",
+        target: str = "",
+        fds: tuple[int, ...] = (),
+    ) -> Plan:
         uids, gids = compiled.idmap
         return Plan(
             argv=compiled.argv,
@@ -216,6 +224,7 @@ class Clones:
             join=tuple(compiled.join),
             idmap=IdMap(uids, gids),
             steps=tuple(compiled.steps),
+            fds=fds,
             target=target,
             hooks=compiled.hooks,
         )

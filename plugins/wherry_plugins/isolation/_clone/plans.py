@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from wherry.api import Mount
+from wherry.linux.fuse import PREFIX
 from wherry.oci.compile import Compiled
 from wherry.oci.errors import SpecError
 
@@ -84,6 +85,8 @@ class Plans:
                 key, equals, value = option.partition("=")
                 options.append(f"{key}={name(key, value)}" if equals and option.startswith(_OWN) else option)
             return attrs.evolve(mount, options=tuple(options)), own
+        if mount.type.startswith(PREFIX):  # a descriptor by the time that it is wanted
+            return attrs.evolve(mount, source="", options=tuple(o for o in mount.options if "=" not in o)), own
         return attrs.evolve(mount, source=name("source", mount.source)), own
 
     def _bears(self, value: Any) -> bool:

@@ -1,174 +1,41 @@
-"""The snapshotter: rows by ``wherry.layers.snapshots``, one directory a row."""
+"""The snapshotter: layers by ``wherry.layers.stacked``, merged by the kernel."""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from wherry.api import ApartLayer, Context, Invalid, Labels, Mount, SnapshotOptions
-from wherry.layers.directories import DirectorySnapshotter
-from wherry.layers.overlaid import drop_idle_removals
-from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
-from wherry.layers.usage import usage
+from wherry.api import Context, IdMap, Mount
+from wherry.layers.snapshots import Row
+from wherry.layers.stacked import UNPACK, StackedSnapshotter
 from wherry.linux import userns
 
 if TYPE_CHECKING:
     from wherry_plugins.snapshotter.overlayfs import OverlayConfig
 
-UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
-_MARKS = ("trusted.overlay.", "user.overlay.")
 
-
-class Root(NamedTuple):
-    """What a merged tree's root looks like is its topmost directory's matter."""
-
-    mode: int
-    uid: int
-    gid: int
-    mtime: int
-    xattrs: dict[str, bytes]
-
-
-class OverlaySnapshotter(DirectorySnapshotter):
-    """Implements ``wherry.api.LayerSnapshotter`` with "rebase". prepare is one commit and three directories."""
+class OverlaySnapshotter(StackedSnapshotter):
+    """Implements ``wherry.api.LayerSnapshotter`` with "rebase"."""
 
     def __init__(self, config: OverlayConfig, context: Context) -> None:
-        super().__init__("overlayfs", context.root)
         self._options = _options(config)
         self._volatile = config.volatile
-        self._remaps = "mount.idmapped" in context.features and not userns.confined()
-        self._roots: dict[int, Root] = {}  # of committed ones, which never change
+        marks = "user" if "userxattr" in self._options else "trusted"
+        super().__init__(
+            "overlayfs",
+            context.root,
+            opaque=(f"{marks}.overlay.opaque",),
+            remaps="mount.idmapped" in context.features and not userns.confined(),
+        )
 
-    def usage(self, name: str) -> tuple[int, int]:
-        row = self._rows.get(name)
-        if row.bytes >= 0:
-            return row.bytes, row.inodes
-        try:
-            fd = os.open(self._fs(row.number), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # a view of one layer has no directory of its own
-            return 0, 0
-        try:
-            found = usage(fd)
-        finally:
-            os.close(fd)
-        if row.kind == "committed":
-            self._rows.measured(row.number, found)
-        return found
-
-    def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
-        self._plain(key, options)
-        with self._rows.prepare(
-            key, parent, options.labels, "active", pack_idmap(options.idmap), durable=options.durable
-        ) as row:
-            self._make(row, work=True)
-        return self._mounts(row)
-
-    def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
-        self._plain(key, options)
-        with self._rows.prepare(
-            key, parent, options.labels, "view", pack_idmap(options.idmap), durable=options.durable
-        ) as row:
-            if not row.lowers:
-                self._make(row, work=False)
-        return self._mounts(row)
-
-    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
-        with self._rows.rebase(key, parent) as row:
-            fs = self._fs(row.number)
-            if not layer.root:
-                _dress(fs, self._root_of(row.lowers[0]))
-            if layer.removals:
-                opaque = f"{'user' if 'userxattr' in self._options else 'trusted'}.overlay.opaque"
-                drop_idle_removals(fs, [self._fs(number) for number in row.lowers], layer.removals, opaque)
-        return self._mounts(row)
-
-    def commit(self, name: str, key: str, labels: Labels) -> None:
-        self._rows.commit(name, key, {UNPACK: None, **labels})
-
-    # directories
-
-    def _fs(self, number: int) -> str:
-        return f"{self._prefix}{number}/fs"
-
-    def _make(self, row: Row, *, work: bool) -> None:
-        """The directories, before their row is committed: a durable commit's fsync takes them to the disk's journal as well."""
-        directory = f"{self._prefix}{row.number}"
-        try:
-            os.mkdir(directory, 0o700)
-        except FileExistsError:  # a crash before the commit left one, and the number with it
-            self._erase(str(row.number))
-            os.mkdir(directory, 0o700)
-        try:
-            os.mkdir(f"{directory}/fs", 0o755)
-            if row.lowers:
-                _dress(f"{directory}/fs", self._root_of(row.lowers[0]))
-            if work:
-                os.mkdir(f"{directory}/work", 0o711)
-        except BaseException:
-            self._erase(str(row.number))
-            raise
-
-    def _root_of(self, number: int) -> Root:
-        known = self._roots.get(number)
-        if known is None:
-            path = self._fs(number)
-            found = os.stat(path)
-            xattrs = {name: os.getxattr(path, name) for name in os.listxattr(path) if not name.startswith(_MARKS)}
-            known = Root(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
-            self._roots[number] = known
-        return known
-
-    def _gone(self, row: Row) -> None:
-        self._roots.pop(row.number, None)
-        super()._gone(row)
-
-    def _mounts(self, row: Row) -> tuple[Mount, ...]:
-        fs, idmap = self._fs(row.number), unpack_idmap(row.extra)
-        if not row.lowers:
-            return (Mount("bind", fs, "", ("rbind", "rw" if row.kind == "active" else "ro"), idmap),)
-        lowers = [self._fs(number) for number in row.lowers]
-        if row.kind == "active":
-            options = (f"lowerdir={':'.join(lowers)}", f"upperdir={fs}", f"workdir={self._prefix}{row.number}/work")
-            extra = ("volatile",) if self._volatile and UNPACK not in row.labels else ()
-            return (Mount("overlay", "overlay", "", (*options, *self._options, *extra), idmap),)
-        if len(lowers) == 1:
-            return (Mount("bind", lowers[0], "", ("rbind", "ro"), idmap),)
-        return (Mount("overlay", "overlay", "", ("ro", f"lowerdir={':'.join(lowers)}", *self._options), idmap),)
-
-    def _plain(self, key: str, options: SnapshotOptions) -> None:
-        super()._plain(key, options)
-        if (options.idmap.uids or options.idmap.gids) and not self._remaps:
-            raise Invalid(
-                f'snapshot "{key}"', "overlayfs can't remap ids here", "choose a snapshotter with that capability"
-            )
-
-    def _erase(self, name: str) -> int:
-        return 0 if self._erase_empty(f"{self._prefix}{name}") else super()._erase(name)
-
-    @staticmethod
-    def _erase_empty(directory: str) -> bool:
-        """Deletes that of a container that wrote nothing, in a tenth of the time; False when there is something in it. work/work
-        is made by the kernel's mount."""
-        try:
-            for name in ("/work/work", "/work", "/fs", ""):
-                with suppress(FileNotFoundError):
-                    os.rmdir(directory + name)
-        except OSError:
-            return False
-        return True
-
-
-def _dress(path: str, root: Root) -> None:
-    """Owner first: chown(2) clears set-id bits."""
-    found = os.stat(path)
-    if (found.st_uid, found.st_gid) != (root.uid, root.gid):
-        os.chown(path, root.uid, root.gid)
-    for name, value in root.xattrs.items():
-        os.setxattr(path, name, value)
-    os.chmod(path, root.mode)
-    os.utime(path, ns=(root.mtime, root.mtime))
+    def _merged(self, row: Row, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
+        lower = f"lowerdir={':'.join(lowers)}"
+        if not own:
+            return Mount("overlay", "overlay", "", ("ro", lower, *self._options), idmap)
+        extra = ("volatile",) if self._volatile and UNPACK not in row.labels else ()
+        options = (lower, f"upperdir={own}/fs", f"workdir={own}/work", *self._options, *extra)
+        return Mount("overlay", "overlay", "", options, idmap)
 
 
 def _options(config: OverlayConfig) -> tuple[str, ...]:

@@ -1,0 +1,186 @@
+"""Snapshotters whose layers lie upon each other: a layer is a directory of what it changes, with marks for what it removes.
+
+Whatever puts them together, a row has a directory ``<root>/snapshots/<number>`` with fs/, its own files, and work/ where it is
+written to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from wherry.errors import Invalid
+from wherry.interfaces.common import IdMap, Labels, Mount
+from wherry.interfaces.snapshotter import ApartLayer, SnapshotOptions
+from wherry.layers.directories import DirectorySnapshotter
+from wherry.layers.overlaid import drop_idle_removals
+from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
+from wherry.layers.usage import usage
+
+UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
+_MARKS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
+
+
+class Root(NamedTuple):
+    """What a merged tree's root looks like is its topmost directory's matter."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    xattrs: dict[str, bytes]
+
+
+class StackedSnapshotter(DirectorySnapshotter):
+    """Implements ``wherry.api.LayerSnapshotter`` with "rebase". prepare is one commit and three directories.
+
+    A driver adds ``_merged``. opaque: the xattrs, "y", that hide what a directory has in lower layers. remaps: whether ids can be
+    remapped.
+    """
+
+    def __init__(self, name: str, root: Path, *, opaque: Sequence[str], remaps: bool) -> None:
+        super().__init__(name, root)
+        self._opaque = opaque
+        self._remaps = remaps
+        self._roots: dict[int, Root] = {}  # of committed ones, which never change
+
+    def usage(self, name: str) -> tuple[int, int]:
+        row = self._rows.get(name)
+        if row.bytes >= 0:
+            return row.bytes, row.inodes
+        try:
+            fd = os.open(self._fs(row.number), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # a view of one layer has no directory of its own
+            return 0, 0
+        try:
+            found = usage(fd)
+        finally:
+            os.close(fd)
+        if row.kind == "committed":
+            self._rows.measured(row.number, found)
+        return found
+
+    def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
+        self._plain(key, options)
+        with self._rows.prepare(
+            key, parent, options.labels, "active", pack_idmap(options.idmap), durable=options.durable
+        ) as row:
+            self._make(row, work=True)
+        return self._mounts(row)
+
+    def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
+        self._plain(key, options)
+        with self._rows.prepare(
+            key, parent, options.labels, "view", pack_idmap(options.idmap), durable=options.durable
+        ) as row:
+            if not row.lowers:
+                self._make(row, work=False)
+        return self._mounts(row)
+
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
+        with self._rows.rebase(key, parent) as row:
+            fs = self._fs(row.number)
+            if not layer.root:
+                _dress(fs, self._root_of(row.lowers[0]))
+            if layer.removals:
+                drop_idle_removals(fs, [self._fs(number) for number in row.lowers], layer.removals, self._opaque)
+        return self._mounts(row)
+
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        self._rows.commit(name, key, {UNPACK: None, **labels})
+
+    # directories
+
+    def _fs(self, number: int) -> str:
+        return f"{self._prefix}{number}/fs"
+
+    def _make(self, row: Row, *, work: bool) -> None:
+        """The directories, before their row is committed: a durable commit's fsync takes them to the disk's journal as well."""
+        directory = f"{self._prefix}{row.number}"
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:  # a crash before the commit left one, and the number with it
+            self._erase(str(row.number))
+            os.mkdir(directory, 0o700)
+        try:
+            os.mkdir(f"{directory}/fs", 0o755)
+            if row.lowers:
+                _dress(f"{directory}/fs", self._root_of(row.lowers[0]))
+            if work:
+                os.mkdir(f"{directory}/work", 0o711)
+        except BaseException:
+            self._erase(str(row.number))
+            raise
+
+    def _root_of(self, number: int) -> Root:
+        known = self._roots.get(number)
+        if known is None:
+            path = self._fs(number)
+            found = os.stat(path)
+            xattrs = {name: os.getxattr(path, name) for name in os.listxattr(path) if not name.startswith(_MARKS)}
+            known = Root(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
+            self._roots[number] = known
+        return known
+
+    def _gone(self, row: Row) -> None:
+        self._roots.pop(row.number, None)
+        super()._gone(row)
+
+    def _merged(self, row: Row, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
+        """The layers as one tree: lowers are their directories, the topmost first. own is the directory that has fs/ and work/ and
+        is written to, "" for a view."""
+        raise AssertionError("a driver says how its layers are merged")
+
+    def _mounts(self, row: Row) -> tuple[Mount, ...]:
+        idmap = unpack_idmap(row.extra)
+        lowers = [self._fs(number) for number in row.lowers]
+        if not lowers:
+            return (Mount("bind", self._fs(row.number), "", ("rbind", "rw" if row.kind == "active" else "ro"), idmap),)
+        if row.kind == "active":
+            return (self._merged(row, lowers, f"{self._prefix}{row.number}", idmap),)
+        if len(lowers) == 1:
+            return (self._single(row, lowers[0], idmap),)
+        return (self._merged(row, lowers, "", idmap),)
+
+    def _single(self, row: Row, lower: str, idmap: IdMap) -> Mount:
+        """The view of one layer."""
+        return Mount("bind", lower, "", ("rbind", "ro"), idmap)
+
+    def _plain(self, key: str, options: SnapshotOptions) -> None:
+        super()._plain(key, options)
+        if (options.idmap.uids or options.idmap.gids) and not self._remaps:
+            raise Invalid(
+                f'snapshot "{key}"', f"{self._name} can't remap ids here", "choose a snapshotter with that capability"
+            )
+
+    def _erase(self, name: str) -> int:
+        return 0 if self._erase_empty(f"{self._prefix}{name}") else super()._erase(name)
+
+    @staticmethod
+    def _erase_empty(directory: str) -> bool:
+        """Deletes that of a container that wrote nothing, in a tenth of the time; False when there is something in it. work/work
+        is made by the kernel's mount."""
+        try:
+            for name in ("/work/work", "/work", "/fs", ""):
+                with suppress(FileNotFoundError):
+                    os.rmdir(directory + name)
+        except OSError:
+            return False
+        return True
+
+
+def _dress(path: str, root: Root) -> None:
+    """Owner first: chown(2) clears set-id bits."""
+    found = os.stat(path)
+    if (found.st_uid, found.st_gid) != (root.uid, root.gid):
+        os.chown(path, root.uid, root.gid)
+    for name, value in root.xattrs.items():
+        os.setxattr(path, name, value)
+    os.chmod(path, root.mode)
+    os.utime(path, ns=(root.mtime, root.mtime))
+
+
+__all__ = ["UNPACK", "StackedSnapshotter"]
