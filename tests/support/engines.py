@@ -33,9 +33,9 @@ class EngineDirs(NamedTuple):
 def cgroups(run: Path) -> list[Path]:
     """The cgroups of the engine that uses this run directory, in every hierarchy, the innermost first."""
     name = "wherry-" + hashlib.sha256(os.fsencode(run)).hexdigest()[:8]
-    found = [path for path in Path("/sys/fs/cgroup").glob(f"**/{name}") if path.is_dir()]
-    inner = [path for top in found for path in top.rglob("*") if path.is_dir()]
-    return sorted([*found, *inner], key=lambda path: -len(path.parts))
+    # os.walk goes on where somebody else's goes away meanwhile; glob of Path in Python 3.11 does not
+    paths = (Path(directory) for directory, _inner, _files in os.walk("/sys/fs/cgroup"))
+    return sorted((path for path in paths if name in path.parts), key=lambda path: -len(path.parts))
 
 
 def alive(run: Path) -> list[str]:
