@@ -15,6 +15,7 @@ import pytest
 
 from support.images_area import image_layout, mounted, pack, world
 from support.layers import digest, directory, hard, link, member, names, tar, tree
+from support.tools import need
 from wherry.api import Error, Invalid, NotFound
 from wherry.engine import unpacking, writeback
 
@@ -64,6 +65,7 @@ def layered(tmp_path: Path) -> Path:
 
 
 def _by_umoci(layout: Path, target: Path, tag: str = "x") -> Path:
+    need("umoci")
     index = json.loads((layout / "index.json").read_text())
     index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": tag}
     copy = target / "layout"

@@ -15,6 +15,7 @@ import pytest
 
 from support.images_area import World, image_layout, mounted, world
 from support.layers import digest, directory, hard, link, member, tar, tree
+from support.tools import need
 from wherry.api import Error, Unavailable
 from wherry.engine import workers as module
 
@@ -115,6 +116,7 @@ def test_a_worker_killed_at_each_step(tmp_path: Path, snapshotter: str) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """12 MiB of ext4 on a loop device."""
+    need("mkfs.ext4")
     image, at = tmp_path / "image", tmp_path / "disk"
     at.mkdir()
     with image.open("wb") as file:

@@ -13,6 +13,7 @@ from support.engines import Wherry
 from support.images_area import world
 from support.layers import member, tar
 from support.registry import Content, descriptor, image, index_of, layout
+from support.tools import need
 from wherry.api import Descriptor, Digest, Invalid, NotFound
 from wherry.linux import path as lookups
 from wherry.spec.distribution import INDEX, LAYER, MANIFEST
@@ -182,6 +183,7 @@ class TestPulls:
             source.resolve(f"{made}:1", "linux/s390x")
 
     def test_of_others_tools(self, busybox_image: Path, tmp_path: Path, wherry: Wherry) -> None:
+        need("skopeo")
         copy = tmp_path / "copy"
         subprocess.run(
             ["skopeo", "copy", "-q", f"oci:{busybox_image / 'oci'}", f"oci:{copy}:box"], check=True, capture_output=True

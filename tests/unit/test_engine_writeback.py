@@ -14,6 +14,7 @@ import pytest
 
 from support.images_area import image_layout, pack, world
 from support.layers import digest, directory, member, tar
+from support.tools import need
 from wherry.api import Invalid, NotFound, SnapshotInfo
 from wherry.engine import unpacking, writeback
 from wherry.engine.unpacking import UNSYNCED, Unpacker, _Job
@@ -87,6 +88,7 @@ def test_a_lost_layer_takes_what_stands_on_it(tmp_path: Path, archive: str) -> N
 @pytest.fixture
 def failing_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system whose disk takes a part only of what it says it can hold: writes fail when they are written back."""
+    need("mkfs.ext4")
     small, at = tmp_path / "small", tmp_path / "at"
     for path in (small, at):
         path.mkdir()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from support.tools import need
 from wherry.api import Descriptor, Invalid, NotFound
 from wherry_plugins.transport.host.closure import Closure, read_cache, read_object
 from wherry_plugins.transport.host.layer import LayerPlan, PieceStream
@@ -41,6 +42,7 @@ def layer_of(reference: str) -> tuple[bytes, dict[str, Any]]:
 
 @pytest.mark.parametrize("program", ["/bin/sh", "/bin/ls", "/usr/bin/skopeo", "/usr/bin/tar"])
 def test_the_closure_is_that_of_the_loader(program: str) -> None:
+    need(program)
     listed = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
     wanted = {Path(word).resolve() for line in listed.splitlines() for word in line.split() if word.startswith("/")}
     found = {Path(path).resolve() for path in files_of(program)}
