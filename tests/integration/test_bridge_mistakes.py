@@ -69,6 +69,19 @@ def test_a_bridge_that_is_gone_is_made_anew(engine: Engine) -> None:
     assert engine.doctor() == ()
 
 
+def test_doctor_finds_who_has_lost_the_network(engine: Engine) -> None:
+    engine.create_network(NetworkConfig("lab", options={"interface": "lab0"}))
+    made = engine.run(RunRequest("host:/bin/busybox", ("/bin/busybox", "sleep", "1000"), network="lab"))
+    assert engine.doctor() == ()
+    subprocess.run(["ip", "link", "delete", "lab0"], check=True, timeout=30)
+    (found,) = engine.doctor()
+    assert found.what == f"network lab of container {made.id[:12]}"
+    assert 'the bridge "lab0" of network "lab" is gone' in found.problem
+    engine.stop(made.id, 0)
+    engine.start(made.id)
+    assert engine.doctor() == ()
+
+
 def test_a_bridge_that_is_gone_for_several_starts_at_once(engine: Engine) -> None:
     """The first one makes it anew; for the others it is there then, and not the one they knew."""
     engine.create_network(NetworkConfig("lab", options={"interface": "lab0"}))

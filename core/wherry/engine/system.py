@@ -151,10 +151,32 @@ class System:
             for what in sorted(done.difference(found))
             if "attachments" in what
         ]
+        findings += self._networks()
         findings += self._blobs(repair)
         findings += self._snapshots(repair)
         findings += self._leftover_removals(repair)
         return tuple(findings)
+
+    def _networks(self) -> list[Finding]:
+        """Places of running containers that are not as their drivers made them: others have changed the host's links, rules or
+        switches. Drivers make rules anew when asked; a link comes back with the next start."""
+        state = self._state
+        findings = []
+        for record in list(state.registry):
+            if not record.lock.acquire(blocking=False):  # it starts, ends, or is being connected
+                continue
+            try:
+                for place in state.attached.get(record.id, ()) if record.live else ():
+                    try:
+                        state.network(place.driver, record).check(record.id, place.network)
+                    except (Error, OSError) as error:
+                        if any(task.status != "stopped" and not task.exec_id for task in state.shim.list(record.id)):
+                            findings.append(
+                                Finding(f"network {place.network} of container {record.id[:12]}", str(error))
+                            )
+            finally:
+                record.lock.release()
+        return findings
 
     def _blobs(self, repair: bool) -> list[Finding]:
         """Blobs whose bytes are gone or of another length. Forgotten, they are fetched again with the image's next load or pull."""
