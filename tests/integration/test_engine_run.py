@@ -25,6 +25,7 @@ from wherry.api import (
     RunRequest,
     Stdio,
 )
+from wherry.linux import mount
 
 pytestmark = pytest.mark.shared
 
@@ -123,6 +124,21 @@ def test_binds(engine: Engine, tmp_path: Path) -> None:
     assert made.is_dir()
     with pytest.raises(NotFound):
         run(engine, "true", mounts=(Bind("bind", str(tmp_path / "absent"), "/m"),))
+
+
+def test_a_read_only_bind_is_so_all_the_way_down(engine: Engine, tmp_path: Path) -> None:
+    """The twin asks for what is mounted below to stay writable."""
+    (tmp_path / "below").mkdir()
+    mount.mount("tmpfs", str(tmp_path / "below"), "tmpfs")
+    try:
+        for options, code in ((("ro",), 1), (("ro", "writable"), 0)):
+            binds = (Bind("bind", str(tmp_path), "/data", options),)
+            said = sh(engine, "echo x > /data/x || echo x > /data/below/x || exit 1", mounts=binds)
+            assert said.code == code
+            assert (tmp_path / "below/x").exists() == (code == 0)
+            assert not (tmp_path / "x").exists()
+    finally:
+        mount.umount(str(tmp_path / "below"))
 
 
 def test_tmpfs_and_read_only(engine: Engine) -> None:

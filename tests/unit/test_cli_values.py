@@ -75,6 +75,7 @@ def test_no_volume(text: str) -> None:
     [
         ("type=bind,source=/a,target=/b", Bind("bind", "/a", "/b", ("rbind",))),
         ("type=bind,src=./a,dst=/b,readonly", Bind("bind", "/home/me/a", "/b", ("rbind", "ro"))),
+        ("type=bind,src=/a,dst=/b,ro,bind-recursive=writable", Bind("bind", "/a", "/b", ("rbind", "ro", "writable"))),
         ("type=bind,src=/a,dst=/b,bind-recursive=disabled", Bind("bind", "/a", "/b", ("bind",))),
         ("type=bind,src=/a,dst=/b,bind-propagation=rshared,ro=false", Bind("bind", "/a", "/b", ("rbind", "rshared"))),
         (

@@ -169,7 +169,7 @@ def test_mounts(tmp_path: Path) -> None:
     )["mounts"]
     mine = {mount["destination"]: mount for mount in made}
     assert mine["/deep/er"]["options"] == ["nodev", "nosuid", "size=1m"]
-    assert mine["/deep"]["options"] == ["rbind", "ro", "rprivate"]
+    assert mine["/deep"]["options"] == ["rbind", "rro", "rprivate"]
     assert (tmp_path / "new").is_dir()
     assert list(mine).index("/deep") < list(mine).index("/deep/er")
     assert [mount["destination"] for mount in made].count("/dev/shm") == 1

@@ -33,8 +33,8 @@ def _refuse_bare_text(request: Any, *names: str) -> None:
 class Bind:
     """A mount the user asks for. type: "bind" (source is an absolute host path), "tmpfs" or "volume" (source is a name).
 
-    options as in mount(8): "ro", "rbind", "size=64m", "mode=1777"; create: make a missing bind source as a directory, as
-    docker -v does.
+    options as in mount(8): "ro", "rbind", "size=64m", "mode=1777"; a "ro" is for what is mounted below too, unless there is "bind"
+    or "writable". create: make a missing bind source as a directory, as docker -v does.
     """
 
     type: Literal["bind", "tmpfs", "volume"]

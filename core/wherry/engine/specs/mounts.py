@@ -32,6 +32,7 @@ _PROC_FILES = frozenset(
 )
 _OPPOSITE = {"exec": "noexec", "suid": "nosuid", "dev": "nodev"}
 _PROPAGATION = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"})
+_WRITABLE = "writable"
 _RELABEL = frozenset({"z", "Z"})
 INIT_TARGET = "/sbin/docker-init"
 INIT_PROGRAMS = (
@@ -56,6 +57,12 @@ def clean_target(text: str) -> str:
     return target
 
 
+def _read_only(options: Sequence[str]) -> list[str]:
+    """For all that is mounted below as well, as docker has it, unless that shall stay "writable"."""
+    deep = "rbind" in options and _WRITABLE not in options
+    return ["rro" if deep and option == "ro" else option for option in options if option != _WRITABLE]
+
+
 def _bind(wish: Bind, target: str) -> dict[str, Any]:
     source = Path(wish.source)
     if not source.is_absolute() or "\0" in wish.source:
@@ -67,6 +74,7 @@ def _bind(wish: Bind, target: str) -> dict[str, Any]:
     options = [option for option in wish.options if option not in _RELABEL]
     if "bind" not in options and "rbind" not in options:
         options.insert(0, "rbind")
+    options = _read_only(options)
     if not _PROPAGATION.intersection(options):
         options.append("rprivate")
     return {"destination": target, "type": "bind", "source": str(source), "options": options}
@@ -97,7 +105,7 @@ def _volume(wish: Bind, target: str, mounts: Sequence[Mount]) -> list[dict[str, 
     asked = [option for option in wish.options if option not in _RELABEL and option != "nocopy"]
     found = []
     for mount in mounts:
-        options = [*mount.options, *(option for option in asked if option not in mount.options)]
+        options = _read_only([*mount.options, *(option for option in asked if option not in mount.options)])
         if mount.type == "bind" and not _PROPAGATION.intersection(options):
             options.append("rprivate")
         destination = posixpath.join(target, mount.target) if mount.target else target

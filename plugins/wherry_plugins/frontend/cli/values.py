@@ -166,6 +166,8 @@ def mount(text: str, resolve: object) -> Bind:
             options.append(value)
         elif key in {"bind-nonrecursive", "bind-recursive"}:
             recursive = (value in {"false", "0"}) if key == "bind-nonrecursive" else value != "disabled"
+            if key == "bind-recursive" and value == "writable":
+                options.append(value)
         elif key == "tmpfs-size":
             options.append(f"size={size(value)}")
         elif key == "tmpfs-mode" and re.fullmatch(r"[0-7]{3,4}", value):
