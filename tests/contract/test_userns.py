@@ -43,7 +43,7 @@ class TestNetwork(NetworkContract):
         (ISOLATION, 30),
         (SNAPSHOTTER.format("overlayfs"), 35),
         (SNAPSHOTTER.format("vfs"), 35),
-        (SNAPSHOTTER.format("fuse_overlayfs"), 35),
+        (SNAPSHOTTER.format("fuse_overlayfs") + "    depth = 16\n", 35),
         (NETWORK.format("pasta"), 12),
         (NETWORK.format("slirp4netns"), 12),
     ],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +19,15 @@ from support import rootless
 from support.engines import Wherry
 from support.generated import Generator
 from support.images_area import image_layout, world
-from support.layers import tar
+from support.layers import member, tar
 from support.running import until
 from support.shims import Shimmed, shimmed
 from wherry.api import FailedPrecondition, IdMap, Mount, Unavailable
 from wherry.layers import served
 from wherry.linux import fuse, mount
+from wherry.spec.distribution import LAYER
 from wherry.testing.harness import LocalContext
-from wherry.testing.trees import tree
+from wherry.testing.trees import change, tree
 from wherry_plugins.snapshotter import fuse_overlayfs
 
 PROGRAM = shutil.which("fuse-overlayfs") or ""
@@ -161,8 +165,9 @@ def test_the_program_is_killed(wherry: Wherry) -> None:
     gone(wherry)
 
 
-@BOTH
-@pytest.mark.parametrize("victims", [("engine",), ("shim", "engine")], ids="+".join)
+@pytest.mark.parametrize(
+    ("who", "victims"), [("root", ("engine",)), ("user", ("shim", "engine"))], indirect=["who"], ids=["root", "user"]
+)
 def test_engine_and_shim_are_killed(wherry: Wherry, victims: tuple[str, ...]) -> None:
     run(wherry, "-d", "--name", "one", script="echo x > /file; sleep 1000")
     (program,) = programs(wherry.dirs.root)
@@ -176,6 +181,33 @@ def test_engine_and_shim_are_killed(wherry: Wherry, victims: tuple[str, ...]) ->
     assert programs(wherry.dirs.root) == [program]
     wherry("doctor", "--repair", code=None)
     wherry("rm", "-f", "one")
+    gone(wherry)
+
+
+@pytest.mark.parametrize(("who", "victim"), [("root", "shim"), ("user", "engine")], indirect=["who"])
+def test_killed_while_roots_are_made(wherry: Wherry, victim: str) -> None:
+    """As soon as there is a program, wherever its container is by then."""
+    run(wherry, "--rm", script=":")
+    until(lambda: not programs(wherry.dirs.root), 30)
+    info = json.loads(wherry("info", "--json").stdout)
+    options = ("run", "--rm", "--network", "none", "--snapshotter", NAME, IMAGE, "sleep", "1")
+    null = subprocess.DEVNULL
+    clients = [wherry.popen(*options, cwd="/", stdin=null, stdout=null, stderr=null) for _ in range(3)]
+    try:
+        until(lambda: programs(wherry.dirs.root), 30)
+        os.kill(info[victim]["pid"], signal.SIGKILL)
+        for client in clients:
+            client.wait(60)
+    finally:
+        for client in clients:
+            client.kill()
+            client.wait()
+    until(lambda: wherry("ps", code=None).returncode == 0, 30)
+    assert run(wherry, "--rm", script="echo x > /y; cat /y") == "x\n"
+    if left := wherry("ps", "-aq").stdout.split():
+        wherry("rm", "-f", *left, code=None)  # one may have gone by itself meanwhile
+    until(lambda: not wherry("ps", "-aq").stdout, 30)
+    wherry("doctor", "--repair", code=None)
     gone(wherry)
 
 
@@ -249,6 +281,13 @@ def test_what_cannot_be_served(made: Shimmed, root: Mount, tmp_path: Path) -> No
     assert not programs(tmp_path)
 
 
+def test_a_worker_whose_program_ends(root: Mount, tmp_path: Path) -> None:
+    """An error, where a descriptor of the device that is still open would have the next call wait for ever."""
+    with pytest.raises(OSError, match="ended before it served anything") as caught:
+        tree((Mount(root.type, PROGRAM, "", (f"lowerdir={tmp_path}/missing",)),))
+    assert caught.value.errno == errno.ENOTCONN
+
+
 def test_a_launcher_that_says_nothing(made: Shimmed, root: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "_START", "raise SystemExit('no such thing')")
     with pytest.raises(Unavailable, match="no such thing"), served.roots(made.client, "t.x", (root,)):
@@ -307,3 +346,25 @@ def test_it_comes_before_copies(wherry: Wherry, tmp_path: Path) -> None:
         wherry.stop()
     finally:
         mount.umount(str(wherry.dirs.root), mount.MNT_DETACH)
+
+
+def test_what_a_container_changed(tmp_path: Path) -> None:
+    """The difference of two trees, while a program that writes to the upper one may run: the worker's own only reads."""
+    image_layout(tmp_path / "image", [tar(member("a"), member("d/b"), member("d/c"), member("keep"))])
+    seen = {}
+    for snapshotter in (NAME, "vfs"):
+        with world(tmp_path / snapshotter, snapshotter) as made:
+            ready = made.images.ensure(f"layout:{tmp_path / 'image'}", made.drivers)
+            driver = made.drivers.snapshotter
+            upper = driver.prepare("one", ready.chain_id)
+            change(
+                upper, ("remove", "a"), ("rmtree", "d"), ("mkdir", "d"), ("write", "d/new", "n"), ("write", "keep", "k")
+            )
+            with (tmp_path / "layer").open("w+b") as sink:
+                made.workers.diff(driver.view("below", ready.chain_id), upper, sink, LAYER)
+                sink.seek(0)
+                with tarfile.open(fileobj=sink) as layer:
+                    seen[snapshotter] = [(entry.name, entry.size) for entry in layer]
+    assert seen[NAME] == seen["vfs"]
+    assert {".wh.a", "d/.wh.b", "d/.wh.c", "d/new", "keep"} <= {name.removeprefix("./") for name, _size in seen[NAME]}
+    assert not programs(tmp_path)

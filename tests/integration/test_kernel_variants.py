@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +70,12 @@ snapshotter = "{snapshotter}"
 OWN = "[plugin.{}]\nprocess = true\n"
 
 
-@pytest.mark.parametrize("snapshotter", ["vfs", "overlayfs"])
+FUSE = pytest.mark.skipif(
+    shutil.which("fuse-overlayfs") is None or not os.path.exists("/dev/fuse"), reason="fuse-overlayfs can't run here"
+)
+
+
+@pytest.mark.parametrize("snapshotter", ["vfs", "overlayfs", pytest.param("fuse-overlayfs", marks=FUSE)])
 def test_every_driver_in_a_process_of_its_own(start: Start, snapshotter: str) -> None:
     drivers = [
         "store.local",
