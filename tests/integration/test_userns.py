@@ -227,7 +227,7 @@ def test_keep_id(wherry: Wherry) -> None:
     assert wherry.dirs.user
     uid = wherry.dirs.user.uid
     refused = wherry("run", "--rm", "--userns", "keep-id", IMAGE, "true", code=125).stderr
-    assert "choose --snapshotter vfs, which copies" in refused
+    assert "choose --snapshotter fuse-overlayfs, or vfs, which copies" in refused
     wherry("run", "-d", "--name", "kept", "--userns", "keep-id", "--snapshotter", "vfs", IMAGE, "sh", "-c", script)
     assert wherry("exec", "kept", "id", "-u").stdout == f"{uid}\n"
     assert wherry("exec", "-u", "0", "kept", "sh", "-c", "id -u; echo more >> /etc/hosts").stdout == "0\n"
