@@ -125,6 +125,17 @@ def test_ids_of_a_container(wherry: Wherry, who: str) -> None:
     gone(wherry)
 
 
+@pytest.mark.parametrize("who", ["user"], indirect=True)
+def test_an_id_that_is_kept(wherry: Wherry) -> None:
+    """Three ranges, of which the user's own id is one."""
+    assert wherry.dirs.user
+    uid = wherry.dirs.user.uid
+    script = "ls -ln /bin/sh /tmp/x | while read a b c d e; do echo $c:$d; done"
+    done = run(wherry, "--rm", "--userns", "keep-id", script=f"echo > /tmp/x; {script}")
+    assert done == f"0:0\n{uid}:{uid}\n"
+    gone(wherry)
+
+
 ROOTS = f"""
 version = 1
 [engine]
