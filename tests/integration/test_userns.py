@@ -237,6 +237,38 @@ def test_keep_id(wherry: Wherry) -> None:
 
 
 @USER
+def test_keep_id_has_a_name_and_a_home(wherry: Wherry) -> None:
+    """Whose line is in the container's own passwd and group, in no layer, and only once."""
+    assert wherry.dirs.user
+    user = wherry.dirs.user
+    where = ("--userns", "keep-id", "--snapshotter", "vfs", "--network", "none")
+    script = "id -un; id -gn; echo $HOME"
+    told = f"{user.name}\n{user.name}\n{user.home}\n"
+    assert wherry("run", "--name", "kept", *where, IMAGE, "sh", "-c", script).stdout == told
+    assert wherry("start", "-a", "kept").stdout == told
+    lines = [line for line in wherry("run", "--rm", *where, IMAGE, "cat", "/etc/passwd").stdout.splitlines() if line]
+    assert lines.count(f"{user.name}:*:{user.uid}:{user.gid}::{user.home}:/bin/sh") == 1
+    assert wherry("run", "--rm", *where, "-e", "HOME=/else", IMAGE, "sh", "-c", "echo $HOME").stdout == "/else\n"
+    assert wherry("run", "--rm", *where, "--read-only", IMAGE, "id", "-un").stdout == f"{user.name}\n"
+    moved = ("--userns", "keep-id:uid=1234,gid=1235", "--snapshotter", "vfs", "--network", "none")
+    script = "id -u; id -g; id -un; id -gn"
+    assert wherry("run", "--rm", *moved, IMAGE, "sh", "-c", script).stdout.split() == ["1234", "1235", *[user.name] * 2]
+    assert wherry("run", "--rm", "--network", "none", IMAGE, "id", "-un", code=None).stdout != f"{user.name}\n"
+    wherry("rm", "kept")
+
+
+@USER
+def test_keep_id_changes_no_passwd_of_the_hosts(wherry: Wherry, place: Path) -> None:
+    """A bind over /etc/passwd comes after the line was written: below it."""
+    assert wherry.dirs.user
+    (place / "passwd").write_text("me:x:0:0::/:/bin/sh\n")
+    os.chown(place / "passwd", wherry.dirs.user.uid, wherry.dirs.user.gid)
+    where = ("--userns", "keep-id", "--snapshotter", "vfs", "-v", f"{place}/passwd:/etc/passwd")
+    done = wherry("run", "--rm", *where, IMAGE, "cat", "/etc/passwd")
+    assert done.stdout == (place / "passwd").read_text() == "me:x:0:0::/:/bin/sh\n"
+
+
+@USER
 def test_a_bind_of_the_users_own_with_keep_id(wherry: Wherry, place: Path) -> None:
     assert wherry.dirs.user
     uid = wherry.dirs.user.uid

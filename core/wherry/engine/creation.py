@@ -267,8 +267,10 @@ class Creation:
             pack_request(created.request, named=False) if created.request.name else created.packed,
         )
         if record.uids:
-            kept = "" if created.request.user else userns.user_kept(created.request.userns, record.idmap)
-            written = specs.write(userns.fit(dict(written.spec), record.idmap, kept), written.owners)
+            wish = created.request.userns
+            kept = "" if created.request.user else userns.user_kept(wish, record.idmap)
+            named = userns.accounts(wish, record.idmap)
+            written = specs.write(userns.fit(dict(written.spec), record.idmap, kept, named), written.owners)
         spec, adjusted = state.kernel.adjust(written.spec, created.request)
         if adjusted:  # a stranger's hand
             runtime.check(spec, f"spec, changed by {', '.join(sorted(set(adjusted.values())))},")

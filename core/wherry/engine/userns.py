@@ -6,8 +6,11 @@ the snapshotter is told the map and has the root mounted so that its ids become 
 
 from __future__ import annotations
 
+import grp
+import pwd
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from wherry.api import FailedPrecondition, IdMap, Invalid
@@ -15,6 +18,7 @@ from wherry.engine.records import Record
 from wherry.engine.specs.process import user_of
 from wherry.linux import userns
 from wherry.oci import idmaps
+from wherry.oci import spec as reading
 
 Rows = tuple[tuple[int, int, int], ...]
 Pool = list[tuple[int, int]]
@@ -194,8 +198,26 @@ def user_kept(text: str, idmap: IdMap) -> str:
     return ":".join(str(next(row[0] for row in rows if row[1] == 0)) for rows in (idmap.uids, idmap.gids))
 
 
-def fit(spec: dict[str, Any], idmap: IdMap, user: str) -> dict[str, Any]:
-    """The spec in a user namespace with this map. user: whom its process shall be, "" for whom the spec says."""
+def accounts(text: str, idmap: IdMap) -> dict[str, str]:
+    """Annotations by which a container of ``keep-id`` knows the name and the home of the user that is kept, as podman's does.
+
+    Without them there is no HOME, and whoami(1) fails, as few images have that id.
+    """
+    kept = user_kept(text, idmap)
+    if not kept:
+        return {}
+    uid, gid = kept.split(":")
+    found = {}
+    with suppress(KeyError):  # users need no name
+        user = pwd.getpwuid(userns.outer_uid())
+        found[reading.PASSWD] = f"{user.pw_name}:*:{uid}:{gid}:{user.pw_gecos}:{user.pw_dir}:/bin/sh"
+        found[reading.GROUP] = f"{grp.getgrgid(_outer_gid()).gr_name}:x:{gid}:{user.pw_name}"
+    return found
+
+
+def fit(spec: dict[str, Any], idmap: IdMap, user: str, named: Mapping[str, str] = {}) -> dict[str, Any]:
+    """The spec in a user namespace with this map. user: whom its process shall be, "" for whom the spec says. named: what
+    ``accounts`` says."""
     if not idmap.uids:
         return spec
     linux = dict(spec["linux"])
@@ -210,6 +232,8 @@ def fit(spec: dict[str, Any], idmap: IdMap, user: str) -> dict[str, Any]:
     real = shifted(idmap)
     if real.uids and not userns.confined():
         result["mounts"] = [_mapped(mount, real) for mount in spec["mounts"]]
+    if named:
+        result["annotations"] = {**(spec.get("annotations") or {}), **named}
     if user:
         result["process"] = {**spec["process"], "user": {**spec["process"]["user"], **user_of(user)}}
     return result

@@ -146,6 +146,8 @@ def container(
     # shared one the container's root would be mounted over the host's as well
     add(s.Propagation(linux_mount.MS_SLAVE))
     add(place_root)
+    if any(account := reading.account(spec)):
+        add(s.Account(*account))
     result.steps += tree.placed
     if nodes:
         add(s.Devices(nodes))

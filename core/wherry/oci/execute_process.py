@@ -220,6 +220,13 @@ def umask(_child: Child, mask: int) -> None:
     os.umask(mask)
 
 
+def account(child: Child, passwd: bytes, group: bytes) -> None:
+    """The container's user and group get names in the root's own files, before anything of the host's is mounted over those."""
+    for name, line in ((b"etc/passwd", passwd), (b"etc/group", group)):
+        if line:
+            users.introduce(child.root, name, line)
+
+
 def user(child: Child, username: bytes, uid: int, gid: int, additional: tuple[int, ...]) -> None:
     """Who the process will be, by the root's own passwd and group; see wherry.oci.users."""
     child.uid, child.gid, child.groups, child.home = users.resolve(child.root, username, uid, gid, additional)
@@ -389,6 +396,7 @@ STEPS: dict[str, Function] = {
     "rlimits": rlimits,
     "setsid": setsid,
     "umask": umask,
+    "account": account,
     "user": user,
     "keyring": keyring,
     "runtime_hooks": runtime_hooks,

@@ -152,6 +152,23 @@ def user(process: Mapping[str, Any]) -> tuple[str, int, int, list[int]]:
     return str(entry.get("username") or ""), uid, gid, additional
 
 
+#: Annotations with a line of passwd(5) and one of group(5) that the container's own files are to have.
+PASSWD, GROUP = "io.wherry.passwd", "io.wherry.group"
+_ACCOUNTS = {
+    PASSWD: re.compile(r"[^:\n\0]+:[^:\n\0]*:[0-9]{1,10}:[0-9]{1,10}:[^:\n\0]*:/[^:\n\0]*:[^:\n\0]*\Z"),
+    GROUP: re.compile(r"[^:\n\0]+:[^:\n\0]*:[0-9]{1,10}:[^:\n\0]*\Z"),
+}
+
+
+def account(spec: Mapping[str, Any]) -> tuple[str, str]:
+    """The two lines, "" for none."""
+    found = [str((spec.get("annotations") or {}).get(key) or "") for key in _ACCOUNTS]
+    for text, (key, form) in zip(found, _ACCOUNTS.items(), strict=True):
+        if text and not form.match(text):
+            raise SpecError(f'annotation "{key}"', f'"{text}" is no such line')
+    return found[0], found[1]
+
+
 def hooks(entries: Sequence[Mapping[str, Any]], moment: str) -> list[tuple[str, list[str], list[str], int]]:
     """(path, argv, env, timeout in seconds, 0 for none)."""
     result = []

@@ -267,6 +267,12 @@ class ReadOnly(Step):
     name, words = "readonly", "read-only {0}"
 
 
+class Account(Step):
+    """(passwd line, group line): the root's own files have them afterwards, where they know neither the name nor the id."""
+
+    name, words = "account", "passwd line {0!r}, group line {1!r}"
+
+
 class User(Step):
     """(username, uid, gid, additional gids): resolved by the root's own files."""
 

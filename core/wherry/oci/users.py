@@ -7,6 +7,7 @@ number ("-1", "0x0", "1e0", "4294967296") is refused even where a passwd line ha
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -109,6 +110,31 @@ def _group_id(content: bytes, name: bytes) -> int | None:
         if parts[0] == name:
             return _valid(parts[2])
     return None
+
+
+def introduce(root: int, name: bytes, line: bytes) -> None:
+    """Appends a line to etc/passwd or etc/group unless one there has its name or its id. Failure for what is no regular file.
+
+    The root is the container's own, and nothing is mounted in it yet: a link in it leads to no file of the host's. One that is
+    read-only stays as it is.
+    """
+    content = read(root, name)
+    word, _password, number_, *_rest = line.split(b":")
+    id = int(number_)
+    known = (parts for needle in (word + b":", b":%d:" % id) for parts in _lines(content, needle, 3))
+    if any(parts[0] == word or _valid(parts[2]) == id for parts in known):
+        return
+    try:
+        os.close(path.make_target(root, name, directory=False))
+        fd = path.open_in(root, name, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return
+        raise
+    try:
+        os.write(fd, (b"" if not content or content.endswith(b"\n") else b"\n") + line + b"\n")
+    finally:
+        os.close(fd)
 
 
 def memberships(content: bytes, name: bytes) -> list[int]:
