@@ -178,51 +178,55 @@ class System:
                 record.lock.release()
         return findings
 
+    def _usable(self, family: str) -> list[str]:
+        """Ids of the drivers of a kind that run here."""
+        return [
+            plugin.id
+            for plugin in self._state.kernel.plugins()
+            if plugin.family == family and plugin.state in ("ready", "available")
+        ]
+
     def _blobs(self, repair: bool) -> list[Finding]:
         """Blobs whose bytes are gone or of another length. Forgotten, they are fetched again with the image's next load or pull."""
         state = self._state
         findings = []
-        for plugin in state.kernel.plugins():
-            if plugin.family != "store" or plugin.state not in ("ready", "available"):
-                continue
+        for id in self._usable("store"):
             failures: list[tuple[str, Exception]] = []
             try:
-                store: Store = state.kernel.driver("store", plugin.id)
+                store: Store = state.kernel.driver("store", id)
                 for blob in list(store.walk()):
                     if problem := _damage(store, blob):
                         gone = repair and attempt(failures, "delete", partial(store.delete, blob.digest))
                         findings.append(Finding(f"blob {blob.digest}", problem, "forgotten" if gone else ""))
             except (Error, OSError) as error:
-                findings.append(Finding(f"store {plugin.id}", str(error)))
-            state.report(failures, f"doctor: store {plugin.id}")
+                findings.append(Finding(f"store {id}", str(error)))
+            state.report(failures, f"doctor: store {id}")
         return findings
 
     def _snapshots(self, repair: bool) -> list[Finding]:
         """Active snapshots named like a container that is not there."""
         state = self._state
         findings = []
-        for plugin in state.kernel.plugins():
-            if plugin.family != "snapshotter" or plugin.state not in ("ready", "available"):
-                continue
+        for id in self._usable("snapshotter"):
             try:
-                driver: Snapshotter = state.kernel.driver("snapshotter", plugin.id)
+                driver: Snapshotter = state.kernel.driver("snapshotter", id)
                 names = [
                     info.name for info in driver.walk() if info.kind != "committed" and _is_container_id(info.name)
                 ]
                 # Asked after the list was made: a create holds the name of its snapshot before it prepares it.
                 held = self.live()
-                stray = [name for name in names if f"snapshot/{plugin.id}/{name}" not in held]
+                stray = [name for name in names if f"snapshot/{id}/{name}" not in held]
             except (Error, OSError) as error:
-                findings.append(Finding(f"snapshotter {plugin.id}", str(error)))
+                findings.append(Finding(f"snapshotter {id}", str(error)))
                 continue
             failures: list[tuple[str, Exception]] = []
             for name in stray:
-                what = f"snapshot {plugin.id}/{name[:12]}"
+                what = f"snapshot {id}/{name[:12]}"
                 gone = repair and attempt(failures, "remove", partial(driver.remove, name))
                 findings.append(Finding(what, "belongs to no container", "removed" if gone else ""))
             if repair and stray:
                 attempt(failures, "cleanup", driver.cleanup)
-            state.report(failures, f"doctor: snapshotter {plugin.id}")
+            state.report(failures, f"doctor: snapshotter {id}")
         return findings
 
     def _leftover_removals(self, repair: bool) -> list[Finding]:

@@ -192,12 +192,7 @@ class Pool:
         """Calls the function on a pool thread in a copy of the current context. timeout: seconds. Raises what it raises, or
         Abandoned; then back is called from the lost thread should it ever return."""
         job = _Job(function, args, kwargs or {})
-        try:
-            worker = self._idle.pop()
-        except IndexError:
-            worker = _Worker(self, next(self._numbers))
-        worker.job = job
-        worker.wake.release()
+        self._give(job)
         try:
             in_time = job.done.acquire(timeout=-1 if timeout is None else timeout)
         except KeyboardInterrupt:  # Ctrl-C while the main thread waits: the caller's, whatever the driver raises
@@ -222,12 +217,7 @@ class Pool:
         """
         carrier = Carrier()
         job = _Job(carrier.run, (function, args), {})
-        try:
-            worker = self._idle.pop()
-        except IndexError:
-            worker = _Worker(self, next(self._numbers))
-        worker.job = job
-        worker.wake.release()
+        self._give(job)
         wait = patience
         while True:
             try:
@@ -256,6 +246,14 @@ class Pool:
             finally:
                 job.error = None
         return job.value
+
+    def _give(self, job: _Job) -> None:
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = _Worker(self, next(self._numbers))
+        worker.job = job
+        worker.wake.release()
 
     def park(self, worker: _Worker) -> bool:
         """Called by a worker that is free; False: it shall end."""

@@ -18,7 +18,6 @@ from wherry.interfaces.snapshotter import ApartLayer, SnapshotOptions
 from wherry.layers.directories import DirectorySnapshotter
 from wherry.layers.overlaid import drop_idle_removals
 from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
-from wherry.layers.usage import usage
 
 UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
 _MARKS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
@@ -52,16 +51,9 @@ class StackedSnapshotter(DirectorySnapshotter):
         if row.bytes >= 0:
             return row.bytes, row.inodes
         try:
-            fd = os.open(self._fs(row.number), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return self._measured(row, self._fs(row.number))
         except FileNotFoundError:  # a view of one layer has no directory of its own
             return 0, 0
-        try:
-            found = usage(fd)
-        finally:
-            os.close(fd)
-        if row.kind == "committed":
-            self._rows.measured(row.number, found)
-        return found
 
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
         self._plain(key, options)

@@ -167,6 +167,15 @@ def make_target(root: int, path: str | bytes, *, directory: bool, links: int = 0
     return fd
 
 
+def fsync_directory(path: str | os.PathLike[str]) -> None:
+    """fsync(2) of a directory: the names in it are on disk then, which they are not with their files. OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 _getcwd = call("getcwd", Pointer, ctypes.c_size_t)
 _cwd_buffer = ctypes.create_string_buffer(4096)
 

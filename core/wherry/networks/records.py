@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import attrs
 
 from wherry.api import AttachRequest, Invalid, Port, Reservation
+from wherry.linux.path import fsync_directory
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -69,7 +70,7 @@ class Records:
                 os.fsync(file.fileno())
         os.rename(draft, path)
         if self._durable:
-            _sync(self._directory)
+            fsync_directory(self._directory)
 
     def read(self, key: Key) -> dict[str, Any] | None:
         try:
@@ -84,7 +85,7 @@ class Records:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
         if self._durable:
-            _sync(self._directory)
+            fsync_directory(self._directory)
 
     def all(self, network: str = "") -> list[tuple[Key, dict[str, Any]]]:
         """In a network, or in all."""
@@ -94,11 +95,3 @@ class Records:
             if (data := self.read(key)) is not None:
                 found.append((key, data))
         return found
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -18,6 +18,7 @@ from attrs import frozen
 
 from wherry.api import Context, Invalid, Labels, Mount, NotFound, Registration, Volume, VolumeDriver, hookimpl
 from wherry.layers.paths import remove
+from wherry.linux.path import fsync_directory
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}\Z")
 
@@ -62,17 +63,10 @@ class Local:
                 if not os.path.exists(f"{path}/volume.json"):
                     raise
             else:
-                self._sync()
+                fsync_directory(self._root)
         finally:
             self._erase(temporary)  # unless it has become the volume
         return self.get(name)
-
-    def _sync(self) -> None:
-        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def get(self, name: str) -> Volume:
         path = self._path(name)
@@ -95,7 +89,7 @@ class Local:
             os.rename(self._path(name), f"{self._root}/{gone}")
         except FileNotFoundError:
             return
-        self._sync()
+        fsync_directory(self._root)
         self._erase(gone)
 
     def _erase(self, name: str) -> None:

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 from wherry.api import Denied, Invalid
-from wherry.engine.specs.profile import ALL_CAPABILITIES, DEFAULT_CAPABILITIES, held_capabilities
+from wherry.engine.specs.profile import DEFAULT_CAPABILITIES, held_capabilities
+from wherry.linux import caps
 
 ALL = "ALL"
 
@@ -18,9 +19,9 @@ def normalise(name: str, option: str) -> str:
         return ALL
     if not upper.startswith("CAP_"):
         upper = "CAP_" + upper
-    if upper in ALL_CAPABILITIES:
+    if upper in caps.NAMES:
         return upper
-    near = difflib.get_close_matches(upper, ALL_CAPABILITIES, 1)
+    near = difflib.get_close_matches(upper, caps.NAMES, 1)
     raise Invalid(
         f'{option} "{name}"', "no such capability", f"did you mean {near[0]}?" if near else "see capabilities(7)"
     )

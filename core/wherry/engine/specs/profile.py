@@ -43,17 +43,6 @@ DEFAULT_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
 )
 
-#: In the order of their numbers (capabilities(7), linux/capability.h).
-ALL_CAPABILITIES = (
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
-    "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
-    "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL", "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ",
-    "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
-)  # fmt: skip
-
 #: Rules of the device cgroup after "nothing": making any node, and the harmless ones (major, minor) to be used, None for all.
 #: Docker names some of them, runc adds the rest (libcontainer/specconv, AllowedDevices).
 ALLOWED_NODES: tuple[tuple[int, int | None], ...] = (
@@ -99,8 +88,7 @@ NET_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_
 def held_capabilities() -> tuple[str, ...]:
     """Those that this process may hand on: a kernel may lack the newest, and an engine in a container some others."""
     _effective, permitted, _inheritable = caps.get()
-    held = frozenset(caps.names(permitted & caps.bounding()))
-    return tuple(name for name in ALL_CAPABILITIES if name in held)
+    return caps.names(permitted & caps.bounding())
 
 
 @cache

@@ -38,20 +38,21 @@ def ago(moment: int, now: int = 0) -> str:
 
 def size(count: float) -> str:
     """Decimal units and three digits, as ``docker images``: "4.26MB"."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.3g}{unit}"
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"), 1000, 3)
 
 
 def binary(count: float) -> str:
     """Binary units, as ``docker stats``: "1.5MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.4g}{unit}"
+    return _scaled(count, ("B", "KiB", "MiB", "GiB", "TiB"), 1024, 4)
+
+
+def _scaled(count: float, units: tuple[str, ...], base: int, digits: int) -> str:
+    """In the largest unit of which there is one, as go-units' CustomSize: 999.9 kB is not "1e+03kB" but "1MB"."""
+    at = 0
+    while at < len(units) - 1 and float(f"{count:.{digits}g}") >= base:
+        count /= base
+        at += 1
+    return f"{count:.{digits}g}{units[at]}"
 
 
 def iso(moment: int) -> str:

@@ -123,6 +123,11 @@ def format_option(text: str = "Print each row by a Go template, as a table by on
     return option("--format", "form", metavar="TEMPLATE", default="", help=text)
 
 
+def filter_option(keys: str, *names: str) -> Callable[[Any], Any]:
+    """--filter of a listing, for ``values.filters``; keys: what the help names. names: further spellings, such as "-f"."""
+    return option(*names, "--filter", "filters", multiple=True, metavar="KEY=VALUE", help=keys)
+
+
 def json_option() -> Callable[[Any], Any]:
     """--json of a listing."""
     return option("--json", "as_json", is_flag=True, help="Print a JSON array")

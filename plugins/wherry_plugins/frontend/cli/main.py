@@ -40,6 +40,14 @@ _CONTAINERS = {
 }
 _PS = _at("ps", "Containers", "List containers")
 _INSPECT = _at("inspect", "Containers", "Print all that is known of containers and images, and who set what")
+_IMAGES = {
+    "pull": _at("pull", "Images", "Fetch an image"),
+    "load": _at("load", "Images", "Load images from an archive"),
+    "save": _at("save", "Images", "Write images to an archive"),
+    "import": _at("import_", "Images", "Make an image from a tar of a file tree"),
+    "history": _at("history", "Images", "Show how an image was made"),
+    "tag": _at("tag", "Images", "Give an image one more name"),
+}
 
 CONTAINER = Group(
     "container",
@@ -59,12 +67,7 @@ IMAGE = Group(
     {
         "ls": _at("images", "Images", "List images"),
         "list": _at("images", "Images", "List images"),
-        "pull": _at("pull", "Images", "Fetch an image"),
-        "load": _at("load", "Images", "Load images from an archive"),
-        "save": _at("save", "Images", "Write images to an archive"),
-        "import": _at("import_", "Images", "Make an image from a tar of a file tree"),
-        "history": _at("history", "Images", "Show how an image was made"),
-        "tag": _at("tag", "Images", "Give an image one more name"),
+        **_IMAGES,
         "rm": _at("rmi", "Images", "Remove images"),
         "tree": _at("tree", "Images", "Show what each layer of an image brings"),
         "prune": _at("prune", "Images", "Remove images that nothing uses"),
@@ -81,12 +84,7 @@ ROOT = Group(
         "ps": _PS,
         "inspect": _INSPECT,
         "images": _at("images", "Images", "List images"),
-        "pull": _at("pull", "Images", "Fetch an image"),
-        "load": _at("load", "Images", "Load images from an archive"),
-        "save": _at("save", "Images", "Write images to an archive"),
-        "import": _at("import_", "Images", "Make an image from a tar of a file tree"),
-        "history": _at("history", "Images", "Show how an image was made"),
-        "tag": _at("tag", "Images", "Give an image one more name"),
+        **_IMAGES,
         "rmi": _at("rmi", "Images", "Remove images"),
         "network": _at("network", "Networks", "Make, list and remove networks, and put containers in them", "group"),
         "info": _at("info", "System", "Print which drivers were chosen, which were passed over and why"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from wherry.api import Error, Exit, Invalid, Stdio
+from wherry_plugins.frontend.cli.keys import watched
 from wherry_plugins.frontend.cli.session import Gone, Session
 
 UNKNOWN = 125
@@ -29,6 +31,19 @@ def stdio(session: Session, *, interactive: bool, tty: bool) -> Stdio:
         hold_stdin=tty and interactive,  # who detaches by the keys may come back
         token=os.urandom(8).hex(),
     )
+
+
+@contextmanager
+def foreground(session: Session, streams: Stdio, keys: bytes) -> Iterator[Stdio]:
+    """The streams to give to a process that has the client's meanwhile. Signals are kept until ``follow``; if the process has the
+    client's terminal with its stdin, that is raw, and keys let go of it."""
+    raw = streams.terminal and streams.stdin >= 0
+    with (
+        session.holding(),
+        watched(streams, keys if raw else b"", leaving(session)) as given,
+        session.raw() if raw else nullcontext(),
+    ):
+        yield given
 
 
 def background(*, interactive: bool, tty: bool) -> Stdio:

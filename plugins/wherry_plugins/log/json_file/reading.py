@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 
 from wherry.api import LogLine
@@ -145,17 +145,10 @@ def read(path: str, *, follow: bool, since: int, until: int, tail: int) -> Itera
     """See wherry.api.LogDriver.read."""
     follower = Follower(path)
     try:
-        first = follower.skip_to_tail(tail) if tail >= 0 else follower.records()
-        for record in first:
-            line = decode(record)
-            if line is None or line.time < since:
-                continue
-            if until and line.time > until:
-                return
-            yield line
+        records: Iterable[bytes] = follower.skip_to_tail(tail) if tail >= 0 else follower.records()
         quiet = time.monotonic()
-        while follow:
-            for record in follower.records():
+        while True:
+            for record in records:
                 line = decode(record)
                 if line is None or line.time < since:
                     continue
@@ -163,11 +156,12 @@ def read(path: str, *, follow: bool, since: int, until: int, tail: int) -> Itera
                     return
                 yield line
                 quiet = time.monotonic()
-            if until and time.time_ns() > until:
+            if not follow or (until and time.time_ns() > until):
                 return
             if time.monotonic() - quiet >= _QUIET:
                 yield _IDLE
                 quiet = time.monotonic()
             time.sleep(_POLL)
+            records = follower.records()
     finally:
         follower.close()

@@ -11,7 +11,6 @@ from wherry.api import AlreadyExists, Context, IdMap, Invalid, Mount, NotFound, 
 from wherry.layers.directories import DIRECTORY, DirectorySnapshotter
 from wherry.layers.mounts import syncfs
 from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
-from wherry.layers.usage import usage
 from wherry_plugins.snapshotter.vfs import chowns
 from wherry_plugins.snapshotter.vfs.copy import TreeCopy
 
@@ -44,14 +43,7 @@ class VfsSnapshotter(DirectorySnapshotter):
             return self._whole(self._rows.get(row.parent))  # it shows its parent's directory
         if row.bytes >= 0:
             return row.bytes, row.inodes
-        fd = os.open(self._path(row.number), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            found = usage(fd)
-        finally:
-            os.close(fd)
-        if row.kind == "committed":
-            self._rows.measured(row.number, found)
-        return found
+        return self._measured(row, self._path(row.number))
 
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
         self._plain(key, options)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wherry.api import BlobInfo, Digest, FailedPrecondition, InUse, Invalid, Labels
+from wherry.linux.path import fsync_directory
 
 if TYPE_CHECKING:
     from wherry_plugins.store.local.store import LocalStore
@@ -22,14 +23,6 @@ _CHUNK = 1 << 20
 def ingest_file(directory: Path, ref: str) -> Path:
     """The partial file of a ref: refs are free text, so their hash is the name."""
     return directory / hashlib.sha256(ref.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def dump(labels: Labels) -> str:

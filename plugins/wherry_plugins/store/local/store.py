@@ -26,7 +26,8 @@ from wherry.api import (
     NotFound,
 )
 from wherry.layers.database import Database
-from wherry_plugins.store.local.ingest import LocalIngest, dump, fsync_directory, ingest_file
+from wherry.linux.path import fsync_directory
+from wherry_plugins.store.local.ingest import LocalIngest, dump, ingest_file
 
 SCHEMA = """
 CREATE TABLE blobs (

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import click
 
 from wherry.api import FailedPrecondition
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.keys import keys_option, watched
+from wherry_plugins.frontend.cli.keys import keys_option
 from wherry_plugins.frontend.cli.session import Session
-from wherry_plugins.frontend.cli.streams import follow, leaving, stdio
+from wherry_plugins.frontend.cli.streams import follow, foreground, stdio
 
 
 @click.command("attach", cls=Command, help="Connect stdin, stdout and stderr to a running container until it exits.")
@@ -27,14 +25,8 @@ def command(session: Session, *, no_stdin: bool, sig_proxy: bool, detach_keys: b
             f'container "{container}"', f"it is {found.status}", f'run "wherry start -a {container}"'
         )
     interactive = not no_stdin and (session.tty[0] or not found.tty)
-    streams = stdio(session, interactive=interactive, tty=found.tty)
-    raw = found.tty and interactive
-    keys = detach_keys if raw else b""
-    with (
-        session.holding(),
-        watched(streams, keys, leaving(session)) as streams,
-        session.raw() if raw else nullcontext(),
-    ):
+    mine = stdio(session, interactive=interactive, tty=found.tty)
+    with foreground(session, mine, detach_keys) as streams:
         engine.attach(found.id, streams)
         if found.tty and session.rows:
             engine.resize(found.id, session.rows, session.columns)

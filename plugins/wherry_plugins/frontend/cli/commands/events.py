@@ -13,7 +13,7 @@ from wherry_plugins.frontend.cli import values
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.functions import json as one_line
 from wherry_plugins.frontend.cli.human import iso
-from wherry_plugins.frontend.cli.listing import format_option
+from wherry_plugins.frontend.cli.listing import filter_option, format_option
 from wherry_plugins.frontend.cli.session import Gone, Session
 from wherry_plugins.frontend.cli.template import compile_template, unescape
 
@@ -45,7 +45,7 @@ def _row(event: Event) -> dict[str, Any]:
 @option("--no-follow", is_flag=True, help="Stop at the last one there is")
 @option("--since", type=values.moment, default=0, metavar="TIME", help="Only after a time, replaying")
 @option("--until", type=values.moment, default=0, metavar="TIME", help="Stop at a time")
-@option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="topic, id, or an attribute")
+@filter_option("topic, id, or an attribute", "-f")
 @format_option("Print each by a Go template, or as JSON")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object a line")
 def command(

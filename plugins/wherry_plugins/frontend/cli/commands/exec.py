@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import click
 
 from wherry.api import ExecRequest
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.creation import environment
-from wherry_plugins.frontend.cli.keys import keys_option, watched
+from wherry_plugins.frontend.cli.keys import keys_option
 from wherry_plugins.frontend.cli.session import Session
-from wherry_plugins.frontend.cli.streams import background, follow, leaving, stdio
+from wherry_plugins.frontend.cli.streams import background, follow, foreground, stdio
 
 
 @click.command(
@@ -62,13 +60,7 @@ def command(
     if detach:
         engine.exec(container, request, background(interactive=interactive, tty=tty))
         return 0
-    streams = stdio(session, interactive=interactive, tty=tty)
-    raw = tty and interactive
-    keys = detach_keys if raw else b""
-    with (
-        session.holding(),
-        watched(streams, keys, leaving(session)) as streams,
-        session.raw() if raw else nullcontext(),
-    ):
+    mine = stdio(session, interactive=interactive, tty=tty)
+    with foreground(session, mine, detach_keys) as streams:
         exec_id = engine.exec(container, request, streams)
         return follow(session, container, streams, exec_id=exec_id, tty=tty)

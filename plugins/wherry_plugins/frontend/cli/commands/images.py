@@ -15,7 +15,7 @@ from wherry.api import ImageInfo, Invalid
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.documents import NONE, split_name
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
+from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 
@@ -99,14 +99,7 @@ def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -
 @option("-q", "--quiet", is_flag=True, help="Only ids")
 @option("--no-trunc", is_flag=True, help="Whole ids")
 @option("--digests", is_flag=True, help="Show digests")
-@option(
-    "-f",
-    "--filter",
-    "filters",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="dangling, label, reference, before, since, until",
-)
+@filter_option("dangling, label, reference, before, since, until", "-f")
 @format_option()
 @json_option()
 @argument("repository", required=False, metavar="[REPOSITORY[:TAG]]")

@@ -11,7 +11,7 @@ import click
 from wherry.api import Error, FailedPrecondition, InUse, Invalid, Join, NetworkConfig, NetworkInfo, NotFound
 from wherry_plugins.frontend.cli import values
 from wherry_plugins.frontend.cli.command import Command, Group, argument, option
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show, show_one
+from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show, show_one
 from wherry_plugins.frontend.cli.main import report
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.networking import network_document
@@ -124,7 +124,7 @@ def _filters(items: tuple[str, ...]) -> dict[str, list[str]]:
 @click.command("ls", cls=Command, help="List networks.", examples="wherry network ls --filter driver=bridge -q")
 @option("-q", "--quiet", is_flag=True, help="Only ids")
 @option("--no-trunc", is_flag=True, help="Whole ids")
-@option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="driver, id, label, name, type, dangling")
+@filter_option("driver, id, label, name, type, dangling", "-f")
 @format_option()
 @json_option()
 def ls(session: Session, *, quiet: bool, no_trunc: bool, filters: tuple[str, ...], form: str, as_json: bool) -> int:
@@ -188,7 +188,7 @@ def remove_unused(session: Session, wanted: dict[str, list[str]]) -> list[str]:
 
 @click.command("prune", cls=Command, help="Remove all networks that no container is attached to.")
 @option("-f", "--force", is_flag=True, help="Do not ask")
-@option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only those: label, name, driver ...")
+@filter_option("Only those: label, name, driver ...")
 def prune(session: Session, *, force: bool, filters: tuple[str, ...]) -> int:
     """Asks on a terminal; elsewhere --force is needed. Networks that a stopped container names go too, as docker's do."""
     wanted = _filters(filters)

@@ -7,6 +7,7 @@ import click
 from wherry.api import Container, Error, FailedPrecondition, ImageInfo, Invalid
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
+from wherry_plugins.frontend.cli.listing import filter_option
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 
@@ -68,7 +69,7 @@ def remove_images(session: Session, filters: dict[str, list[str]], *, everything
 )
 @option("-a", "--all", "everything", is_flag=True, help="Those with names, too")
 @option("-f", "--force", is_flag=True, help="Do not ask")
-@option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="until, label, label!, dangling")
+@filter_option("until, label, label!, dangling")
 def command(session: Session, *, everything: bool, force: bool, filters: tuple[str, ...]) -> int:
     """Asks on a terminal; elsewhere --force is needed. Prints what went."""
     wanted = values.filters(filters)

@@ -9,6 +9,7 @@ from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.commands.network import remove_unused
 from wherry_plugins.frontend.cli.commands.prune import limit, matches, remove_images
+from wherry_plugins.frontend.cli.listing import filter_option
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 
@@ -72,7 +73,7 @@ def _taken(session: Session) -> int:
     examples="wherry container prune -f\nwherry container prune -f --filter until=24h",
 )
 @option("-f", "--force", is_flag=True, help="Do not ask")
-@option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="until, label, label!")
+@filter_option("until, label, label!")
 def containers(session: Session, *, force: bool, filters: tuple[str, ...]) -> int:
     """Asks on a terminal; elsewhere --force is needed. Prints what went."""
     wanted = _wanted("container prune", filters)
@@ -94,7 +95,7 @@ def containers(session: Session, *, force: bool, filters: tuple[str, ...]) -> in
 @option("-a", "--all", "everything", is_flag=True, help="All images that no container was made from")
 @option("-f", "--force", is_flag=True, help="Do not ask")
 @option("--volumes", is_flag=True, help="Volumes without a name of their own, too")
-@option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="until, label, label!")
+@filter_option("until, label, label!")
 def system(session: Session, *, everything: bool, force: bool, volumes: bool, filters: tuple[str, ...]) -> int:
     """Asks on a terminal; elsewhere --force is needed. Prints what went. A filter is for containers and images; networks, which have
     no date, stay where there is one, and so do volumes."""

@@ -12,7 +12,7 @@ import click
 from wherry.api import Container, Port
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
+from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show
 from wherry_plugins.frontend.cli.networking import addresses
 from wherry_plugins.frontend.cli.session import Session
 from wherry_plugins.frontend.cli.template import method
@@ -83,14 +83,7 @@ def _json(container: Container) -> Mapping[str, Any]:
 @option("-a", "--all", "everything", is_flag=True, help="Those that do not run too")
 @option("-q", "--quiet", is_flag=True, help="Only ids")
 @option("--no-trunc", is_flag=True, help="Whole ids and commands")
-@option(
-    "-f",
-    "--filter",
-    "filters",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="id, name, label, status, ancestor, exited ...",
-)
+@filter_option("id, name, label, status, ancestor, exited ...", "-f")
 @option("-n", "--last", type=int, default=-1, metavar="N", help="The last N created, in any state")
 @option("-l", "--latest", is_flag=True, help="The last created, in any state")
 @format_option()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import click
 
 from wherry.api import Invalid
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.keys import keys_option, watched
+from wherry_plugins.frontend.cli.keys import keys_option
 from wherry_plugins.frontend.cli.session import Session
-from wherry_plugins.frontend.cli.streams import each, follow, leaving, stdio
+from wherry_plugins.frontend.cli.streams import each, follow, foreground, stdio
 
 
 @click.command(
@@ -38,15 +36,11 @@ def command(
     if len(containers) > 1:
         raise Invalid('option "--attach"', "it is for one container at a time")
     container = engine.container(containers[0])
-    streams = stdio(session, interactive=interactive, tty=container.tty)
-    raw = container.tty and interactive
-    keys = detach_keys if raw else b""
-    with (
-        session.holding(),
-        watched(streams, keys, leaving(session)) as streams,
-        session.raw() if raw else nullcontext(),
-    ):
+    mine = stdio(session, interactive=interactive, tty=container.tty)
+    with foreground(session, mine, detach_keys) as streams:
         engine.start(container.id, streams)
-        if container.status == "running" and raw and session.rows:  # attached to it, then, at the size it had
+        if (
+            container.status == "running" and mine.hold_stdin and session.rows
+        ):  # attached to it, then, at the size it had
             engine.resize(container.id, session.rows, session.columns)
         return follow(session, container.id, streams, tty=container.tty)

@@ -12,7 +12,7 @@ from attrs import asdict
 from wherry.api import Invalid, Volume
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, Group, argument, option
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show, show_one
+from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show, show_one
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 from wherry_plugins.frontend.cli.streams import each
@@ -65,7 +65,7 @@ def _chosen(session: Session, volume: Volume, filters: dict[str, list[str]]) -> 
 
 @click.command("ls", cls=Command, help="List volumes.", examples="wherry volume ls\nwherry volume ls -qf dangling=true")
 @option("-q", "--quiet", is_flag=True, help="Only names")
-@option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="dangling, driver, label, name")
+@filter_option("dangling, driver, label, name", "-f")
 @format_option()
 @json_option()
 def ls(session: Session, *, quiet: bool, filters: tuple[str, ...], form: str, as_json: bool) -> int:
