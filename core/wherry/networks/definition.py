@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import evolve
 
-from wherry.api import InUse, Invalid, NetworkConfig
+from wherry.api import AttachRequest, InUse, Invalid, NetworkConfig
 from wherry.networks import addresses as ip
 
 #: Whose addresses mean the machine itself or its link, whoever asks (RFC 1122, RFC 4291).
 _LOCAL = {4: ip.subnet("127.0.0.0/8"), 6: ip.subnet("fe80::/10")}
+
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
+
+
+def check_name(name: str) -> None:
+    if not _NAME.match(name):
+        raise Invalid(f'network "{name}"', "is not a name", "use letters and digits, and then also _ . and -")
+
+
+def check_addresses(config: NetworkConfig, request: AttachRequest) -> None:
+    """Invalid unless each wished address is a host's in one of the network's subnets, at most one in each."""
+    wishes: set[ip.Network] = set()
+    for text in request.addresses:
+        wish = ip.address(text)
+        subnet = next((one for one in map(ip.subnet, config.subnets) if wish in one), None)
+        if subnet is None:
+            raise Invalid(
+                f'address "{text}"',
+                f'is not in network "{config.name}"',
+                f"choose one of {', '.join(config.subnets)}",
+            )
+        low, high = ip.hosts(subnet)
+        if not low <= int(wish) <= high:
+            raise Invalid(f'address "{text}"', f"is not the address of a host in {subnet}")
+        if subnet in wishes:
+            raise Invalid(f'address "{text}"', f"is the second one in {subnet}", "a container has one in each subnet")
+        wishes.add(subnet)
 
 
 def fill(

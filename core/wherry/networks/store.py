@@ -177,6 +177,11 @@ class Store:
         found = self.places("network = ? LIMIT 1", (network,))
         return found[0] if found else None
 
+    def need_unused(self, network: str) -> None:
+        """InUse names a sandbox that has a place there."""
+        if (place := self.in_use(network)) is not None:
+            raise InUse(f'network "{network}"', f'sandbox "{place.sandbox_id[:12]}" is attached to it')
+
     def release(self, sandbox_id: str, network: str) -> bool:
         """Frees place and addresses; False when there was none."""
         with self._places.write(durable=False) as execute:

@@ -8,9 +8,9 @@ can't reach each other but by published ports.
 from __future__ import annotations
 
 import os
-import socket
+import shutil
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Any
 from uuid import uuid4
@@ -23,22 +23,30 @@ from wherry.api import (
     Context,
     FailedPrecondition,
     InUse,
-    Invalid,
     NetworkConfig,
     NotFound,
     Reservation,
     Sandbox,
 )
-from wherry.linux import nsfs
-from wherry.networks import interfaces, netlink
+from wherry.networks import interfaces, netlink, sandboxes
 from wherry.networks.claims import PortClaims
-from wherry.networks.netlink import Rtnl
 from wherry.networks.records import Key, Records, need_id, plain, restore
+from wherry.networks.single import OneNetwork
 from wherry.networks.tap import Started, Tap
 from wherry.programs import Programs
 
 _LOCKS = 64
+_TUN = "/dev/net/tun"
 FIRST = "eth0"
+
+
+def reason(program: str) -> str | None:
+    """Why such a program, a name in $PATH or a path, can't serve here; None when it can."""
+    if shutil.which(program) is None:
+        return f'"{program}" is not installed'
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        return f"{_TUN} is missing, or this user may not open it"
+    return None
 
 
 @attrs.frozen
@@ -49,10 +57,8 @@ class Place:
     how: Started
 
 
-class UserModeNetwork:
+class UserModeNetwork(OneNetwork):
     """A ``wherry.api.Network``; a subclass fills in what its own docstring asks for below."""
-
-    name = ""
 
     def __init__(self, context: Context, *, patience: float) -> None:
         """patience: seconds that the program may take until the sandbox is connected."""
@@ -73,10 +79,6 @@ class UserModeNetwork:
 
     # of the subclass
 
-    def described(self) -> NetworkConfig:
-        """The one network."""
-        raise TypeError("a subclass says it")
-
     def judge(self, request: AttachRequest) -> None:
         """Invalid for a wish that the program can't grant."""
         raise TypeError("a subclass says it")
@@ -95,33 +97,15 @@ class UserModeNetwork:
 
     # networks
 
-    def create(self, config: NetworkConfig) -> NetworkConfig:
-        raise Invalid(
-            f'network "{config.name}"',
-            f'the network driver "{self.name}" has the one network "{self.name}" and cannot make others',
-            "choose another network driver",
-        )
-
-    def remove(self, name: str) -> None:
-        if name == self.name:
-            raise Invalid(f'network "{name}"', "is built in and can't be removed")
-
-    def list(self) -> Iterator[NetworkConfig]:
-        yield self.described()
-
     def inspect(self, name: str) -> tuple[NetworkConfig, tuple[Attachment, ...]]:
-        self._own(name)
+        self.own(name)
         found = [data["attachment"] for _key, data in self._records.all() if data.get("attachment")]
         return self.described(), tuple(restore(Attachment, each) for each in found)
-
-    def _own(self, name: str) -> None:
-        if name != self.name:
-            raise NotFound(f'network "{name}"', f'the network driver "{self.name}" only has "{self.name}"')
 
     # places
 
     def reserve(self, request: AttachRequest) -> Reservation:
-        self._own(request.network)
+        self.own(request.network)
         need_id(request.sandbox_id)
         self.judge(request)
         key = (self.name, request.sandbox_id)
@@ -141,12 +125,9 @@ class UserModeNetwork:
 
     def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
         key = (reservation.request.network, sandbox.id)
-        self._own(key[0])
+        self.own(key[0])
         need_id(sandbox.id)
-        if sandbox.netns == "host":
-            raise FailedPrecondition(
-                f'sandbox "{sandbox.id}"', "its network namespace is the host's", "nothing was attached"
-            )
+        sandboxes.refuse_hosts(sandbox)
         with self._turn(key):
             data = self._records.read(key)
             if data is None:
@@ -163,16 +144,12 @@ class UserModeNetwork:
         reservation = restore(Reservation, data["reservation"])
         data["program"] = f"{self.name}-{uuid4().hex[:12]}"
         self._records.write(key, data)  # from here on gc finds it
-        netns = self._shim.namespace(key[1], "net")
         try:
-            if nsfs.identity(netns) == nsfs.own("net"):
-                raise FailedPrecondition(
-                    f'sandbox "{key[1]}"', "its network namespace is the host's", "nothing was attached"
-                )
-            self._ports.share(key)
-            files = str(self._files / data["program"])
-            place = Place(reservation, Started(self._programs, data["program"], netns, files, self._patience))
-            tap, nameservers = self.run(place)
+            with sandboxes.namespace(self._shim, key[1]) as netns:
+                self._ports.share(key)
+                files = str(self._files / data["program"])
+                place = Place(reservation, Started(self._programs, data["program"], netns, files, self._patience))
+                tap, nameservers = self.run(place)
             if not tap.configure:
                 self._furnish(key[1], tap)
             mac, addresses, gateways = self._look(key[1], reservation.request.interface)
@@ -180,8 +157,6 @@ class UserModeNetwork:
         except BaseException:
             self._end(data)
             raise
-        finally:
-            os.close(netns)
         task = self._programs.find(data["program"])
         made = Attachment(
             attrs.evolve(reservation, addresses=addresses),
@@ -211,7 +186,7 @@ class UserModeNetwork:
             self._ports.release(key)
 
     def check(self, sandbox_id: str, network: str) -> None:
-        self._own(network)
+        self.own(network)
         need_id(sandbox_id)
         what = f'sandbox "{sandbox_id}"'
         data = self._records.read((network, sandbox_id))
@@ -222,7 +197,7 @@ class UserModeNetwork:
             raise FailedPrecondition(what, f'its program "{self.name}" has ended')
         made = restore(Attachment, data["attachment"])
         try:
-            with self._inside(sandbox_id) as rtnl:
+            with sandboxes.inside(self._shim, sandbox_id) as rtnl:
                 differs = interfaces.lacking(rtnl, made.reservation.request.interface, made.addresses)
         except NotFound:
             differs = "is attached, but no shim holds its namespaces"
@@ -269,15 +244,8 @@ class UserModeNetwork:
 
     # inside
 
-    def _inside(self, sandbox_id: str) -> Rtnl:
-        return Rtnl(
-            self._shim.socket(
-                sandbox_id, socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-            )
-        )
-
     def _furnish(self, sandbox_id: str, tap: Tap) -> None:
-        with self._inside(sandbox_id) as rtnl:
+        with sandboxes.inside(self._shim, sandbox_id) as rtnl:
             attributes = [("IFLA_ADDRESS", tap.mac), ("IFLA_MTU", tap.mtu)]
             change = netlink.link(index=rtnl.index(tap.interface), attributes=attributes)
             rtnl.ask((netlink.SETLINK, 0, change, f"link {tap.interface}"))
@@ -286,7 +254,7 @@ class UserModeNetwork:
 
     def _look(self, sandbox_id: str, interface: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
         """(hardware address, addresses, gateways) as the program has made them."""
-        with self._inside(sandbox_id) as rtnl:
+        with sandboxes.inside(self._shim, sandbox_id) as rtnl:
             index = rtnl.index(interface)
             links = [one for one in rtnl.dump(netlink.GETLINK, netlink.link()) if one["index"] == index]
             addresses = tuple(
@@ -314,4 +282,4 @@ def _granted(request: AttachRequest, addresses: Collection[str]) -> None:
             )
 
 
-__all__ = ["Place", "UserModeNetwork"]
+__all__ = ["Place", "UserModeNetwork", "reason"]

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,18 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
+from wherry.networks.single import OneNetwork
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 
 
-class SingleNetwork:
+class SingleNetwork(OneNetwork):
     """A Network whose only network is named like the driver. What is attached is remembered as one file a sandbox in the
     driver's run directory, so that it outlives the engine and not the boot.
 
     netns is what its reservations say; why completes the sentence "the network driver ... because ...".
     """
 
-    name: str = ""
     netns: str = ""
     why: str = ""
 
@@ -49,35 +49,17 @@ class SingleNetwork:
 
     # networks
 
-    def create(self, config: NetworkConfig) -> NetworkConfig:
-        raise Invalid(
-            f'network "{config.name}"',
-            f'the network driver "{self.name}" has the one network "{self.name}" and cannot make others',
-            "choose another network driver",
-        )
-
-    def remove(self, name: str) -> None:
-        if name == self.name:
-            raise Invalid(f'network "{name}"', "is built in and can't be removed")
-
-    def list(self) -> Iterator[NetworkConfig]:
-        yield NetworkConfig(self.name)
-
     def inspect(self, name: str) -> tuple[NetworkConfig, tuple[Attachment, ...]]:
-        self._own(name)
+        self.own(name)
         requests = (self._read(path) for path in sorted(self._directory.iterdir()))
-        return NetworkConfig(self.name), tuple(
+        return self.described(), tuple(
             self._attachment(Reservation(request, self.netns)) for request in requests if request is not None
         )
-
-    def _own(self, name: str) -> None:
-        if name != self.name:
-            raise NotFound(f'network "{name}"', f'the network driver "{self.name}" only has "{self.name}"')
 
     # sandboxes
 
     def reserve(self, request: AttachRequest) -> Reservation:
-        self._own(request.network)
+        self.own(request.network)
         if not _ID.match(request.sandbox_id):
             raise Invalid(f'sandbox "{request.sandbox_id}"', "not an id")
         if request.ports:
@@ -101,7 +83,7 @@ class SingleNetwork:
 
     def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
         request = reservation.request
-        self._own(request.network)
+        self.own(request.network)
         if (sandbox.netns == "host") is not (self.netns == "host"):
             raise FailedPrecondition(
                 f'sandbox "{sandbox.id}"',
@@ -129,7 +111,7 @@ class SingleNetwork:
             os.unlink(f"{self._directory}/{sandbox_id}")
 
     def check(self, sandbox_id: str, network: str) -> None:
-        self._own(network)
+        self.own(network)
         if not _ID.match(sandbox_id) or not self._file(sandbox_id).exists():
             raise NotFound(f'sandbox "{sandbox_id}"', f'is not attached to network "{network}"')
         held = next((sandbox for sandbox in self._context.shim.sandboxes() if sandbox.id == sandbox_id), None)

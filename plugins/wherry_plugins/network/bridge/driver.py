@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Collection, Iterator
 
@@ -14,7 +13,6 @@ from wherry.api import (
     Context,
     Error,
     FailedPrecondition,
-    InUse,
     Invalid,
     NetworkConfig,
     NotFound,
@@ -22,7 +20,9 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.networks import addresses as ip
-from wherry.networks.definition import fill
+from wherry.networks import sandboxes
+from wherry.networks.definition import check_addresses, check_name, fill
+from wherry.networks.records import need_id
 from wherry.networks.store import Place, Store, Stored
 from wherry_plugins.network.bridge.config import BridgeConfig, options_of
 from wherry_plugins.network.bridge.hub import Hub
@@ -32,7 +32,6 @@ from wherry_plugins.network.bridge.services import RESOLVER, Services
 
 DEFAULT = "bridge"
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 
 
 class BridgeNetwork:
@@ -77,10 +76,7 @@ class BridgeNetwork:
     # networks
 
     def create(self, config: NetworkConfig) -> NetworkConfig:
-        if not _NAME.match(config.name):
-            raise Invalid(
-                f'network "{config.name}"', "is not a name", "use letters and digits, and then also _ . and -"
-            )
+        check_name(config.name)
         options = options_of(config)
         with self._lock:
             if config.name == DEFAULT or self._store.network(config.name) is not None:
@@ -126,9 +122,7 @@ class BridgeNetwork:
             stored = self._store.network(name)
             if stored is None:
                 return
-            place = self._store.in_use(name)
-            if place is not None:
-                raise InUse(f'network "{name}"', f'sandbox "{place.sandbox_id[:12]}" is attached to it')
+            self._store.need_unused(name)
             self._down(stored.config)
             self._store.drop(name)
 
@@ -230,8 +224,7 @@ class BridgeNetwork:
         return place.reservation
 
     def _check(self, request: AttachRequest) -> None:
-        if not _NAME.match(request.sandbox_id):
-            raise Invalid(f'sandbox "{request.sandbox_id}"', "not an id")
+        need_id(request.sandbox_id)
         config = self._known(request.network).config
         if request.ports and config.internal:
             port = request.ports[0]
@@ -240,34 +233,14 @@ class BridgeNetwork:
                 f'network "{config.name}" is internal: nothing outside reaches it',
                 "leave out --publish, or put another network first",
             )
-        wishes: set[ip.Network] = set()
-        for text in request.addresses:
-            wish = ip.address(text)
-            subnet = next((one for one in map(ip.subnet, config.subnets) if wish in one), None)
-            if subnet is None:
-                raise Invalid(
-                    f'address "{text}"',
-                    f'is not in network "{config.name}"',
-                    f"choose one of {', '.join(config.subnets)}",
-                )
-            low, high = ip.hosts(subnet)
-            if not low <= int(wish) <= high:
-                raise Invalid(f'address "{text}"', f"is not the address of a host in {subnet}")
-            if subnet in wishes:
-                raise Invalid(
-                    f'address "{text}"', f"is the second one in {subnet}", "a container has one in each subnet"
-                )
-            wishes.add(subnet)
+        check_addresses(config, request)
 
     def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
         request = reservation.request
         place = self._store.place(request.sandbox_id, request.network)
         if place is None:
             raise NotFound(f'sandbox "{request.sandbox_id}"', f'has no place in network "{request.network}"')
-        if sandbox.netns == "host":
-            raise FailedPrecondition(
-                f'sandbox "{sandbox.id}"', "its network namespace is the host's", "nothing was attached"
-            )
+        sandboxes.refuse_hosts(sandbox)
         config = self._ready(request.network)
         if not place.attached:
             self._plug(place, config)

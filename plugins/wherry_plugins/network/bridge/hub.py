@@ -7,12 +7,12 @@ it, made by the shim.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 
 from wherry.api import Context, Sandbox
 from wherry.linux import nsfs
 from wherry.linux.nsfs import owns_network
+from wherry.networks import sandboxes
 from wherry.networks.netlink import Rtnl
 from wherry.networks.uplink import Uplink
 
@@ -32,11 +32,7 @@ class Hub:
         if not self.sandbox_id:
             return Rtnl()
         self.make()
-        return Rtnl(
-            self._context.shim.socket(
-                self.sandbox_id, socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-            )
-        )
+        return sandboxes.inside(self._context.shim, self.sandbox_id)
 
     def make(self) -> None:
         """Has the shim make the hub's sandbox, where it takes one."""

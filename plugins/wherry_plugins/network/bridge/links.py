@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import secrets
-import socket
 import threading
 from collections import deque
 from typing import Any
@@ -16,7 +14,7 @@ from attrs import frozen
 
 from wherry.api import AlreadyExists, Context, FailedPrecondition
 from wherry.networks import addresses as ip
-from wherry.networks import interfaces, netlink
+from wherry.networks import interfaces, netlink, sandboxes
 from wherry.networks.netlink import ADD, Rtnl
 from wherry.networks.store import Place
 from wherry_plugins.network.bridge.hub import Hub
@@ -154,16 +152,9 @@ class Links:
         """The pair between bridge and container, with address, hardware address and routes. FailedPrecondition when the sandbox's
         network namespace is no container's."""
         request = place.reservation.request
-        netns = self._context.shim.namespace(request.sandbox_id, "net")
-        try:
-            if self._hub.is_ours(netns):
-                raise FailedPrecondition(
-                    f'sandbox "{request.sandbox_id}"', "its network namespace is the host's", "nothing was attached"
-                )
+        with sandboxes.namespace(self._context.shim, request.sandbox_id, self._hub.is_ours) as netns:
             self._pair(place, shape, bridge, netns)
-        finally:
-            os.close(netns)
-        with self._inside(request.sandbox_id) as rtnl:
+        with sandboxes.inside(self._context.shim, request.sandbox_id) as rtnl:
             gateways = () if shape.internal else shape.gateways
             interfaces.furnish(rtnl, request.interface, place.reservation.addresses, gateways, six=shape.six)
 
@@ -183,13 +174,6 @@ class Links:
                         raise
                     self.flush()  # its place is held by one that was about to go
 
-    def _inside(self, sandbox_id: str) -> Rtnl:
-        return Rtnl(
-            self._context.shim.socket(
-                sandbox_id, socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-            )
-        )
-
     def check(self, place: Place, bridge: str) -> None:
         """FailedPrecondition says what differs."""
         request = place.reservation.request
@@ -204,7 +188,7 @@ class Links:
                 raise FailedPrecondition(what, f'its link "{outer}" is gone')
             if found[0].get_attr("IFLA_MASTER") != master:
                 raise FailedPrecondition(what, f'its link "{outer}" is not on the bridge "{bridge}"')
-        with self._inside(request.sandbox_id) as rtnl:
+        with sandboxes.inside(self._context.shim, request.sandbox_id) as rtnl:
             if differs := interfaces.lacking(rtnl, request.interface, place.reservation.addresses):
                 raise FailedPrecondition(what, differs)
 

@@ -29,8 +29,7 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
-from wherry.linux import nsfs
-from wherry.networks import interfaces
+from wherry.networks import interfaces, sandboxes
 from wherry.networks.addresses import Network
 from wherry.networks.claims import PortClaims
 from wherry.networks.definition import fill
@@ -182,10 +181,7 @@ class CniNetwork:
 
     def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
         key = (reservation.request.network, sandbox.id)
-        if sandbox.netns == "host":
-            raise FailedPrecondition(
-                f'sandbox "{sandbox.id}"', "has the host's network namespace, which is no place for CNI plugins"
-            )
+        sandboxes.refuse_hosts(sandbox)
         with self._turn(key):
             data = self._records.read(key)
             if data is None:
@@ -307,27 +303,19 @@ class CniNetwork:
         It is a link to a descriptor of this process. Its name is the same each time, since plugins compare what they are given at
         CHECK with what they wrote into the result of ADD.
         """
-        try:
-            fd = self._shim.namespace(key[1], "net")
-        except NotFound:
-            if need:
-                raise
-            yield ""
-            return
         link = self._links / f"{key[0]}@{key[1]}"
-        try:
-            if nsfs.identity(fd) == nsfs.own("net"):
-                raise FailedPrecondition(f'sandbox "{key[1]}"', "its network namespace is the host's")
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(link)
+        with contextlib.ExitStack() as held:
+            try:
+                fd = held.enter_context(sandboxes.namespace(self._shim, key[1]))
+            except NotFound:
+                if need:
+                    raise
+                yield ""
+                return
+            held.callback(link.unlink, missing_ok=True)
+            link.unlink(missing_ok=True)
             os.symlink(f"/proc/{os.getpid()}/fd/{fd}", link)
             yield str(link)
-        finally:
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(link)
-            finally:
-                os.close(fd)
 
 
 def _taken() -> Sequence[Network]:

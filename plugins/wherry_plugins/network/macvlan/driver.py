@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from wherry.api import (
     AttachRequest,
     Context,
     FailedPrecondition,
-    InUse,
     Invalid,
     NetworkConfig,
     NotFound,
@@ -22,8 +20,8 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.networks import addresses as ip
-from wherry.networks import interfaces
-from wherry.networks.definition import fill
+from wherry.networks import interfaces, sandboxes
+from wherry.networks.definition import check_addresses, check_name, fill
 from wherry.networks.netlink import Rtnl
 from wherry.networks.records import need_id
 from wherry.networks.store import Place, Store
@@ -32,7 +30,6 @@ from wherry_plugins.network.macvlan.links import MODES, Links, Shape
 if TYPE_CHECKING:
     from wherry_plugins.network.macvlan import MacvlanConfig
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 #: Keys of --opt; the second of a pair is as Docker has it.
 _OPTIONS = ("parent", "mode", "macvlan_mode", "mtu", "com.docker.network.driver.mtu")
 
@@ -53,10 +50,7 @@ class MacvlanNetwork:
     # networks
 
     def create(self, config: NetworkConfig) -> NetworkConfig:
-        if not _NAME.match(config.name):
-            raise Invalid(
-                f'network "{config.name}"', "is not a name", "use letters and digits, and then also _ . and -"
-            )
+        check_name(config.name)
         self._shape(config)
         with self._lock:
             if self._store.network(config.name) is not None:
@@ -81,9 +75,7 @@ class MacvlanNetwork:
         with self._lock:
             if self._store.network(name) is None:
                 return
-            place = self._store.in_use(name)
-            if place is not None:
-                raise InUse(f'network "{name}"', f'sandbox "{place.sandbox_id[:12]}" is attached to it')
+            self._store.need_unused(name)
             self._store.drop(name)
             self._tidy()
 
@@ -145,15 +137,7 @@ class MacvlanNetwork:
                 "a macvlan network publishes none: its containers are on the parent's network themselves",
                 "leave out --publish and use the container's address",
             )
-        for text in request.addresses:
-            wish = ip.address(text)
-            subnet = next((one for one in map(ip.subnet, config.subnets) if wish in one), None)
-            if subnet is None or not ip.hosts(subnet)[0] <= int(wish) <= ip.hosts(subnet)[1]:
-                raise Invalid(
-                    f'address "{text}"',
-                    f'is not a host\'s in network "{config.name}"',
-                    f"choose one of {', '.join(config.subnets)}",
-                )
+        check_addresses(config, request)
         mac = ip.check_mac(request.mac) if request.mac else ""
         if mac and self._shape(config).mode == "passthru":
             raise Invalid(f'address "{mac}"', 'in mode "passthru" a container has the hardware address of the parent')
@@ -166,10 +150,7 @@ class MacvlanNetwork:
         place = self._store.place(request.sandbox_id, request.network)
         if place is None:
             raise NotFound(f'sandbox "{request.sandbox_id}"', f'has no place in network "{request.network}"')
-        if sandbox.netns == "host":
-            raise FailedPrecondition(
-                f'sandbox "{sandbox.id}"', "its network namespace is the host's", "nothing was attached"
-            )
+        sandboxes.refuse_hosts(sandbox)
         config = self._known(request.network)
         if not place.attached:
             shape = self._shape(config)

@@ -8,15 +8,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import socket
 from collections.abc import Collection
 from typing import Any
 
 from attrs import frozen
 
 from wherry.api import Context, Error, FailedPrecondition, InUse, Invalid, NotFound
-from wherry.linux import nsfs
-from wherry.networks import interfaces, netlink
+from wherry.networks import interfaces, netlink, sandboxes
 from wherry.networks.netlink import ADD, Rtnl
 from wherry.networks.store import Place
 
@@ -110,29 +108,17 @@ class Links:
     def plug(self, place: Place, shape: Shape, parent: int) -> None:
         """Makes the link right in the container's namespace. FailedPrecondition when that is the host's."""
         request = place.reservation.request
-        netns = self._context.shim.namespace(request.sandbox_id, "net")
-        try:
-            if nsfs.identity(netns) == nsfs.own("net"):
-                raise FailedPrecondition(
-                    f'sandbox "{request.sandbox_id}"', "its network namespace is the host's", "nothing was attached"
-                )
-            data = {"attrs": [("IFLA_MACVLAN_MODE", shape.mode)]}
-            kind = {"attrs": [("IFLA_INFO_KIND", "macvlan"), ("IFLA_INFO_DATA", data)]}
-            attributes: list[tuple[str, Any]] = [
-                ("IFLA_LINK", parent),
-                ("IFLA_NET_NS_FD", netns),
-                ("IFLA_LINKINFO", kind),
-            ]
-            if shape.mode != "passthru":  # there the parent's own address is the container's
-                attributes.append(("IFLA_ADDRESS", place.mac))
-            if shape.mtu:
-                attributes.append(("IFLA_MTU", shape.mtu))
-            wish = netlink.link(request.interface, attributes=attributes)
-            with Rtnl() as rtnl:
-                self._add(rtnl, wish, shape, place)
-        finally:
-            os.close(netns)
-        with self._inside(request.sandbox_id) as rtnl:
+        data = {"attrs": [("IFLA_MACVLAN_MODE", shape.mode)]}
+        kind = {"attrs": [("IFLA_INFO_KIND", "macvlan"), ("IFLA_INFO_DATA", data)]}
+        attributes: list[tuple[str, Any]] = [("IFLA_LINK", parent), ("IFLA_LINKINFO", kind)]
+        if shape.mode != "passthru":  # there the parent's own address is the container's
+            attributes.append(("IFLA_ADDRESS", place.mac))
+        if shape.mtu:
+            attributes.append(("IFLA_MTU", shape.mtu))
+        with sandboxes.namespace(self._context.shim, request.sandbox_id) as netns, Rtnl() as rtnl:
+            wish = netlink.link(request.interface, attributes=[("IFLA_NET_NS_FD", netns), *attributes])
+            self._add(rtnl, wish, shape, place)
+        with sandboxes.inside(self._context.shim, request.sandbox_id) as rtnl:
             gateways = () if shape.made else shape.gateways
             interfaces.furnish(rtnl, request.interface, place.reservation.addresses, gateways, six=shape.six)
 
@@ -162,14 +148,11 @@ class Links:
         """Takes the link out of a container that goes on; with a namespace that is gone the link is too."""
         request = place.reservation.request
         try:
-            netns = self._context.shim.namespace(request.sandbox_id, "net")
+            with sandboxes.namespace(self._context.shim, request.sandbox_id):
+                rtnl = sandboxes.inside(self._context.shim, request.sandbox_id)
         except Error:  # no sandbox, or no namespace of its own
             return
-        foreign = nsfs.identity(netns) == nsfs.own("net")
-        os.close(netns)
-        if foreign:
-            return
-        with self._inside(request.sandbox_id) as rtnl:
+        with rtnl:
             for one in rtnl.dump(netlink.GETLINK, netlink.link()):
                 info = one.get_attr("IFLA_LINKINFO")
                 kind = info.get_attr("IFLA_INFO_KIND") if info else ""
@@ -182,15 +165,8 @@ class Links:
             if not interfaces.index_of(rtnl, shape.parent):
                 return f'the parent interface "{shape.parent}" is gone'
         request = place.reservation.request
-        with self._inside(request.sandbox_id) as rtnl:
+        with sandboxes.inside(self._context.shim, request.sandbox_id) as rtnl:
             return interfaces.lacking(rtnl, request.interface, place.reservation.addresses)
-
-    def _inside(self, sandbox_id: str) -> Rtnl:
-        return Rtnl(
-            self._context.shim.socket(
-                sandbox_id, socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-            )
-        )
 
     def mac(self, place: Place, shape: Shape) -> str:
         """The hardware address, which in mode "passthru" is the parent's."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -37,11 +35,9 @@ def _init(config: PastaConfig, context: Context) -> PastaNetwork:
 
 
 def _probe(config: PastaConfig, _context: Context) -> str | None:
-    if shutil.which(config.program or "pasta") is None:
-        return f'"{config.program or "pasta"}" is not installed'
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        return "/dev/net/tun is missing, or this user may not open it"
-    return None
+    from wherry.networks.usermode import reason
+
+    return reason(config.program or "pasta")
 
 
 @hookimpl
