@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import wherry
+from support.engines import clear, engine_of_a_module
 from support.running import execute, sh
 from wherry.api import (
     AlreadyExists,
@@ -31,18 +31,14 @@ IP = "/bin/busybox ip"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    top = tmp_path_factory.mktemp("engine")
-    with wherry.Engine(root=top / "root", run=top / "run") as made:
+    with engine_of_a_module(tmp_path_factory) as made:
         yield made
-        for container in made.containers(all=True):
-            made.remove(container.id, force=True)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(engine: Engine) -> Iterator[None]:
     yield
-    for container in engine.containers(all=True):
-        engine.remove(container.id, force=True)
+    clear(engine)
     for network in engine.networks():
         if network.driver == "bridge" and not network.builtin:
             engine.remove_network(network.config.name)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import wherry
+from support.engines import engine_of_a_module
 from support.running import until
 from wherry.api import Engine, NetworkConfig, Port, RunRequest
 
@@ -21,8 +21,7 @@ IMAGE = "host:/bin/busybox"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    top = tmp_path_factory.mktemp("engine")
-    with wherry.Engine(root=top / "root", run=top / "run") as made:
+    with engine_of_a_module(tmp_path_factory) as made:
         yield made
 
 

@@ -10,6 +10,7 @@ import dnslib
 import pytest
 
 import wherry
+from support.engines import clear, engine_of_a_module
 from support.outside import HOST, HOST6, OUTSIDE, OUTSIDE6, Outside, outside
 from support.running import execute, until
 from wherry.api import Container, Engine, InUse, Invalid, Join, NetworkConfig, Port, RunRequest
@@ -28,20 +29,16 @@ def machine() -> Iterator[Outside]:
 
 @pytest.fixture(scope="module")
 def engine(machine: Outside, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    top = tmp_path_factory.mktemp("engine")
-    with wherry.Engine(root=top / "root", run=top / "run") as made:
+    with engine_of_a_module(tmp_path_factory) as made:
         made.create_network(NetworkConfig("six", ipv6=True))
         made.create_network(NetworkConfig("lab"))
         yield made
-        for container in made.containers(all=True):
-            made.remove(container.id, force=True)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(engine: Engine) -> Iterator[None]:
     yield
-    for container in engine.containers(all=True):
-        engine.remove(container.id, force=True)
+    clear(engine)
     assert engine.doctor() == ()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import wherry
+from support.engines import clear, engine_of_a_module
 from support.running import HOST, execute, run, sh, sleeper, until
 from wherry.api import (
     AlreadyExists,
@@ -32,18 +32,14 @@ pytestmark = pytest.mark.shared
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    top = tmp_path_factory.mktemp("engine")
-    with wherry.Engine(root=top / "root", run=top / "run") as made:
+    with engine_of_a_module(tmp_path_factory) as made:
         yield made
-        for container in made.containers(all=True):
-            made.remove(container.id, force=True)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(engine: Engine) -> Iterator[None]:
     yield
-    for container in engine.containers(all=True):
-        engine.remove(container.id, force=True)
+    clear(engine)
     assert engine.doctor() == ()
     assert list((engine.run_directory / "bundles").iterdir()) == []  # type: ignore[attr-defined]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import wherry
+from support.engines import engine_of_a_module
 from support.running import execute
 from wherry.api import Bind, Engine, RunRequest
 
@@ -31,8 +31,7 @@ done 2> /dev/null >> /out/log
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    top = tmp_path_factory.mktemp("spinner")
-    with wherry.Engine(root=top / "root", run=top / "run") as made:
+    with engine_of_a_module(tmp_path_factory) as made:
         yield made
 
 

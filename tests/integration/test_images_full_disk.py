@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from support.disks import small_disk
 from support.engines import EngineDirs
 from support.full_disk import MIB
 from support.images_area import image_layout, pack
@@ -25,20 +25,8 @@ TOP = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 40 MB of its own."""
-    image, at = tmp_path / "disk.img", tmp_path / "disk"
-    at.mkdir()
-    with image.open("wb") as file:
-        file.truncate(48 * MIB)
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("mkfs.ext4 is not installed: contrib/setup test")
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=60)
-    done = subprocess.run(["mount", "-o", "loop", image, at], capture_output=True, text=True, check=False, timeout=60)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path, 48 * MIB) as at:
         yield at
-    finally:
-        subprocess.run(["umount", at], check=True, timeout=60)
 
 
 def engine(verb: str, disk: Path, dirs: EngineDirs, *more: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from support import disks
 from support.images_area import World, image_layout, mounted, world
 from support.layers import digest, directory, hard, link, member, tar, tree
-from support.tools import need
 from wherry.api import Error, Unavailable
 from wherry.engine import workers as module
 
@@ -116,19 +115,8 @@ def test_a_worker_killed_at_each_step(tmp_path: Path, snapshotter: str) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """12 MiB of ext4 on a loop device."""
-    need("mkfs.ext4")
-    image, at = tmp_path / "image", tmp_path / "disk"
-    at.mkdir()
-    with image.open("wb") as file:
-        file.truncate(12 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True, capture_output=True, timeout=60)
-    done = subprocess.run(["mount", "-o", "loop", image, at], capture_output=True, text=True, check=False, timeout=30)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr.strip()}")
-    try:
+    with disks.small_disk(tmp_path, 12 << 20) as at:
         yield at
-    finally:
-        subprocess.run(["umount", at], check=True, timeout=60)
 
 
 def _pack(data: bytes) -> bytes:

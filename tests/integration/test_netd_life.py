@@ -168,13 +168,19 @@ def test_an_engine_of_another_version_has_a_netd_of_its_own(
     new.check("box-web", net.name)
 
 
-def test_both_killed_is_told(here: World) -> None:
-    net, _machine = web(here)
+def both_killed(here: World) -> Netd:
+    """A new engine's client, after netd and its engine were lost."""
     pid = here.pid()
     here.netd.close()
     os.kill(pid, signal.SIGKILL)
     until(lambda: gone(pid))
-    here.netd = new = here.client()
+    here.netd = here.client()
+    return here.netd
+
+
+def test_both_killed_is_told(here: World) -> None:
+    net, _machine = web(here)
+    new = both_killed(here)
     assert tables(here)
     assert new.known() == {}
     with pytest.raises(FailedPrecondition, match="netd does not know it"):
@@ -186,11 +192,7 @@ def test_both_killed_is_told(here: World) -> None:
 
 def test_a_killed_ones_table_is_swept_by_an_undo(here: World) -> None:
     net, _machine = web(here)
-    pid = here.pid()
-    here.netd.close()
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: gone(pid))
-    here.netd = new = here.client()
+    new = both_killed(here)
     new.forget("box-web", net.name)
     until(lambda: not tables(here))
 

@@ -17,7 +17,7 @@ import pytest
 import wherry as package
 from support.cni import need_plugins, no_rules
 from support.drivers import HOST, uplink, veth
-from support.engines import Wherry
+from support.engines import Wherry, clear
 from support.running import execute, sh, until
 from wherry.api import Engine, InUse, Join, NetworkConfig, Port, RunRequest
 
@@ -68,8 +68,7 @@ def network(engine: Engine, driver: str) -> Iterator[str]:
 def engine(engine_dirs: object) -> Iterator[Engine]:
     with package.Engine(root=engine_dirs.root, run=engine_dirs.run) as made:  # type: ignore[attr-defined]
         yield made
-        for container in made.containers(all=True):
-            made.remove(container.id, force=True)
+        clear(made)
 
 
 def serve(engine: Engine, name: str, network: str, **request: object) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import wherry
+from support.engines import clear, engine_of_a_module
 from support.images import BUSYBOX
 from support.running import run, sh, sleeper
 from wherry.api import Bind, Engine, InUse, Invalid, NotFound, RunRequest
@@ -32,16 +33,14 @@ BOUND = 30.0
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    top = tmp_path_factory.mktemp("volumes")
-    with wherry.Engine(root=top / "root", run=top / "run") as made:
+    with engine_of_a_module(tmp_path_factory) as made:
         yield made
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(engine: Engine) -> Iterator[None]:
     yield
-    for container in engine.containers(all=True):
-        engine.remove(container.id, force=True, volumes=True)
+    clear(engine)
     engine.prune_volumes(all=True)
     assert engine.volumes() == ()
     assert engine.doctor() == ()

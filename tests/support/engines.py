@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
+import wherry
 from support import leaks
 from support.isolation import isolated
 from support.rootless import User
+from wherry.api import Engine
 
 
 class EngineDirs(NamedTuple):
@@ -28,6 +33,21 @@ class EngineDirs(NamedTuple):
         """An environment in which ``wherry`` uses these, and no config of the user's."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHERRY_", "XDG_"))}
         return {**kept, "WHERRY_ROOT": str(self.root), "WHERRY_RUN": str(self.run), "HOME": str(self.root.parent)}
+
+
+@contextmanager
+def engine_of_a_module(directories: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine in this process, in directories of its own, for all tests of a module; what is left in it goes at the end."""
+    top = directories.mktemp("engine")
+    with wherry.Engine(root=top / "root", run=top / "run") as made:
+        yield made
+        clear(made)
+
+
+def clear(engine: Engine) -> None:
+    """Removes all containers, with the volumes that have no name."""
+    for container in engine.containers(all=True):
+        engine.remove(container.id, force=True, volumes=True)
 
 
 def cgroups(run: Path) -> list[Path]:

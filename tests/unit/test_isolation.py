@@ -54,9 +54,22 @@ def test_a_leak_is_found_and_swept(kind: str, tmp_path: Path) -> None:
     assert leaks.settled(before) == []
 
 
+def pytest_in(directory: Path) -> subprocess.CompletedProcess[str]:
+    """pytest in pytest, with our conftest."""
+    (directory / "conftest.py").write_text((Path(__file__).parent.parent / "conftest.py").read_text())
+    quiet = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *quiet, "--rootdir", directory, directory],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "WHERRY_TESTS_SETTLE": "0.2"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
 def test_a_test_that_leaks_fails(tmp_path: Path) -> None:
-    """pytest in pytest: a daemon left behind turns a passing test into a failing run."""
-    (tmp_path / "conftest.py").write_text((Path(__file__).parent.parent / "conftest.py").read_text())
+    """A daemon left behind turns a passing test into a failing run."""
     (tmp_path / "test_it.py").write_text(
         "import subprocess\n"
         "def test_leaves_a_process():\n"
@@ -64,26 +77,17 @@ def test_a_test_that_leaks_fails(tmp_path: Path) -> None:
         "def test_leaves_nothing():\n"
         "    pass\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "WHERRY_TESTS_SETTLE": "0.2"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = pytest_in(tmp_path)
     assert done.returncode == 1, done.stdout
     assert "left process" in done.stdout
     assert "2 passed, 1 error" in done.stdout
 
 
 def test_what_is_skipped_is_listed_as_not_run(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text((Path(__file__).parent.parent / "conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(
         "import pytest\n@pytest.mark.skip(reason='no device-mapper')\ndef test_dm(): pass\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "WHERRY_TESTS_SETTLE": "0.2"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = pytest_in(tmp_path)
     assert "= not run =" in done.stdout
     assert "test_it.py::test_dm: no device-mapper" in done.stdout
 

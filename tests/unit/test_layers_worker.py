@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -140,17 +140,18 @@ def test_at_most_one_a_cpu(pool: WorkerPool, tmp_path: Path, monkeypatch: pytest
     assert 1 <= most[0] <= (os.cpu_count() or 1)
 
 
+def _work(pool: WorkerPool, root: tuple[Mount, ...], stream: BinaryIO, caught: list[BaseException]) -> None:
+    """Has a worker unpack what the stream brings; its error is kept."""
+    try:
+        pool.unpack(root, Descriptor("", digest(b""), 0), stream)  # type: ignore[arg-type]
+    except BaseException as error:
+        caught.append(error)
+
+
 def test_close_kills_what_works(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:
     stream, writer = _fifo(tmp_path)
     caught: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            pool.unpack(root, Descriptor("", digest(b""), 0), stream)  # type: ignore[arg-type]
-        except BaseException as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=_work, args=(pool, root, stream, caught))
     thread.start()
     while not pool._pids:
         time.sleep(0.01)
@@ -218,14 +219,7 @@ def test_a_worker_has_what_it_needs_open_and_nothing_else(
     ours = [os.pidfd_open(os.getpid()), kept]
     stream, writer = _fifo(tmp_path)
     caught: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            pool.unpack(root, Descriptor("", digest(b""), 0), stream)  # type: ignore[arg-type]
-        except BaseException as error:
-            caught.append(error)
-
-    threads = [threading.Thread(target=work)]
+    threads = [threading.Thread(target=_work, args=(pool, root, stream, caught))]
     try:
         threads[0].start()
         pid = _when(lambda: next(iter(pool._pids), 0))
