@@ -80,6 +80,16 @@ def test_an_address_and_a_way_out(engine: Engine) -> None:
     assert f"default via {address.network.network_address + 1} dev eth0" in said.out
 
 
+def test_traffic_is_counted(engine: Engine) -> None:
+    container = stays(engine, "talks", network="bridge")
+    gateway = ip(engine, container, "route").split()[2]
+    before = engine.stats(container)
+    assert reaches(engine, container, gateway)
+    after = engine.stats(container)
+    assert after["network.tx_bytes"] > before["network.tx_bytes"]
+    assert after["network.rx_packets"] > before["network.rx_packets"]
+
+
 def test_a_network_of_ones_own(engine: Engine) -> None:
     made = engine.create_network(
         NetworkConfig("lab", subnets=("10.80.0.0/24",), ip_ranges=("10.80.0.128/25",), labels={"a": "b"})

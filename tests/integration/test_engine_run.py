@@ -156,6 +156,8 @@ def test_limits(engine: Engine) -> None:
     stats = engine.stats(id)
     assert stats["pids.current"] >= 1
     assert stats["memory.current"] > 0
+    assert stats["io.rbytes"] >= 0
+    assert stats["io.wbytes"] >= 0
     assert execute(engine, id, "/bin/sh", "-c", "ulimit -n; ulimit -Hn").out == "100\n200\n"
     said = sh(engine, "i=0; while [ $i -lt 30 ]; do sleep 5 & i=$((i+1)); done; echo done", pids_limit=10)
     assert "ork" in said.err

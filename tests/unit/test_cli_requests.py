@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from support.cli import Client, FakeEngine, absent, call, container, image
@@ -463,16 +465,48 @@ def test_load_from_a_pipe_is_spooled(tmp_path: Path) -> None:
 
 def test_stats() -> None:
     used = iter((1_000_000, 1_050_000))
-    engine = FakeEngine(stats=lambda _id: {"cpu.usage_usec": next(used), "memory.current": 3 << 20, "pids.current": 2})
-    code, out, _err = call(engine, "stats")
+
+    def stats(_id: str) -> dict[str, int]:
+        memory = {"memory.current": 3 << 20, "memory.stat.inactive_file": 1 << 20, "memory.max": 8 << 20}
+        moved = {"network.rx_bytes": 1_500, "network.tx_bytes": 0, "io.rbytes": 0, "io.wbytes": 4_096}
+        return {"cpu.usage_usec": next(used), "pids.current": 2, **memory, **moved}
+
+    engine = FakeEngine(stats=stats)
+    code, out, _err = call(engine, "stats", "--no-stream")
     head, row = out.splitlines()
     assert code == 0
     assert head.split("  ")[0] == "CONTAINER ID"
     assert row.split()[:2] == ["c0ffeec0ffee", "tidy_tug"]
-    assert row.split()[3:] == ["3MiB", "2"]
+    assert row.split()[3:] == ["2MiB", "/", "8MiB", "25.00%", "1.5kB", "/", "0B", "0B", "/", "4.1kB", "2"]
     assert 0 < float(row.split()[2].rstrip("%")) <= 20
     engine = FakeEngine(stats={"pids.current": 2})
     assert (
         call(engine, "stats", "--no-stream", "--json", "tidy_tug")[1]
         == '{\n  "tidy_tug": {\n    "pids.current": 2\n  }\n}\n'
     )
+
+
+def test_stats_of_one_that_does_not_run_and_of_one_in_the_hosts_network() -> None:
+    engine = FakeEngine(stats={"pids.current": 2, "io.rbytes": 0, "io.wbytes": 0})
+    form = "{{.CPUPerc}} {{.NetIO}} {{.BlockIO}}"
+    assert call(engine, "stats", "--no-stream", "--format", form)[1] == "0.00% -- / -- 0B / 0B\n"
+    engine.answers["containers"] = lambda **_: (attrs.evolve(container(), status="stopped"),)
+    code, out, _err = call(engine, "stats", "-a", "--no-stream", "--format", form)
+    assert (code, out) == (0, "-- -- --\n")
+    assert engine.called("stats") == engine.called("stats")[:2]
+
+
+def test_stats_go_on_until_the_client_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wherry_plugins.frontend.cli.commands.stats.EVERY", 0.01)
+    engine = FakeEngine(stats={"pids.current": 2})
+    client = Client(engine, ("stats",), tty=(True, True, True))
+    seen = b""
+    while seen.count(b"\x1b[H") < 3:
+        seen += os.read(client.out_end, 1 << 16)
+    client.near.close()
+    for end in (client.out_end, client.err_end):
+        os.close(end)
+    client.thread.join(30)
+    assert not client.thread.is_alive()
+    assert seen.startswith(b"\x1b[2J\x1b[HCONTAINER ID")
+    assert b"2\x1b[K\n\x1b[J\x1b[H" in seen

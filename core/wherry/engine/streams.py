@@ -8,6 +8,7 @@ from wherry.api import FailedPrecondition, Invalid, LogLine, Stdio
 from wherry.engine.execs import Execs
 from wherry.engine.records import Record
 from wherry.engine.state import State
+from wherry.linux import counters
 
 
 class Streams:
@@ -33,7 +34,8 @@ class Streams:
 
     def stats(self, name: str) -> Mapping[str, int]:
         record = self._live(name)
-        return self._state.isolation(record).stats(record.id)
+        counted = self._state.isolation(record).stats(record.id)
+        return {**counted, **counters.of_network(record.pid)} if record.pid else counted
 
     def _live(self, name: str) -> Record:
         record = self._state.registry.find(name)

@@ -323,7 +323,10 @@ class Engine(Protocol):
     def logs(
         self, container: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1
     ) -> Iterator[LogLine]: ...
-    def stats(self, container: str) -> Mapping[str, int]: ...
+    def stats(self, container: str) -> Mapping[str, int]:
+        """Counters of a running container: what ``Isolation.stats`` has, and "network.rx_bytes", "network.rx_packets",
+        "network.tx_bytes" and "network.tx_packets" of its own network namespace, lo aside, where it has one."""
+        ...
 
     # networks
     def create_network(self, config: NetworkConfig, *, driver: str = "") -> NetworkInfo:

@@ -56,7 +56,8 @@ class Isolation(Protocol):
         ...
 
     def stats(self, id: str) -> Mapping[str, int]:
-        """Names are those of cgroup v2: "memory.current", "cpu.usage_usec", "pids.current"."""
+        """Names are those of cgroup v2: "memory.current", "cpu.usage_usec", "pids.current", "io.rbytes" and "io.wbytes" (sums
+        over all devices)."""
         ...
 
     def pids(self, id: str) -> tuple[int, ...]: ...

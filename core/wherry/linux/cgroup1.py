@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from wherry.linux import cgroup, pidfd
+from wherry.linux import cgroup, counters, pidfd
 from wherry.linux.cgroup import Layout, keyed, make, number, read, until, write
 
 _SIGKILL = 9
@@ -253,7 +254,14 @@ class Group1(cgroup.Group):
         if pids := self._controllers.get("pids"):
             result["pids.current"] = number(f"{pids}/pids.current")
             result["pids.max"] = number(f"{pids}/pids.max")
+        result.update(self._transferred())
         return {key: value for key, value in result.items() if value is not None}
+
+    def _transferred(self) -> dict[str, int]:
+        if blkio := self._controllers.get("blkio"):
+            with suppress(OSError):
+                return counters.of_blkio(read(f"{blkio}/blkio.throttle.io_service_bytes_recursive"))
+        return counters.of_processes(self.pids())
 
     def oom_kills(self) -> int:
         memory = self._controllers.get("memory")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from wherry.linux import cgroup, device_filter, pidfd
+from wherry.linux import cgroup, counters, device_filter, pidfd
 from wherry.linux.cgroup import Layout, keyed, make, number, read, until, write
 
 _SIGKILL = 9
@@ -146,7 +146,11 @@ class Group2(cgroup.Group):
             result.update((f"{prefix}.{key}", value) for key, value in keyed(f"{self.path}/{name}").items())
         detail = keyed(f"{self.path}/memory.stat")
         result.update((f"memory.stat.{key}", detail[key]) for key in ("anon", "file", "inactive_file") if key in detail)
-        return result
+        try:
+            transferred = counters.of_io_stat(cgroup.read(f"{self.path}/io.stat"))
+        except OSError:  # without the controller io
+            transferred = counters.of_processes(self.pids())
+        return result | transferred
 
     def oom_kills(self) -> int:
         return keyed(f"{self.path}/memory.events").get("oom_kill", 0)

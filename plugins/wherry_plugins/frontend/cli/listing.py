@@ -83,28 +83,29 @@ def show(
     as_json: bool = False,
     quiet: str = "",
 ) -> None:
-    """Prints rows. columns: (head, field) of the default table; form: a template, "table TEMPLATE", "table" or "json"; quiet: the
-    only field to print."""
+    """Prints rows, as JSON or as ``rendered``; quiet: the only field to print."""
     if as_json:
         session.line(json.dumps([plain(row) for row in rows], indent=2, ensure_ascii=False))
-        return
-    if quiet:
+    elif quiet:
         session.out("".join([f"{text}\n" for text in Row.column(rows, quiet)]))
-        return
+    else:
+        session.out(rendered(rows, columns, form))
+
+
+def rendered(rows: Sequence[Row], columns: Sequence[tuple[str, str]], form: str) -> str:
+    """Lines. columns: (head, field) of the default table; form: a template, "table TEMPLATE", "table" or "json"."""
     if form == "json":
         form = "{{json .}}"
     if form in {"", "table"}:
-        session.out(_aligned([[head, *Row.column(rows, name)] for head, name in columns]))
-        return
+        return _aligned([[head, *Row.column(rows, name)] for head, name in columns])
     if form.startswith("table "):
         render = compile_template(unescape(form[6:]))
         head = render(_Heads({name: head for head, name in columns}))
         lines = [head.split("\t"), *[render(row).split("\t") for row in rows]]
         width = max(map(len, lines))
-        session.out(table([[*line, *[""] * (width - len(line))] for line in lines]))
-        return
+        return table([[*line, *[""] * (width - len(line))] for line in lines])
     render = compile_template(unescape(form))
-    session.out("".join([render(row) + "\n" for row in rows]))
+    return "".join([render(row) + "\n" for row in rows])
 
 
 def show_one(session: Session, items: Sequence[Any], form: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry.api import FailedPrecondition
-from wherry.linux import cgroup, pidfd
+from wherry.linux import cgroup, counters, pidfd
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -138,7 +138,7 @@ class Processes(cgroup.Group):
             result["pids.current"] += 1
             result["memory.current"] += resident * _PAGE
             result["cpu.usage_usec"] += (int(fields[11]) + int(fields[12])) * 1_000_000 // _TICKS
-        return result
+        return result | counters.of_processes(self.pids())
 
     def oom_kills(self) -> int:
         return 0

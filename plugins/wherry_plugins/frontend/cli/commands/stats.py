@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -13,85 +13,157 @@ from attrs import frozen
 from wherry.api import Container, Error
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
-from wherry_plugins.frontend.cli.session import Session
+from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, rendered
+from wherry_plugins.frontend.cli.session import Gone, Session
 
 APART = 0.25
-"""Seconds between the two readings that CPU % is computed from."""
+"""Seconds between the first two readings, which the first CPU % is computed from."""
+EVERY = 1.0
+"""Seconds between later ones."""
+_CLEAR, _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[2J", "\x1b[H", "\x1b[K", "\x1b[J"
+_NOTHING = "--"
 
 
 @frozen
 class Reading:
-    """One row: the counters of Engine.stats, and the share of one CPU that was used between two readings."""
+    """One row: the counters of Engine.stats, and the share of one CPU that was used since the reading before. No counters: it does not
+    run. machine: bytes of memory that there are."""
 
     container: Container
     counters: Mapping[str, int]
     cpu: float
+    machine: int
+
+    @property
+    def used(self) -> int:
+        """Bytes of memory without what the kernel takes back first, as docker's client computes it."""
+        return max(0, self.counters.get("memory.current", 0) - self.counters.get("memory.stat.inactive_file", 0))
+
+    @property
+    def limit(self) -> int:
+        return min(self.counters.get("memory.max", self.machine), self.machine)
+
+
+def _column(text: Callable[[Reading], str]) -> Callable[[Reading], str]:
+    return lambda reading: text(reading) if reading.counters else _NOTHING
+
+
+def _pair(first: str, second: str) -> Callable[[Reading], str]:
+    """Two counters, or dashes for those that nobody keeps: a container in the host's network has no traffic of its own."""
+
+    def text(reading: Reading) -> str:
+        values = [reading.counters.get(name) for name in (first, second)]
+        return " / ".join([_NOTHING if value is None else human.size(value) for value in values])
+
+    return _column(text)
 
 
 _FIELDS: dict[str, Callable[[Reading], Any]] = {
     "ID": lambda reading: reading.container.id[:12],
     "Container": lambda reading: reading.container.id[:12],
     "Name": lambda reading: reading.container.name,
-    "CPUPerc": lambda reading: f"{reading.cpu:.2f}%",
-    "MemUsage": lambda reading: human.binary(reading.counters.get("memory.current", 0)),
-    "PIDs": lambda reading: str(reading.counters.get("pids.current", 0)),
+    "CPUPerc": _column(lambda reading: f"{reading.cpu:.2f}%"),
+    "MemUsage": _column(lambda reading: f"{human.binary(reading.used)} / {human.binary(reading.limit)}"),
+    "MemPerc": _column(lambda reading: f"{100 * reading.used / reading.limit:.2f}%" if reading.limit else _NOTHING),
+    "NetIO": _pair("network.rx_bytes", "network.tx_bytes"),
+    "BlockIO": _pair("io.rbytes", "io.wbytes"),
+    "PIDs": _column(lambda reading: str(reading.counters.get("pids.current", 0))),
     "Counters": lambda reading: dict(reading.counters),
 }
-COLUMNS = (("CONTAINER ID", "ID"), ("NAME", "Name"), ("CPU %", "CPUPerc"), ("MEM USAGE", "MemUsage"), ("PIDS", "PIDs"))
+_WHOLE: dict[str, Callable[[Reading], Any]] = {
+    **_FIELDS,
+    "ID": lambda reading: reading.container.id,
+    "Container": lambda reading: reading.container.id,
+}
+COLUMNS = (
+    ("CONTAINER ID", "ID"), ("NAME", "Name"), ("CPU %", "CPUPerc"), ("MEM USAGE / LIMIT", "MemUsage"), ("MEM %", "MemPerc"),
+    ("NET I/O", "NetIO"), ("BLOCK I/O", "BlockIO"), ("PIDS", "PIDs"),
+)  # fmt: skip
 
 
-def _readings(session: Session, containers: tuple[Container, ...]) -> list[Reading]:
-    before = _counters(session, containers)
-    started = time.monotonic()
-    time.sleep(APART)
-    after = _counters(session, containers)
-    passed = (time.monotonic() - started) * 1e6
-    return [
-        Reading(one, after[one.id], 100 * (_used(after[one.id]) - _used(before[one.id])) / passed)
-        for one in containers
-        if one.id in before and one.id in after
-    ]
+def _memory() -> int:
+    """Bytes that this machine has (proc_meminfo(5))."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return int(file.readline().split()[1]) * 1024
 
 
-def _used(counters: Mapping[str, int]) -> int:
-    return counters.get("cpu.usage_usec", 0)
+def _readings(session: Session, choose: Callable[[], tuple[Container, ...]]) -> Iterator[list[Reading]]:
+    """One list after another, each EVERY seconds, without an end."""
+    machine = _memory()
+    before, began = _counters(session, choose()), time.monotonic()
+    wait = APART
+    while True:
+        time.sleep(wait)
+        if session.gone:
+            raise Gone
+        chosen = choose()
+        after, now = _counters(session, chosen), time.monotonic()
+        passed = (now - began) * 1e6
+        yield [Reading(one, after[one.id], _share(one.id, before, after, passed), machine) for one in chosen]
+        before, began, wait = after, now, EVERY
+
+
+def _share(
+    id: str, before: Mapping[str, Mapping[str, int]], after: Mapping[str, Mapping[str, int]], us: float
+) -> float:
+    """Per cent of one CPU; 0 for one that has begun or ended meanwhile."""
+    used = [reading.get(id, {}).get("cpu.usage_usec") for reading in (before, after)]
+    if used[0] is None or used[1] is None:
+        return 0.0
+    return max(0.0, 100 * (used[1] - used[0]) / us)
 
 
 def _counters(session: Session, containers: tuple[Container, ...]) -> dict[str, Mapping[str, int]]:
-    """By id; one that ends meanwhile is left out."""
+    """By id; none for one that does not run."""
     found: dict[str, Mapping[str, int]] = {}
     for one in containers:
         try:
-            found[one.id] = session.engine.stats(one.id)
-        except Error:
-            if len(containers) == 1:
-                raise
+            found[one.id] = session.engine.stats(one.id) if one.status in {"running", "paused"} else {}
+        except Error:  # it has ended meanwhile
+            found[one.id] = {}
     return found
 
 
 @click.command(
     "stats",
     cls=Command,
-    help="Print once what running containers use of the machine; with --json all counters of their cgroups.",
+    help="Show what containers use of the machine, again and again until interrupted. With --json: once, all counters of running ones.",
+    examples="wherry stats\nwherry stats --no-stream --format 'table {{.Name}}\\t{{.NetIO}}\\t{{.BlockIO}}' web db",
 )
-@option("--no-stream", is_flag=True, help="Accepted for docker's sake: it prints once anyway")
+@option("-a", "--all", "everything", is_flag=True, help="Those that do not run too")
+@option("--no-stream", is_flag=True, help="Only once")
+@option("--no-trunc", is_flag=True, help="Whole ids")
 @format_option()
 @json_option()
 @argument("containers", nargs=-1, metavar="[CONTAINER...]")
 def command(
     session: Session,
     *,
-    no_stream: bool,  # noqa: ARG001
+    everything: bool,
+    no_stream: bool,
+    no_trunc: bool,
     form: str,
     as_json: bool,
     containers: tuple[str, ...],
 ) -> int:
-    """Prints one row a container."""
-    chosen = tuple(map(session.engine.container, containers)) if containers else session.engine.containers()
+    """Prints one row a container, on a terminal each time over the last ones."""
+    ids = [session.engine.container(name).id for name in containers]
+
+    def choose() -> tuple[Container, ...]:
+        found = session.engine.containers(all=everything or bool(ids))
+        return tuple([one for one in found if one.id in ids] if ids else found)
+
     if as_json:
-        counters = _counters(session, chosen)
-        session.line(json.dumps({one.name: dict(counters[one.id]) for one in chosen if one.id in counters}, indent=2))
+        counted = {one.name: _counters(session, (one,))[one.id] for one in choose()}
+        session.line(json.dumps({name: dict(counters) for name, counters in counted.items() if counters}, indent=2))
         return 0
-    show(session, [Row(_FIELDS, reading) for reading in _readings(session, chosen)], COLUMNS, form=form)
+    fields = _WHOLE if no_trunc else _FIELDS
+    redraw = session.tty[1] and not no_stream
+    if redraw:
+        session.out(_CLEAR)
+    for readings in _readings(session, choose):
+        text = rendered([Row(fields, reading) for reading in readings], COLUMNS, form)
+        session.out(_HOME + text.replace("\n", f"{_CLEAR_LINE}\n") + _CLEAR_BELOW if redraw else text)
+        if no_stream:
+            break
     return 0
