@@ -18,10 +18,10 @@ import calls
 import ours
 import peers as others
 import pulls
-from rows import ROWS, WANTED, Line, Plan
+from rows import ROWS, WANTED, WHOLE, Line, Plan
 from world import AbsentError, World
 
-SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, peer_containers=3, burst=4, bursts=1, streams=1, seconds=1, pulls=1,
+SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, peer_containers=3, burst=4, bursts=1, streams=1, seconds=1, pulls=2,
              images=(pulls.Image(2, 60, 3, "gzip"), pulls.Image(2, 60, 1, "zstd")))  # fmt: skip
 
 
@@ -31,6 +31,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", default=",".join(map(str, ROWS)), help="comma-separated row numbers (default: %(default)s)"
     )
+    parser.add_argument(
+        "--row5", choices=("small", "whole"), default="small",
+        help="images of 300 MB, at most 6 minutes, or of 1.4 GB in 88,000 files, at most 15 (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--without", default="", help="comma-separated peers to leave out, e.g. docker,podman")
     parser.add_argument(
         "--syncs", type=int, default=0, help="durable writes in one life of the floor (default: %(default)s)"
@@ -153,6 +157,8 @@ def main() -> int:
     if wanted & {"wherry", "floor"} or options.calls:
         wanted.add("wherry api")
     plan = SHORT if options.short else Plan()
+    if options.row5 == "whole" and not options.short:
+        plan.images, plan.pulls, plan.pull_seconds = WHOLE, 2, 660
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are stopped
     world = World()
@@ -175,6 +181,8 @@ def main() -> int:
             except Exception as error:
                 print(f"not run: row {number}: {type(error).__name__}: {error}")
                 failed = True
+        for reason in plan.absent:
+            print(f"not run: {reason}")
         print(shown(lines))
         if options.calls and {"wherry api", "floor"} <= set(found):
             api, floor = found["wherry api"], found["floor"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from world import ENVIRON, AbsentError, Spawner, World, need
 
 from wherry.layers.compression import zstd_module
 
+PIECE = 1 << 20
+VFS_MOST = 6000  # megabytes times layers
 CONFIG = """version = 1
 default = "bench"
 [variant.bench]
@@ -34,19 +37,22 @@ snapshotter = "{snapshotter}"
 
 
 class Image:
-    """How large, of how many files, in how many layers, compressed how ("gzip" or "zstd")."""
+    """How large, of how many files, in how many layers, compressed how ("gzip" or "zstd"); made in editions that share no layer."""
 
     def __init__(self, megabytes: int, files: int, layers: int, compression: str) -> None:
         self.megabytes, self.files, self.layers, self.compression = megabytes, files, layers, compression
-        self.tag = f"{megabytes}mb-{files}-{layers}-{compression}"
         plural = "s" if layers > 1 else ""
         self.title = f"pull {megabytes} MB, {files:,} files, {layers} {compression} layer{plural}"
 
-    def tars(self) -> Iterator[bytes]:
+    def tag(self, edition: int) -> str:
+        return f"{self.megabytes}mb-{self.files}-{self.layers}-{self.compression}-{edition}"
+
+    def tars(self, edition: int) -> Iterator[bytes]:
         """Half noise and half text, as programs are; the same each time."""
-        chance = random.Random(5)
+        noise = _noise()
         text = (b"the quick brown fox jumps over the lazy dog; " * 1000)[:32768]
         each, size = self.files // self.layers, self.megabytes * 1_000_000 // self.files
+        readable = (text * (size // len(text) + 1))[: size - size // 2]
         for number in range(self.layers):
             buffer = io.BytesIO()
             with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -56,12 +62,16 @@ class Image:
                         folder.type, folder.mode = tarfile.DIRTYPE, 0o755
                         archive.addfile(folder)
                     info = tarfile.TarInfo(f"layer{number}-{index // 50}/file{index}")
-                    info.size = size
-                    noise = chance.randbytes(size // 2)
-                    archive.addfile(info, io.BytesIO(noise + (text * (size // len(text) + 1))[: size - size // 2]))
+                    mark = (
+                        f"{self.compression} {self.layers} {edition} {number} {index} ".encode()
+                    )  # no two images share a layer
+                    at = (number * each + index) * (size // 2) % (len(noise) - size)
+                    content = (mark + noise[at : at + size // 2 - len(mark)] + readable)[:size]
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
             yield buffer.getvalue()
 
-    def write(self, layout: Path) -> None:
+    def write(self, layout: Path, edition: int) -> None:
         """As an OCI image layout."""
         blobs = layout / "blobs/sha256"
         blobs.mkdir(parents=True)
@@ -72,7 +82,7 @@ class Image:
             return {"digest": f"sha256:{digest}", "size": len(data)}
 
         described, diff_ids = [], []
-        for data in self.tars():
+        for data in self.tars(edition):
             diff_ids.append(f"sha256:{hashlib.sha256(data).hexdigest()}")
             packed = (
                 isal_zlib.compress(data, 2, wbits=31) if self.compression == "gzip" else zstd_module().compress(data)
@@ -90,9 +100,15 @@ class Image:
             "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **put(json.dumps(config).encode())},
         }  # fmt: skip
         entry = {"mediaType": manifest["mediaType"], **put(json.dumps(manifest).encode())}
-        entry["annotations"] = {"org.opencontainers.image.ref.name": self.tag}
+        entry["annotations"] = {"org.opencontainers.image.ref.name": self.tag(edition)}
         (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+
+
+@functools.cache
+def _noise() -> bytes:
+    """More of it than any window of a compressor holds."""
+    return random.Random(5).randbytes(200_000_000)
 
 
 class Registry:
@@ -122,11 +138,11 @@ class Registry:
         self.close()
         raise AbsentError("docker-registry does not answer within 30 s")
 
-    def push(self, image: Image) -> str:
+    def push(self, image: Image, edition: int) -> str:
         """The reference of an image, put there."""
-        layout = self.base / image.tag
-        image.write(layout)
-        reference = f"{self.host}/bench:{image.tag}"
+        layout = self.base / image.tag(edition)
+        image.write(layout, edition)
+        reference = f"{self.host}/bench:{image.tag(edition)}"
         copy = [
             self.skopeo,
             "--insecure-policy",
@@ -136,41 +152,47 @@ class Registry:
             "--quiet",
             "--dest-tls-verify=false",
         ]
-        subprocess.run([*copy, f"oci:{layout}:{image.tag}", f"docker://{reference}"], check=True, timeout=600)
+        source, target = f"oci:{layout}:{image.tag(edition)}", f"docker://{reference}"
+        subprocess.run([*copy, source, target], check=True, timeout=600)
         return reference
 
-    def stages(self, image: Image) -> dict[str, float]:
-        """Seconds that each stage takes alone, in one thread: to inflate by ISA-L (or zstd), to hash, to write and sync."""
-        index = json.loads((self.base / image.tag / "index.json").read_text())
-        blobs = self.base / image.tag / "blobs"
+    def stages(self, image: Image, edition: int) -> dict[str, float]:
+        """Seconds that each stage takes alone, in one thread, in pieces that stay in the processor's cache: to inflate by ISA-L (or
+        zstd), to hash what comes in and goes out, to write the files and put them on the disk."""
+        layout = self.base / image.tag(edition)
+        index = json.loads((layout / "index.json").read_text())
+        blobs = layout / "blobs"
         manifest = json.loads((blobs / index["manifests"][0]["digest"].replace(":", "/")).read_text())
         layers = [(blobs / layer["digest"].replace(":", "/")).read_bytes() for layer in manifest["layers"]]
-        took: dict[str, float] = {}
-        began = time.perf_counter()
-        gzip = image.compression == "gzip"
-        plain = [
-            igzip_lib.decompress(data, flag=igzip_lib.DECOMP_GZIP) if gzip else zstd_module().decompress(data)
-            for data in layers
-        ]
-        took["inflate alone"] = time.perf_counter() - began
-        began = time.perf_counter()
-        for data in (*layers, *plain):
-            hashlib.sha256(data).digest()
-        took["hash alone"] = time.perf_counter() - began
-        target = self.base / "written"
+        took = dict.fromkeys(("inflate alone", "hash alone", "write alone"), 0.0)
+        target = self.base / f"written-{image.tag(edition)}"
+        target.mkdir()
         os.sync()
-        began = time.perf_counter()
-        for data in plain:
+        for packed in layers:
+            began = time.perf_counter()
+            for _piece in _inflated(packed, image.compression):
+                pass
+            took["inflate alone"] += time.perf_counter() - began
+            data = b"".join(_inflated(packed, image.compression))
+            began = time.perf_counter()
+            for whole in (memoryview(packed), memoryview(data)):
+                digest = hashlib.sha256()
+                for at in range(0, len(whole), PIECE):
+                    digest.update(whole[at : at + PIECE])
+            took["hash alone"] += time.perf_counter() - began
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                for info in archive:
-                    if info.isdir():
-                        (target / info.name).mkdir(parents=True)
-                    else:
-                        (target / info.name).write_bytes(data[info.offset_data : info.offset_data + info.size])
+                members = list(archive)
+            began = time.perf_counter()
+            _written(target, members, memoryview(data))
+            took["write alone"] += time.perf_counter() - began
+        began = time.perf_counter()
         os.sync()
-        took["write alone"] = time.perf_counter() - began
-        shutil.rmtree(target)
+        took["write alone"] += time.perf_counter() - began
         return took
+
+    def forget(self, image: Image, edition: int) -> None:
+        """Deletes what an image was pushed from: a few large files."""
+        shutil.rmtree(self.base / image.tag(edition))
 
     def close(self) -> None:
         self.process.terminate()
@@ -200,10 +222,6 @@ class Wherry:
 
     def pull(self, reference: str) -> float:
         return self._run("pull", "--quiet", reference)
-
-    def drop(self, reference: str) -> None:
-        self._run("rmi", reference)
-        self._run("gc")
 
     def close(self) -> None:
         subprocess.run([self.program, "engine", "stop"], env=self.environ, check=False, capture_output=True, timeout=60)
@@ -241,9 +259,6 @@ class Containerd:
     def pull(self, reference: str) -> float:
         return self.spawner.one([*self.command, "images", "pull", "--plain-http", reference])
 
-    def drop(self, reference: str) -> None:
-        self.spawner.one([*self.command, "images", "rm", "--sync", reference])
-
     def close(self) -> None:
         os.kill(self.process.pid, signal.SIGTERM)
         try:
@@ -263,24 +278,42 @@ class Other:
     def pull(self, reference: str) -> float:
         return float(self.engine.run(*self.words, reference))
 
-    def drop(self, reference: str) -> None:
-        self.engine.run("rmi", "--force", reference)
+
+def _inflated(packed: bytes, compression: str) -> Iterator[bytes]:
+    if compression == "gzip":
+        decoder: Any = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    else:
+        decoder = zstd_module().ZstdDecompressor()
+    given = 0
+    while not decoder.eof:
+        piece = b""
+        if decoder.needs_input:
+            piece, given = packed[given : given + PIECE], given + PIECE
+        yield decoder.decompress(piece, PIECE)
 
 
-def subjects(peers: Mapping[str, Any], reference: str) -> dict[str, Callable[[], float]]:
-    """Who pulls; each forgets the image again, and the disk is quiet before the next one begins."""
+def _written(target: Path, members: Sequence[tarfile.TarInfo], data: memoryview) -> None:
+    for info in members:
+        path = f"{target}/{info.name}"
+        if info.isdir():
+            os.mkdir(path)
+            continue
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        os.write(fd, data[info.offset_data : info.offset_data + info.size])
+        os.close(fd)
 
-    def once(puller: Any) -> Callable[[], float]:
-        def pull() -> float:
-            os.sync()
-            took = float(puller.pull(reference))
-            puller.drop(reference)
-            return took
 
-        return pull
+#: Whoever pulls, in the order of the table.
+PULLERS = ("wherry overlayfs", "wherry vfs", "containerd", "docker", "podman")
 
-    found: dict[str, Callable[[], float]] = {}
-    for name in ("wherry overlayfs", "wherry vfs", "containerd", "docker", "podman"):
-        if name in peers:
-            found[name] = once(Other(peers[name]) if name in ("docker", "podman") else peers[name])
-    return found
+
+def copies_too_much(name: str, image: Image) -> bool:
+    """vfs has a copy of all below for each layer: half the image times its layers."""
+    return name == "wherry vfs" and image.megabytes * image.layers > VFS_MOST
+
+
+def once(puller: Any, reference: str) -> float:
+    """Seconds of one pull, begun when the disk has nothing to do. The image stays: on ext4, what deletes an inode slows down
+    whoever makes one for the next five minutes (``recently_deleted`` in fs/ext4/ialloc.c), so that all would be charged for it."""
+    os.sync()
+    return float(puller.pull(reference))
