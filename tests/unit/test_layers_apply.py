@@ -195,14 +195,34 @@ def test_devices_may_be_left_out(root: Path) -> None:
     assert names(root) == {"f", "p"}
 
 
-def test_no_marks_of_overlayfs_from_an_image(root: Path) -> None:
-    headers = {
-        "SCHILY.xattr.trusted.overlay.opaque": "y",
-        "SCHILY.xattr.trusted.other": "z",
-        "SCHILY.xattr.user.overlay.opaque": "y",
+@pytest.mark.parametrize(
+    "xattr",
+    [
+        "trusted.overlay.opaque", "trusted.overlay.redirect", "trusted.overlay.metacopy", "trusted.overlay.whiteout",
+        "trusted.overlay.overlay.opaque", "user.overlay.opaque", "user.overlay.redirect", "user.fuseoverlayfs.opaque",
+        "user.fuseoverlayfs.override_stat",
+    ],
+)  # fmt: skip
+def test_no_marks_of_overlayfs_from_an_image(root: Path, monkeypatch: pytest.MonkeyPatch, xattr: str) -> None:
+    """Refused, and the twin: without the look at them they would come to be."""
+    layer = tar(directory("d"), directory("d/e", pax_headers={f"SCHILY.xattr.{xattr}": "y"}))
+    with pytest.raises(Invalid, match=rf'"/d/e" has the xattr "{xattr}"'):
+        unpack(root, layer)
+    monkeypatch.setattr("wherry.layers.apply._admitted", lambda entry: entry.xattrs)
+    unpack(root, layer)
+    assert os.listxattr(root / "d/e") == [xattr]
+
+
+def test_traces_of_overlayfs_mean_nothing(root: Path) -> None:
+    """umoci and containers/storage leave them out, too: builders have put them into layers."""
+    traces = {
+        f"SCHILY.xattr.{mark}.overlay.{name}": "y" for mark in ("trusted", "user") for name in ("origin", "impure")
     }
-    unpack(root, tar(directory("d", pax_headers=headers)))
+    unpack(root, tar(directory("d", pax_headers={"SCHILY.xattr.trusted.other": "z", **traces})))
     assert os.listxattr(root / "d") == ["trusted.other"]
+
+
+def test_no_device_that_overlayfs_takes_for_a_removal(root: Path) -> None:
     with pytest.raises(Invalid, match="0:0"):
         unpack(root, tar(member("x", tarfile.CHRTYPE, devmajor=0, devminor=0)))
 

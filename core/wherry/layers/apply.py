@@ -32,8 +32,11 @@ OPAQUE = b".wh..wh..opq"
 COST_FREE, COST_PER_BYTE = 16 << 20, 2
 STEPS_FREE, STEPS_PER_BYTE = 300_000, 1
 _ENTRY, _MADE, _RECORD = 128, 256, 64
-#: The overlay file system's own marks would let an image hide or redirect what is below it.
+#: The overlay file systems' own marks would let an image hide, redirect or change the looks of what is below it.
 _FOREIGN_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
+#: Those that only tell how a file came to its directory. Builders that archive such a directory as it is leave them in their layers,
+#: and other runtimes lose them, too; a file without them is the same file.
+_TRACES = frozenset(mark + name for mark in _FOREIGN_XATTRS for name in (b"impure", b"nlink", b"origin", b"uuid"))
 _SUID = 0o7000
 Ids = Callable[[int], int]
 
@@ -104,6 +107,8 @@ class _Unpacker:
     def entry(self, entry: Entry, members: Archive) -> None:
         self.entries += 1
         parts = clean(entry.name)
+        if entry.xattrs:
+            entry.xattrs = _admitted(entry)
         if not parts:
             self._root(entry)
             return
@@ -428,14 +433,21 @@ class _Unpacker:
 
     def _xattrs(self, target: int | bytes, entry: Entry) -> None:
         for key, value in entry.xattrs.items():
-            if key.startswith(_FOREIGN_XATTRS):
-                continue
             try:
                 os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
             except OSError as error:
                 # Not on this file system, or not from inside a user namespace: other runtimes go on as well.
                 if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                     raise
+
+
+def _admitted(entry: Entry) -> dict[bytes, bytes]:
+    """An entry's xattrs without the traces of overlay file systems. Invalid for one of their marks."""
+    for key in entry.xattrs:
+        if key.startswith(_FOREIGN_XATTRS) and key not in _TRACES:
+            name = key.decode(errors="backslashreplace")
+            raise Invalid("layer", f'"{show(clean(entry.name))}" has the xattr "{name}", a mark of overlayfs itself')
+    return {key: value for key, value in entry.xattrs.items() if key not in _TRACES}
 
 
 def _removal(found: os.stat_result) -> bool:

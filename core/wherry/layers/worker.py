@@ -94,7 +94,12 @@ def _unpack(request: Mapping[str, Any]) -> Job:
 
     def job(roots: Sequence[int]) -> object:
         marks = request["marks"].encode()
-        done = apply(roots[0], stream, uids=uids, gids=gids, devices=request["devices"], marks=marks)
+        try:
+            done = apply(roots[0], stream, uids=uids, gids=gids, devices=request["devices"], marks=marks)
+        except Error as error:
+            if error.what == "layer" and request["digest"]:
+                error.what = f'layer "{request["digest"]}"'  # an image has several
+            raise
         if request["digest"] and done.digest != request["digest"]:
             raise Invalid(f'layer "{request["digest"]}"', f"the bytes have the digest {done.digest}")
         if request["sync"]:

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
 else:
     _ParamType = click.ParamType  # generic from click 8.3 on
+#: Exit codes that a command may have for its errors beside 1: docker's own commands run and exec.
+RUN_CODES, EXEC_CODES = (125, 126, 127), (126, 127)
 _BUILTIN = (str, int, float, bool)
 _TRUE, _FALSE = ("1", "t", "true", "yes"), ("0", "f", "false", "no")
+
+
+class BadOption(Invalid):
+    """An option that there is not, or a value that it can't have: docker exits with 125 then, whatever the command."""
 
 
 class Converted(_ParamType):
@@ -53,13 +59,22 @@ def argument(name: str, **attributes: Any) -> Callable[[Any], Any]:
 
 
 class Command(click.Command):
-    """examples is shown under the help; options follow operands anywhere unless interspersed is False."""
+    """examples is shown under the help; options follow operands anywhere unless interspersed is False. codes: exit codes that
+    errors of it keep; all others exit with 1."""
 
-    def __init__(self, *args: Any, examples: str = "", interspersed: bool = True, **attributes: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        examples: str = "",
+        interspersed: bool = True,
+        codes: Sequence[int] = (),
+        **attributes: Any,
+    ) -> None:
         attributes.setdefault("add_help_option", False)
         super().__init__(*args, **attributes)
         self.examples = examples
         self.interspersed = interspersed
+        self.codes = codes
         self.options: dict[str, Option] = {}
         self.operands: list[click.Argument] = []
         for param in self.params:
@@ -117,30 +132,31 @@ class Command(click.Command):
             where = f' in "{word}"' if len(word) > 2 else ""
             near = hint(name, [known for known in self.options if known.startswith("--")]) if name[:2] == "--" else ""
             see = f'see "{ctx.command_path} --help"'
-            raise Invalid(
+            raise BadOption(
                 f'option "{name}"{where}', f'"{ctx.command_path}" has no such option', f"{near} {see}".strip()
             )
         key = str(found.name)
         if found.is_flag:
             if value is not None and value.lower() not in (*_TRUE, *_FALSE):
-                raise Invalid(f'option "{name}"', f'"{value}" is neither true nor false')
+                raise BadOption(f'option "{name}"', f'"{value}" is neither true nor false')
             values[key] = value is None or value.lower() in _TRUE
             return
         if value is None:
             if not rest:
-                raise Invalid(f'option "{name}"', "it needs a value", f'see "{ctx.command_path} --help"')
+                raise BadOption(f'option "{name}"', "it needs a value", f'see "{ctx.command_path} --help"')
             value = rest.pop()
         converted = self.converted(found, value, f'option "{name}"', ctx)
         values[key] = (*values[key], converted) if found.multiple else converted
 
     def converted(self, param: click.Parameter, value: str, what: str, ctx: click.Context) -> Any:
-        """The typed value. Invalid with what when it has none."""
+        """The typed value. Invalid with what when it has none, BadOption for that of an option."""
+        refused = BadOption if isinstance(param, Option) else Invalid
         try:
             return param.type.convert(value, param, ctx)
         except click.BadParameter as error:
-            raise Invalid(what, error.message.rstrip(".").replace("'", '"')) from None
+            raise refused(what, error.message.rstrip(".").replace("'", '"')) from None
         except ValueError as error:
-            raise Invalid(what, str(error)) from None
+            raise refused(what, str(error)) from None
 
     def _place(self, ctx: click.Context, values: dict[str, Any], words: list[str]) -> None:
         """Operands to arguments; only the last one may take several."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import click
 
 from wherry.api import Error, Invalid
-from wherry_plugins.frontend.cli.command import Group, HelpWanted
+from wherry_plugins.frontend.cli.command import BadOption, Group, HelpWanted
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import BROKEN_PIPE, Gone, Session
 
@@ -69,6 +69,7 @@ IMAGE = Group(
         "list": _at("images", "Images", "List images"),
         **_IMAGES,
         "rm": _at("rmi", "Images", "Remove images"),
+        "remove": _at("rmi", "Images", "Remove images"),
         "tree": _at("tree", "Images", "Show what each layer of an image brings"),
         "prune": _at("prune", "Images", "Remove images that nothing uses"),
         "inspect": _at("inspect", "Images", "Print all that is known of images", "image"),
@@ -127,6 +128,7 @@ def dispatch(session: Session) -> int:
         if not isinstance(command, Group):
             ctx = click.Context(command, info_name=path, obj=session, terminal_width=session.width)
             command.parse_args(ctx, words)
+            session.codes = getattr(command, "codes", ())
             return command.invoke(ctx) or 0
         group = command
 
@@ -144,12 +146,11 @@ def execute(session: Session, identity: dict[str, str]) -> int:
     except Error as error:
         return report(session, error)
     except OSError as error:
-        return quietly(session.err, f"wherry: {printable(describe(error))}\n", 125)
+        return report(session, error)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        return quietly(
-            session.err, f"wherry: command line: internal fault: {type(error).__name__}: {error}; see engine.log\n", 125
-        )
+        text = f"wherry: command line: internal fault: {type(error).__name__}: {error}; see engine.log\n"
+        return quietly(session.err, text, exit_code(session, error))
 
 
 def quietly(write: object, text: str, code: int = 0) -> int:
@@ -161,10 +162,20 @@ def quietly(write: object, text: str, code: int = 0) -> int:
     return code
 
 
-def report(session: Session, error: Error) -> int:
-    """One line on the client's stderr; the exit code of the error's class."""
-    plugin = f" ({error.plugin})" if error.plugin else ""
-    return quietly(session.err, f"wherry: {printable(str(error))}{plugin}\n", error.exit_code)
+def report(session: Session, error: Error | OSError) -> int:
+    """One line on the client's stderr; the exit code."""
+    if isinstance(error, OSError):
+        text = describe(error)
+    else:
+        text = f"{error} ({error.plugin})" if error.plugin else str(error)
+    return quietly(session.err, f"wherry: {printable(text)}\n", exit_code(session, error))
+
+
+def exit_code(session: Session, error: Exception) -> int:
+    """As docker's: 125 for what is wrong with an option; for all else the code of the error's class where the command has such
+    codes, and 1 where it has none."""
+    code = error.exit_code if isinstance(error, Error) else Error.exit_code
+    return code if isinstance(error, BadOption) or code in session.codes else 1
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ import queue
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ class Session:
         self._hub = hub
         self._engine = engine
         self.connection = connection
+        self.codes: Sequence[int] = ()
+        """Exit codes that errors keep, by the command (``Command.codes``)."""
         self.argv = [str(word) for word in hello.get("argv", ())]
         self.cwd = str(hello.get("cwd") or "")
         self.environ: dict[str, str] = dict(hello.get("environ", {}))

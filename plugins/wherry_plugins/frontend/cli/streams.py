@@ -132,12 +132,9 @@ def each(session: Session, names: tuple[str, ...], action: Callable[[str], str |
         try:
             answer = action(name)
         except (Error, OSError) as error:
-            from wherry_plugins.frontend.cli.main import describe, quietly, report
+            from wherry_plugins.frontend.cli.main import report
 
-            if isinstance(error, Error):
-                code = report(session, error)
-            else:
-                code = quietly(session.err, f"wherry: {describe(error)}\n", 125)
+            code = report(session, error)
         else:
             if answer:
                 session.line(answer)

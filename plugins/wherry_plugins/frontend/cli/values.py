@@ -10,7 +10,8 @@ import re
 import time
 from datetime import UTC, datetime
 
-from wherry.api import Bind, Invalid, Port
+from wherry.api import Bind, Port
+from wherry_plugins.frontend.cli.command import BadOption
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
@@ -232,12 +233,12 @@ def _range(text: str, whole: str) -> tuple[int, ...]:
 
 
 def filters(items: tuple[str, ...]) -> dict[str, list[str]]:
-    """--filter KEY=VALUE, several: values of a key are alternatives. Invalid for anything else."""
+    """--filter KEY=VALUE, several: values of a key are alternatives. BadOption for anything else."""
     found: dict[str, list[str]] = {}
     for item in items:
         try:
             key, value = setting(item)
         except ValueError as error:
-            raise Invalid('option "--filter"', str(error)) from None
+            raise BadOption('option "--filter"', str(error)) from None
         found.setdefault(key, []).append(value)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from wherry.api import ExecRequest
-from wherry_plugins.frontend.cli.command import Command, argument, option
+from wherry_plugins.frontend.cli.command import EXEC_CODES, Command, argument, option
 from wherry_plugins.frontend.cli.creation import environment
 from wherry_plugins.frontend.cli.keys import keys_option
 from wherry_plugins.frontend.cli.session import Session
@@ -16,6 +16,7 @@ from wherry_plugins.frontend.cli.streams import background, follow, foreground, 
     "exec",
     cls=Command,
     interspersed=False,
+    codes=EXEC_CODES,
     help="Run COMMAND in a running container, in all its namespaces and limits.",
     examples="wherry exec db redis-cli ping\nwherry exec -it -u root web sh",
 )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wherry.api import AlreadyExists, Error, NotFound, RunRequest, Stdio
-from wherry_plugins.frontend.cli.command import Command, option
+from wherry_plugins.frontend.cli.command import RUN_CODES, Command, option
 from wherry_plugins.frontend.cli.creation import build_request, creation_options
 from wherry_plugins.frontend.cli.keys import keys_option, watched
 from wherry_plugins.frontend.cli.session import Gone, Session
@@ -21,6 +21,7 @@ from wherry_plugins.frontend.cli.tracefile import traced, write_trace
     "run",
     cls=Command,
     interspersed=False,
+    codes=RUN_CODES,
     help="Create a container from IMAGE and start it, by default with its output here and its exit code as ours.\n\n"
     "IMAGE is a reference, or TRANSPORT:REFERENCE such as archive:busybox.tar or host:/bin/sh.",
     examples="""
