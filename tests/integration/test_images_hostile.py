@@ -4,6 +4,7 @@ behind. Each with a twin that lacks the step which refuses it."""
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -11,6 +12,7 @@ import json
 import lzma
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ import pytest
 from support.cost import MEMORY, bounded, measured
 from support.images_area import World, world
 from support.layers import digest, member, tar
-from support.registry import Handler, Scripted, image
-from wherry.api import Descriptor, Digest, Error, Invalid, NotFound
+from support.registry import Content, Handler, Scripted, image
+from support.running import until
+from wherry.api import BlobInfo, Descriptor, Digest, Error, Invalid, Labels, NotFound
 from wherry.engine import content as content_module
 from wherry.engine import fetching
 from wherry.layers import compression
@@ -33,6 +36,7 @@ from wherry_plugins.store.local import store as store_module
 from wherry_plugins.store.local.ingest import LocalIngest
 from wherry_plugins.store.local.store import LocalStore
 from wherry_plugins.transport.archive import compressed, file, formats
+from wherry_plugins.transport.registry.stream import BlobStream
 
 A = tar(member("a", data=b"a" * 1000))
 
@@ -483,19 +487,46 @@ def test_a_million_members(made: World, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("cut", [1, 100, 600, 1500, 3000])
 def test_archives_that_are_cut_short(made: World, tmp_path: Path, cut: int) -> None:
+    """CVE-2021-20291 among them: a decompressor that waits for what never comes."""
     path = tmp_path / "x.tar"
     Maker().write(path)
     data = path.read_bytes().rstrip(b"\0")
-    for whole in (data[:-cut], gzip.compress(data)[:-cut]):
+    for pack in (bytes, gzip.compress, bz2.compress, lzma.compress, compression.zstd_module().compress):
+        whole = pack(data)[:-cut]
         path.write_bytes(whole)
         with bounded(), pytest.raises((Invalid, NotFound)):
             made.images.load(f"archive:{path}")
     nothing_is_left(made)
 
 
+def test_twin_that_does_not_see_the_cut(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where the archive is read nor where a blob is stored: half a layer is kept as the layer."""
+    scan, commit = file.ArchiveFile._scan, LocalIngest.commit
+
+    def careless_scan(self: file.ArchiveFile) -> None:
+        self._size += 1 << 20
+        scan(self)
+
+    def careless_commit(self: LocalIngest, size: int | None, digest: Digest, labels: Labels) -> BlobInfo:
+        self._hash = Liar(digest[7:])  # type: ignore[assignment]
+        return commit(self, None, digest, labels)
+
+    monkeypatch.setattr(file.ArchiveFile, "_scan", careless_scan)
+    monkeypatch.setattr(LocalIngest, "commit", careless_commit)
+    maker, path = Maker(), tmp_path / "x.tar"
+    name = f"blobs/sha256/{maker.layer['digest'][7:]}"
+    maker.members[name] = maker.members.pop(name)  # the last one
+    maker.write(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(A) + 500])
+    assert made.images.load(f"archive:{path}")
+    with made.drivers.store.open(Digest(maker.layer["digest"])) as stream:
+        assert stream.read() == A[:500]
+
+
 @pytest.mark.parametrize("kind", ["fifo", "device", "directory", "socket", "missing", "relative"])
 def test_archives_that_are_no_files(made: World, tmp_path: Path, kind: str) -> None:
-    """Opening them does not hang."""
+    """Opening them does not hang, and nothing is read of them."""
     path = tmp_path / "x"
     if kind == "fifo":
         os.mkfifo(path)
@@ -504,16 +535,60 @@ def test_archives_that_are_no_files(made: World, tmp_path: Path, kind: str) -> N
     elif kind == "socket":
         os.mknod(path, 0o140600)
     where = {"device": "/dev/zero", "relative": "x.tar"}.get(kind, str(path))
-    with bounded(), pytest.raises((Invalid, NotFound, OSError)):
+    text = {"missing": "does not exist", "relative": "absolute", "socket": "No such device"}.get(
+        kind, "not a regular file"
+    )
+    with bounded(), pytest.raises((Invalid, NotFound, OSError), match=text):
         made.images.load(f"archive:{where}")
+
+
+def test_twin_that_reads_what_is_no_file(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file.stat, "S_ISREG", lambda mode: True)
+    with pytest.raises(Invalid, match="neither"):  # as empty as the device says that it is
+        made.images.load("archive:/dev/zero")
+
+
+def test_twin_that_waits_at_a_fifo(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened as a file is, it holds the engine's thread until somebody writes."""
+    path, real, seen = tmp_path / "x", os.open, []
+    os.mkfifo(path)
+
+    def patient(name: Any, flags: int, *args: Any, **options: Any) -> int:
+        if name == path:
+            flags &= ~os.O_NONBLOCK
+        return real(name, flags, *args, **options)
+
+    def load() -> None:
+        try:
+            made.images.load(f"archive:{path}")
+        except Invalid as error:
+            seen.append(error)
+
+    monkeypatch.setattr(file.os, "open", patient)
+    thread = threading.Thread(target=load)
+    thread.start()
+    until(lambda: writer(path), 30)
+    thread.join(30)
+    assert seen
+    assert not thread.is_alive()
+
+
+def writer(path: Path) -> bool:
+    """Whether somebody waits for one: they get it, and no byte."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False
+    return True
 
 
 # -- registries, through the engine ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["manifest", "config", "layer"])
-def test_answers_without_end(made: World, what: str) -> None:
-    """However much a registry sends, no more is kept in memory and on disk than was announced, and the pull ends."""
+def endless(what: str) -> tuple[Content, Callable[[Handler], bool]]:
+    """An image, and a registry that goes on and on when it is asked for one part of it."""
     content = image(tar(member("noise", data=os.urandom(100_000))))
     config = next(d for d in content.blobs if d != content.layers[0].digest)
     wanted = {"manifest": "/manifests/", "config": config, "layer": content.layers[0].digest}[what]
@@ -527,8 +602,40 @@ def test_answers_without_end(made: World, what: str) -> None:
             handler.wfile.write(b" " * (1 << 16))
         return True
 
-    with Scripted(content, script) as server, bounded():
+    return content, script
+
+
+@pytest.mark.parametrize("what", ["manifest", "config", "layer"])
+def test_answers_without_end(made: World, what: str) -> None:
+    """However much a registry sends, no more is kept in memory and on disk than was announced, and the pull ends."""
+    with Scripted(*endless(what)) as server, bounded():
         with pytest.raises(Error):
             list(made.images.pull(f"registry:{server.host}/x:1"))
         assert sum(offset for _ref, offset in made.drivers.store.ingests()) <= 200_000
     nothing_is_left(made)
+
+
+@pytest.mark.parametrize("what", ["config", "layer"])
+def test_twin_that_takes_what_comes(made: World, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Two steps are missing, either of which would end it: a blob that ends where its descriptor says, and the fetcher's own count.
+    (That of manifests: test_registry_hostile, test_twin_without_a_limit.)"""
+    stream, seen = BlobStream.__init__, 0
+
+    def longer(self: BlobStream, answer: Any, connect: Any, offset: int, size: int, *rest: Any) -> None:
+        stream(self, answer, connect, offset, size if answer.headers.get("Content-Length") else 1 << 40, *rest)
+
+    def write(self: fetching.Fetcher, ingest: Any, target: Descriptor) -> None:
+        nonlocal seen
+        with self._transport.fetch(self._reference, target, ingest.offset) as source:
+            while chunk := source.read(1 << 20):
+                ingest.write(chunk)
+                if ingest.offset > 16 << 20:
+                    seen = ingest.offset
+                    raise Invalid("test", "enough")
+        ingest.commit(target.size, target.digest, {})
+
+    monkeypatch.setattr(BlobStream, "__init__", longer)
+    monkeypatch.setattr(fetching.Fetcher, "_write", write)
+    with Scripted(*endless(what)) as server, pytest.raises(Invalid, match="enough"):
+        list(made.images.pull(f"registry:{server.host}/x:1"))
+    assert seen > 16 << 20, "far more than announced lay on disk"

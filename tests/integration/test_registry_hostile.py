@@ -15,7 +15,7 @@ from support import isolation
 from support.images_area import world
 from support.layers import member, tar
 from support.registry import Content, Handler, Scripted, certificate, digest, fetch, image, pull, transport
-from wherry.api import Denied, Descriptor, Digest, Invalid, NotFound, Unavailable
+from wherry.api import Denied, Descriptor, Digest, Error, Invalid, NotFound, Unavailable
 from wherry.spec import document
 from wherry.spec.distribution import INDEX, LAYER, MANIFEST
 from wherry_plugins.transport.registry import HostConfig, auth, client, reach
@@ -340,11 +340,16 @@ class TestLies:
                     pull(transport(), f"{server.host}/x:1")
             assert not elsewhere.requests
 
-    def test_a_digest_that_is_a_path(self) -> None:
+    def test_a_digest_that_is_a_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with Scripted(image()) as server:
+            wanted = Descriptor(LAYER, Digest("sha256:../../../x"), 1)
             with pytest.raises(Invalid):
-                transport().fetch(f"{server.host}/x:1", Descriptor(LAYER, Digest("sha256:../../../x"), 1), 0)
+                transport().fetch(f"{server.host}/x:1", wanted, 0)
             assert not server.requests
+            monkeypatch.setattr(transport_module, "check_digest", lambda text, what: text)  # the twin
+            with pytest.raises(Error):
+                transport().fetch(f"{server.host}/x:1", wanted, 0)
+            assert "/../../" in server.requests[0].path
 
 
 class Liar:
@@ -633,11 +638,32 @@ class TestRedirects:
                     transport({server.host: CREDENTIALS, elsewhere.host: CREDENTIALS}).resolve(f"{server.host}/x:1", "")
             assert len(elsewhere.requests) == 1
 
-    def test_in_circles(self) -> None:
+    def test_twin_that_meets_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever takes all servers for one shows the registry's credentials to whom it leads to."""
+        follow = Client._follow
+
+        def fooled(self: Client, url: Url, headers: Any, authorization: str, what: str) -> Any:
+            shown = {**headers, "Authorization": authorization} if authorization else headers
+            answer = follow(self, url, shown, authorization, what)
+            answer.url = self.endpoint.base
+            return answer
+
+        monkeypatch.setattr(Client, "_follow", fooled)
+        with Scripted(image(), wants_basic) as elsewhere:
+            script: Script = lambda h: h.reply(307, Location=f"{elsewhere.url}{h.path}")  # noqa: E731
+            with Scripted(image(), script) as server:
+                assert transport({server.host: CREDENTIALS}).resolve(f"{server.host}/x:1", "")
+            assert elsewhere.requests[-1].headers["authorization"] == SHOWN
+
+    def test_in_circles(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with Scripted(image(), lambda h: h.reply(307, Location=h.path)) as server:
             with pytest.raises(Invalid, match="without end"):
                 transport().resolve(f"{server.host}/x:1", "")
             assert len(server.requests) == 6
+            monkeypatch.setattr(client, "_REDIRECTS", 50)  # the twin
+            with pytest.raises(Invalid, match="without end"):
+                transport().resolve(f"{server.host}/x:1", "")
+            assert len(server.requests) == 6 + 51
 
     @pytest.mark.parametrize("location", ["", "file:///etc/passwd", "http://u:p@127.0.0.1/", "https://[::1"])
     def test_to_what_is_no_place(self, location: str) -> None:

@@ -1,9 +1,10 @@
 """Verbs on images, killed by SIGKILL at each of their durable steps, the engine or a worker: ``python -m support.killing``.
 
-Arguments: a verb, whom to kill ("engine" or "worker"; "errors" kills nobody, but has the step fail with ENOSPC, EIO, EMFILE and
-ENOMEM in turn), the snapshotter, a directory, and how many kills to take at most (0: all). Steps
-are counted in a run that nobody kills; each kill has a state of its own, which a fork of this process makes, another one checks.
-Prints one JSON object: steps, killed, whole (the verb was through before its step came).
+Arguments: a verb, whom to kill ("engine" or "worker"; "errors" and "worker-errors" kill nobody, but have the step fail with
+ENOSPC, EIO, EMFILE and ENOMEM: with each where all steps are taken, else in turn), the snapshotter, a directory, and how many kills to
+take at most (0: all). Steps are counted in a run that nobody kills; each kill has a state of its
+own, which a fork of this process makes, another one checks. Prints one JSON object: steps, killed, whole (the verb was through before
+its step came).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -47,9 +49,9 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ENOMEM)
 class Steps:
     """Counts, and kills this process before the step with a number, or has that step fail."""
 
-    def __init__(self, at: int = 0, *, fail: bool = False) -> None:
+    def __init__(self, at: int = 0, *, error: int = 0) -> None:
         self.at = at
-        self.fail = fail
+        self.error = error
         self.count = 0
         self._lock = threading.Lock()
 
@@ -57,9 +59,8 @@ class Steps:
         with self._lock:
             self.count += 1
             hit = self.count == self.at
-        if hit and self.fail:
-            number = ERRORS[self.at % len(ERRORS)]
-            raise OSError(number, os.strerror(number))
+        if hit and self.error:
+            raise OSError(self.error, os.strerror(self.error))
         if hit:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -110,15 +111,17 @@ def _hook(event, arguments):
         return
     if event.startswith("os.") or event == "open":
         _left[0] -= 1
+        if not _left[0] and {error}:
+            raise OSError({error}, os.strerror({error}))
         if not _left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(_hook)
 """
 
 
-def arm_worker(at: int) -> None:
-    """Each worker dies at its step at; 0: none does."""
-    workers._START = WORKER.format(at=at) + workers._START
+def arm_worker(at: int, error: int) -> None:
+    """Each worker dies at its step at, or has it fail."""
+    workers._START = WORKER.format(at=at, error=error) + workers._START
 
 
 def verb(made: World, name: str, source: str) -> None:
@@ -253,20 +256,26 @@ def again(made: World, name: str, source: str) -> None:
             return
 
 
-def attempt(name: str, victim: str, snapshotter: str, at: int, where: Path, source: str, report: Path) -> int:
-    """The verb, killed at a step; 0 when it came through, 3 when it failed because a worker was killed."""
+def attempt(
+    name: str, victim: str, snapshotter: str, at: int, number: int, where: Path, source: str, report: Path
+) -> int:
+    """The verb, killed at a step, or failing there with the errno number; 0 when it came through, 3 when it failed because of that."""
     with world(where, snapshotter) as made:
         prepare(made, name, source)
-        if victim == "worker":
-            arm_worker(at)
-            problem: Error | None = None
+        if victim.startswith("worker"):
+            start = workers._START
+            arm_worker(at, number)
             try:
                 verb(made, name, source)
-            except Error as error:
-                problem = error
-            assert problem is None or "ended without an answer" in str(problem), problem
-            return 3 if problem else 0
-        steps = Steps(at, fail=victim == "errors")
+            except (Error, OSError) as error:  # nothing else may come out
+                if not number and "ended without an answer" not in str(error):
+                    raise
+            else:
+                return 0
+            workers._START = start
+            again(made, name, source)
+            return 3
+        steps = Steps(at, error=number)
         arm_engine(steps)
         try:
             verb(made, name, source)
@@ -288,6 +297,15 @@ def tree_of(where: Path, snapshotter: str, source: str, at: Path) -> dict[str, A
             return tree(root)
 
 
+def faults(points: range, *, errors: bool, whole: bool) -> list[tuple[int, int]]:
+    """(step, errno to fail with or 0)."""
+    if not errors:
+        return [(at, 0) for at in points]
+    if whole:
+        return [(at, number) for at in points for number in ERRORS]
+    return [(at, ERRORS[at % len(ERRORS)]) for at in points]
+
+
 def main(name: str, victim: str, snapshotter: str, top: Path, most: int, without: str = "") -> None:
     """without "recovery": the twin, whose store does not end what a crash cut short."""
     if without == "recovery":
@@ -307,24 +325,26 @@ def main(name: str, victim: str, snapshotter: str, top: Path, most: int, without
     in_child(look)
     expected = pickle.loads(kept.read_bytes())
 
-    def run(at: int, where: Path) -> int:
-        return in_child(lambda: attempt(name, victim, snapshotter, at, where, source, report))
+    def run(at: int, where: Path, number: int = 0) -> int:
+        return in_child(lambda: attempt(name, victim, snapshotter, at, number, where, source, report))
 
-    if victim == "worker":
+    if victim.startswith("worker"):
         total = next(at for at in (16, 32, 64, 128, 256, 512) if run(at, top / f"probe{at}") == 0)
     else:
         assert run(0, top / "count") == 0
         total = int(report.read_text())
     killed = passed = 0
-    for at in range(1, total + 1, max(1, -(-total // most)) if most else 1):
-        where = top / f"at{at}"
-        code = run(at, where)
+    points = range(1, total + 1, max(1, -(-total // most)) if most else 1)
+    for at, number in faults(points, errors="errors" in victim, whole=not most):
+        where = top / f"at{at}-{number}"
+        code = run(at, where, number)
         assert code in (-9, 0, 3), code
         killed += code != 0
         passed += code == 0
         if victim == "engine" and killed % 3 == 1:
             in_child(partial(doctor, where))
         in_child(partial(check, where, snapshotter, name, source, expected))
+        shutil.rmtree(where)
     print(json.dumps({"steps": total, "killed": killed, "whole": passed}))
 
 

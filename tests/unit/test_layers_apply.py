@@ -222,9 +222,13 @@ def test_traces_of_overlayfs_mean_nothing(root: Path) -> None:
     assert os.listxattr(root / "d") == ["trusted.other"]
 
 
-def test_no_device_that_overlayfs_takes_for_a_removal(root: Path) -> None:
+def test_no_device_that_overlayfs_takes_for_a_removal(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = tar(member("x", tarfile.CHRTYPE, devmajor=0, devminor=0))
     with pytest.raises(Invalid, match="0:0"):
-        unpack(root, tar(member("x", tarfile.CHRTYPE, devmajor=0, devminor=0)))
+        unpack(root, layer)
+    monkeypatch.setattr(apply_module, "_check_device", lambda entry: None)  # the twin
+    unpack(root, layer)
+    assert (root / "x").lstat().st_rdev == 0
 
 
 def test_very_deep_trees_come_and_go(root: Path) -> None:
@@ -287,6 +291,17 @@ def test_whiteouts_of_nothing_are_refused(root: Path, name: str) -> None:
     with pytest.raises(Invalid):
         unpack(root, tar(member(name)))
     assert tree(root) == before
+
+
+def test_twin_that_hides_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ ".wh..." is a whiteout of "..": without the look at it, and without the resolution that stays below, the root itself goes."""
+    monkeypatch.setattr(apply_module, "_NOTHING", frozenset())
+    monkeypatch.setattr(paths, "open_at", plain)
+    unpack(root, tar(*LOWER))
+    before = tree(root)
+    with suppress(OSError):
+        unpack(root, tar(member("a/.wh...")))
+    assert tree(root) != before
 
 
 # -- attacks ---------------------------------------------------------------------------------------------------------------
@@ -399,6 +414,57 @@ def test_twin_of_replaced_links(root: Path, canary: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(apply_module.os, "open", careless)
     unpack(root, tar(*ATTACKS["link, then replaced"](canary)))
     assert _state(canary) != before
+
+
+def careless_open(path: object, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+    return _open(path, flags & ~(os.O_EXCL | os.O_NOFOLLOW), mode, dir_fd=dir_fd)  # type: ignore[arg-type]
+
+
+_open, _stat, _link = os.open, os.stat, os.link
+
+
+@pytest.mark.parametrize("name", ["chmod by a link", "directory onto a link"])
+def test_twin_that_takes_a_link_for_the_directory_it_names(
+    root: Path, canary: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "open_at", plain)
+    monkeypatch.setattr(apply_module.os, "open", careless_open)
+    monkeypatch.setattr(apply_module.os, "stat", lambda path, *, dir_fd=None, **_: _stat(path, dir_fd=dir_fd))
+    succeeds(name, root, canary)
+
+
+def test_twin_that_links_to_what_lies_outside(root: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "open_at", plain)
+    monkeypatch.setattr(apply_module.os, "open", careless_open)
+    monkeypatch.setattr(apply_module, "clean", lambda name: tuple(part for part in name.rpartition(b"/")[::2] if part))
+    succeeds("hard link to outside", root, canary)
+
+
+def test_twin_that_links_to_what_a_link_names(root: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apply_module.os, "open", careless_open)
+    monkeypatch.setattr(
+        apply_module.os, "link", lambda *args, **kwargs: _link(*args, **{**kwargs, "follow_symlinks": True})
+    )
+    succeeds("hard link to a link", root, canary)
+
+
+def test_the_root_is_no_link_and_twin(root: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2021-29136."""
+    layer = tar(*ATTACKS["root as a link"](canary))
+    with pytest.raises(Invalid, match="names the root"):
+        unpack(root, layer)
+    assert names(root) == set()
+    monkeypatch.setattr(apply_module._Unpacker, "_root", lambda self, entry: None)
+    unpack(root, layer)
+    assert names(root) == {"file"}
+
+
+def test_links_that_lead_on_and_on_and_twin(root: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = tar(*ATTACKS["many links"](canary))
+    with pytest.raises(Invalid, match="too many links"):
+        unpack(root, layer)
+    monkeypatch.setattr(paths, "LINKS_MAX", 1000)
+    unpack(root, layer)
 
 
 def test_a_cached_directory_does_not_outlive_its_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

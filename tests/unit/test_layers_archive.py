@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from support.layers import directory, hard, link, member, tar
 from wherry.api import Invalid
 from wherry.layers import archive, compression
+from wherry.layers import archive as archive_module
 from wherry.layers.ahead import ReadAhead
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer
@@ -182,6 +184,29 @@ BAD = {
 def test_refuses(case: str) -> None:
     with pytest.raises(Invalid):
         entries(BAD[case] + (b"" if case.startswith("cut") else END))
+
+
+_signed = archive_module._signed
+#: Which step refuses it, and what stands there in the twin.
+TWINS: dict[str, tuple[str, Any]] = {
+    "negative size": ("_number", lambda field, what: max(_signed(field, what), 0)),
+    "pax loop": ("META_MAX", 100),
+    "pax of 2 MiB": ("PAX_MAX", 1 << 30),
+    "NUL in a pax name": ("_check_text", lambda label, text: None),
+    "name of 5000 bytes": ("NAME_MAX", 1 << 20),
+    "link target of 5000 bytes": ("NAME_MAX", 1 << 20),
+    "sparse of 1 PiB": ("FILE_MAX", 1 << 60),
+    "sparse map out of order": ("_check_map", lambda entry: None),
+    "sparse map unlike its data": ("_check_map", lambda entry: None),
+    "pax uid out of range": ("_decimal", lambda text, what: int(text) - 1),
+}
+
+
+@pytest.mark.parametrize("case", TWINS)
+def test_twins_that_refuse_less(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, value = TWINS[case]
+    monkeypatch.setattr(archive_module, name, value)
+    assert entries(BAD[case] + END)
 
 
 def test_skipped_data_is_not_read() -> None:

@@ -31,13 +31,14 @@ OPAQUE = b".wh..wh..opq"
 #: adds. Ordinary layers stay far below the first: it is for those that a few kilobytes blow up.
 COST_FREE, COST_PER_BYTE = 16 << 20, 2
 STEPS_FREE, STEPS_PER_BYTE = 300_000, 1
+#: What a whiteout can't hide: nothing, its directory, and the directory above.
+_NOTHING = frozenset((b"", b".", b".."))
 _ENTRY, _MADE, _RECORD = 128, 256, 64
 #: The overlay file systems' own marks would let an image hide, redirect or change the looks of what is below it.
 _FOREIGN_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
 #: Those that only tell how a file came to its directory. Builders that archive such a directory as it is leave them in their layers,
 #: and other runtimes lose them, too; a file without them is the same file.
 _TRACES = frozenset(mark + name for mark in _FOREIGN_XATTRS for name in (b"impure", b"nlink", b"origin", b"uuid"))
-_SUID = 0o7000
 Ids = Callable[[int], int]
 
 
@@ -277,10 +278,7 @@ class _Unpacker:
         if entry.type != archive.FIFO:
             if not self.devices:
                 return
-            if entry.devmajor >= 1 << 12 or entry.devminor >= 1 << 20:
-                raise Invalid("layer", f'"{show((*parent.real, name))}" has a device number out of range')
-            if entry.type == archive.CHAR and not entry.devmajor and not entry.devminor:
-                raise Invalid("layer", f'"{show((*parent.real, name))}" is a device 0:0, overlayfs\' mark of a removal')
+            _check_device(entry)
             device = os.makedev(entry.devmajor, entry.devminor)
         self._create(parent, name, lambda: os.mknod(name, mode, device, dir_fd=parent.fd))
         self._attributes(entry, parent, name)
@@ -289,7 +287,7 @@ class _Unpacker:
         hidden = name[len(WHITEOUT) :]
         if name != OPAQUE and name.startswith(META):
             return  # AUFS' own: nothing of the image
-        if hidden in (b"", b".", b".."):
+        if hidden in _NOTHING:
             raise Invalid("layer", f'"{show((*directory, name))}" is a whiteout of nothing')
         try:
             parent = self.tree.directory(directory, make=False)
@@ -448,6 +446,14 @@ def _admitted(entry: Entry) -> dict[bytes, bytes]:
             name = key.decode(errors="backslashreplace")
             raise Invalid("layer", f'"{show(clean(entry.name))}" has the xattr "{name}", a mark of overlayfs itself')
     return {key: value for key, value in entry.xattrs.items() if key not in _TRACES}
+
+
+def _check_device(entry: Entry) -> None:
+    """Invalid for a number that does not exist, and for the one that means something else to overlayfs."""
+    if entry.devmajor >= 1 << 12 or entry.devminor >= 1 << 20:
+        raise Invalid("layer", f'"{show(clean(entry.name))}" has a device number out of range')
+    if entry.type == archive.CHAR and not entry.devmajor and not entry.devminor:
+        raise Invalid("layer", f'"{show(clean(entry.name))}" is a device 0:0, overlayfs\' mark of a removal')
 
 
 def _removal(found: os.stat_result) -> bool:

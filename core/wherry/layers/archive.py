@@ -186,11 +186,8 @@ class Archive:
                 raise _broken(f'has a file of {entry.size} bytes, more than {FILE_MAX}, at "{_show(entry.name)}"')
             else:
                 entry.real_size = entry.size
-        for label, text in (("name", entry.name), ("link target", entry.link)):
-            if b"\0" in text:
-                raise _broken(f"has a {label} with a NUL byte")
-            if len(text) > NAME_MAX:
-                raise _broken(f"has a {label} of {len(text)} bytes, more than {NAME_MAX}")
+        _check_text("name", entry.name)
+        _check_text("link target", entry.link)
         return entry
 
     def _old_sparse(self, header: bytes) -> tuple[list[tuple[int, int]], int]:
@@ -366,6 +363,13 @@ def _old_map(block: bytes, count: int) -> list[tuple[int, int]]:
             break
         pieces.append((_number(item[:12], "sparse map"), _number(item[12:24], "sparse map")))
     return pieces
+
+
+def _check_text(label: str, text: bytes) -> None:
+    if b"\0" in text:
+        raise _broken(f"has a {label} with a NUL byte")
+    if len(text) > NAME_MAX:
+        raise _broken(f"has a {label} of {len(text)} bytes, more than {NAME_MAX}")
 
 
 def _check_map(entry: Entry) -> None:
