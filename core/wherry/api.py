@@ -61,7 +61,16 @@ from wherry.interfaces.engine import (
 from wherry.interfaces.images import ArchiveFormat, ContainerUse, DiskUsage, ImageUse, LayerFile, LayerUse, VolumeUse
 from wherry.interfaces.isolation import Checkpointer, CreateRequest, Isolation
 from wherry.interfaces.kernel import API, Context, Registration, Workers
-from wherry.interfaces.network import Attachment, AttachRequest, Join, Network, NetworkConfig, Port, Reservation
+from wherry.interfaces.network import (
+    Attachment,
+    AttachRequest,
+    Join,
+    Network,
+    NetworkConfig,
+    Port,
+    PublishingNetwork,
+    Reservation,
+)
 from wherry.interfaces.process import Exit, LogSink, Plan, Sandbox, Shim, ShimControl, Stdio, Step, TaskState
 from wherry.interfaces.snapshotter import ApartLayer, LayerSnapshotter, SnapshotInfo, SnapshotOptions, Snapshotter
 from wherry.interfaces.store import BlobInfo, Image, Ingest, Store
@@ -134,6 +143,7 @@ __all__ = [
     "Port",
     "Process",
     "Progress",
+    "PublishingNetwork",
     "Registration",
     "Reservation",
     "RunRequest",

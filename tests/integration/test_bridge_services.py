@@ -14,6 +14,7 @@ from support.engines import clear, engine_of_a_module
 from support.outside import HOST, HOST6, OUTSIDE, OUTSIDE6, Outside, outside
 from support.running import execute, until
 from wherry.api import Container, Engine, InUse, Invalid, Join, NetworkConfig, Port, RunRequest
+from wherry_plugins.network.bridge.driver import BridgeNetwork
 
 pytestmark = pytest.mark.shared
 IMAGE = "host:/bin/busybox,/bin/sh"
@@ -288,6 +289,58 @@ def test_ports_are_published_where_they_can_be(engine: Engine) -> None:
     assert host_gets("127.0.0.1", number) == "server"
     engine.remove("server", force=True)
     engine.remove_network("cellar")
+
+
+def test_ports_move_with_a_disconnect_and_back(engine: Engine) -> None:
+    """The host's port stays the same, as whoever uses it knows it; TCP, UDP and IPv6."""
+    wish = (Port(80), Port(81, "udp"), Port(80, host_ip="::1"))
+    server = web(engine, "server", network="lab", networks=(Join("bridge"),), ports=wish)
+    number = server.ports[0].host_port
+    assert host_gets("127.0.0.1", number) == "server"
+    engine.disconnect("server", "lab")
+    assert engine.container("server").ports == server.ports
+    assert engine.network("lab").attachments == ()
+    assert host_gets("127.0.0.1", number) == host_gets("::1", server.ports[2].host_port) == "server"
+    assert engine.doctor() == ()
+    engine.connect("server", Join("lab"))  # that changes nothing: they stay where they are
+    assert engine.container("server").ports == server.ports
+    engine.disconnect("server", "bridge")
+    assert engine.container("server").ports == server.ports
+    assert host_gets("127.0.0.1", number) == "server"
+    engine.disconnect("server", "lab")  # nothing is left that could publish them
+    assert engine.container("server").ports == ()
+    engine.connect("server", Join("lab"))
+    again = engine.container("server").ports
+    assert len(again) == 3
+    assert host_gets("127.0.0.1", again[0].host_port) == "server"
+
+
+def test_a_port_that_is_taken_while_it_moves(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container has left the network all the same, and the error says that its port is lost."""
+    server = web(engine, "server", network="lab", networks=(Join("bridge"),), ports=(Port(80),))
+    detach, takers = BridgeNetwork.detach, []
+
+    def snatched(self: BridgeNetwork, sandbox_id: str, network: str) -> None:
+        detach(self, sandbox_id, network)
+        if network == "lab" and not takers:
+            takers.append(socket.create_server(("", port_of(server))))
+
+    monkeypatch.setattr(BridgeNetwork, "detach", snatched)
+    with pytest.raises(InUse, match="is published no longer"):
+        engine.disconnect("server", "lab")
+    for taker in takers:
+        taker.close()
+    assert engine.container("server").networks == ("bridge",)
+    assert engine.container("server").ports == ()
+    assert engine.network("bridge").attachments[0].reservation.ports == ()
+    assert engine.doctor() == ()
+
+
+def test_ports_of_network_none_wait_for_another(engine: Engine) -> None:
+    server = web(engine, "server", network="none", ports=(Port(80),))
+    assert server.ports == ()
+    engine.connect("server", Join("lab"))
+    assert host_gets("127.0.0.1", port_of(engine.container("server"))) == "server"
 
 
 # ways out, and walls

@@ -510,3 +510,22 @@ def test_stats_go_on_until_the_client_leaves(monkeypatch: pytest.MonkeyPatch) ->
     assert not client.thread.is_alive()
     assert seen.startswith(b"\x1b[2J\x1b[HCONTAINER ID")
     assert b"2\x1b[K\n\x1b[J\x1b[H" in seen
+
+
+@pytest.mark.parametrize(
+    ("argv", "ports", "said"),
+    [
+        (("--network", "host", "-p", "80:80"), (), "published ports are discarded"),
+        (("--network", "host", "-P"), (), ""),
+        (("--network", "none", "-p", "80:80"), (Port(80, host_port=80),), "once the container is in another network"),
+        (("--network", "none", "--network", "lab", "-p", "80:80"), (Port(80, host_port=80),), ""),
+    ],
+)
+def test_ports_that_can_not_be_published_are_a_warning(argv: tuple[str, ...], ports: object, said: str) -> None:
+    engine = FakeEngine()
+    code, _out, err = call(engine, "create", *argv, "busybox")
+    assert code == 0
+    assert said in err
+    assert bool(said) is err.startswith("wherry: warning: ")
+    ((request,),) = engine.called("create")
+    assert request.ports == ports

@@ -140,13 +140,16 @@ class Attaching:
         wished = joins(request)
         publishing = 0
         if request.ports and len(wished) > 1:
-            for number, join in enumerate(wished):
-                name, id, driver = self._state.find_network(join.network, created.drivers)
-                can = "ports" in self._state.kernel.capabilities("network", id).provides
-                if can and not driver.inspect(name)[0].internal:
-                    publishing = number
-                    break
+            found = [self._state.find_network(join.network, created.drivers) for join in wished]
+            publishing = next((number for number, one in enumerate(found) if self.publishes(*one)), 0)
+        elif request.network == "none":
+            publishing = -1  # they wait for a network that can
         return [(join, request.ports if number == publishing else ()) for number, join in enumerate(wished)]
+
+    def publishes(self, network: str, driver_id: str, driver: Network, flag: str = "ports") -> bool:
+        """Whether ports can be published by a network; with the flag "publish", once the container is in it."""
+        can = flag in self._state.kernel.capabilities("network", driver_id).provides
+        return can and not driver.inspect(network)[0].internal
 
     def seat(self, begun: Begun, join: Join, interface: str, ports: tuple[Port, ...], places: list[Place]) -> Seat:
         """Reserves in one network. places gets what has to be detached, whether this succeeds or not. AlreadyExists for a network

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from attrs import evolve
 
-from wherry.api import AlreadyExists, Container, FailedPrecondition, Invalid, Join, Network, NotFound, Port, RunRequest
+from wherry.api import (
+    AlreadyExists,
+    Container,
+    Error,
+    FailedPrecondition,
+    Invalid,
+    Join,
+    Network,
+    NotFound,
+    Port,
+    PublishingNetwork,
+    RunRequest,
+)
 from wherry.engine.attaching import Attaching, joins, with_joins
 from wherry.engine.creation import Begun, Creation, must_not_be_removing
 from wherry.engine.places import Place, keep_places, pack_places, place_of
@@ -86,17 +98,21 @@ class Joining:
         places = state.attached.get(record.id, ())
         number = next(number for number in range(len(places) + 1) if all(p.interface != f"eth{number}" for p in places))
         # The driver has it no later than the database: what is attached is what the end of the container gives back.
-        name, driver_id, _driver = state.find_network(join.network, begun.drivers)
+        name, driver_id, driver = state.find_network(join.network, begun.drivers)
         keep_places(state, record.id, (*places, Place(name, driver_id, pending=True)))
         made: list[Place] = []
         try:
-            seat = self._attaching.seat(begun, join, f"eth{number}", (), made)
+            wish = begun.request.ports if self._attaching.publishes(name, driver_id, driver) else ()
+            # Those that a network publishes stay there, as an address that somebody uses already.
+            ports = () if record.ports else wish
+            seat = self._attaching.seat(begun, join, f"eth{number}", ports, made)
             if seat.reservation.netns:
                 raise Invalid(f'network "{join.network}"', "can't be had together with another one")
             hostname = self._creation.hostname(begun, False)
             self._attaching.attach_seat(record, seat, "", hostname)
             assert seat.attachment is not None
-            self._settle(begun, (*places, place_of(seat.driver_id, seat.attachment)), wished)
+            ports = (*record.ports, *seat.reservation.ports)
+            self._settle(begun, (*places, place_of(seat.driver_id, seat.attachment)), wished, ports)
         except BaseException:
             failures: list[tuple[str, Exception]] = []
             for place in made:
@@ -113,41 +129,58 @@ class Joining:
         state, record = self._state, begun.record
         places = state.attached.get(record.id, ())
         going = [place for place in places if place.network == name]
+        staying = tuple(place for place in places if place.network != name)
         lost: tuple[Port, ...] = ()
         for place in going:
             driver = state.network(place.driver, record)
             lost = self._published(driver, record, name)
             driver.detach(record.id, place.network)
-        self._settle(begun, tuple(place for place in places if place.network != name), wished, lost)
+        ports = tuple(port for port in record.ports if port not in lost)
+        failure: Error | None = None
+        if lost:
+            try:
+                ports += self._move(record, staying, lost)
+            except Error as error:
+                failure = error
+        self._settle(begun, staying, wished, ports)
         for place in going:
             state.tell("network.detached", record.id, {"network": place.network, "driver": place.driver})
+        if failure is not None:
+            said = f'{failure.cause}; container "{record.name}" has left network "{name}", and what it published there'
+            raise type(failure)(failure.what, f"{said} is published no longer", "restart it")
+
+    def _move(self, record: Record, places: tuple[Place, ...], ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        """Ports that a network published, by the first other one that can; () where none can, until the next start."""
+        for place in places:
+            driver = self._state.network(place.driver, record)
+            if self._attaching.publishes(place.network, place.driver, driver, "publish"):
+                return cast("PublishingNetwork", driver).publish(record.id, place.network, ports)
+        return ()
 
     @staticmethod
     def _published(driver: Network, record: Record, network: str) -> tuple[Port, ...]:
-        """The ports that a container has by a network, which go with it; the next start publishes them by another one."""
+        """The ports that a container has by a network, which go with it."""
         if not record.ports:
             return ()
         found = [attachment.reservation for attachment in driver.inspect(network)[1]]
         return tuple(port for one in found if one.request.sandbox_id == record.id for port in one.ports)
 
-    def _settle(
-        self, begun: Begun, places: tuple[Place, ...], wished: Sequence[Join], lost: tuple[Port, ...] = ()
-    ) -> None:
-        """Writes down where a running container is now, here and in its own files. lost: ports that it no longer has."""
+    def _settle(self, begun: Begun, places: tuple[Place, ...], wished: Sequence[Join], ports: tuple[Port, ...]) -> None:
+        """Writes down where a running container is now and what it publishes, here and in its own files."""
         request = with_joins(begun.request, wished)
-        self._keep(begun.record, request, places, lost)
+        self._keep(begun.record, request, places, ports)
         hostname = self._creation.hostname(begun, False)
         self._attaching.write_files(begun.record, request, hostname, False, places)
 
     def _keep(
-        self, record: Record, request: RunRequest, places: tuple[Place, ...] | None, lost: tuple[Port, ...] = ()
+        self, record: Record, request: RunRequest, places: tuple[Place, ...] | None, ports: tuple[Port, ...] = ()
     ) -> None:
         """places None: it does not run, and what it is attached to stays as it is."""
         changes: dict[str, Any] = {}
         if places is not None:
             changes["networks"] = tuple(place.network for place in places)
             changes["addresses"] = tuple(address for place in places for address in place.addresses)
-            changes["ports"] = tuple(port for port in record.ports if port not in lost)
+            changes["ports"] = ports
         with self._state.database.transaction() as tx:
             tx.execute(
                 "UPDATE containers SET data = ?, request = ? WHERE id = ?",

@@ -96,7 +96,7 @@ class Starting:
             "error": "",
             "networks": tuple(place.network for place in places),
             "addresses": tuple(address for place in places for address in place.addresses),
-            "ports": net.ports or record.ports,
+            "ports": record.ports if net.kept else net.ports,
             "generation": record.generation + 1,
         }
         # A container that removes itself would not outlive the machine, so neither need its row: no sync for it.

@@ -159,8 +159,10 @@ class State:
         raise NotFound(f'network "{name}"', "no such network", "there is " + ", ".join(sorted(there)) if there else "")
 
     def check_ports(self, request: RunRequest, driver_ids: Sequence[str]) -> None:
-        """Invalid when the request publishes ports and no driver of its networks can."""
-        if not request.ports or any("ports" in self.kernel.capabilities("network", id).provides for id in driver_ids):
+        """Invalid when the request publishes ports and no driver of its networks can. Those of one that is to be in no network wait
+        until it is in one."""
+        able = any("ports" in self.kernel.capabilities("network", id).provides for id in driver_ids)
+        if not request.ports or able or (request.network == "none" and not request.networks):
             return
         port = request.ports[0]
         raise Invalid(

@@ -145,7 +145,7 @@ def _state(record: Record) -> dict[str, Any]:
 
 def _host_config(record: Record, request: RunRequest) -> dict[str, Any]:
     ports: dict[str, list[dict[str, str]]] = {}
-    for port in record.ports:
+    for port in request.ports:
         ports.setdefault(f"{port.container_port}/{port.protocol}", []).append(
             {"HostIp": port.host_ip, "HostPort": str(port.host_port or "")}
         )

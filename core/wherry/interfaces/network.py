@@ -127,3 +127,14 @@ class Network(Protocol):
     def gc(self, live: Collection[str]) -> int:
         """Drops whatever belongs to sandboxes that are not in live; the number dropped."""
         ...
+
+
+class PublishingNetwork(Network, Protocol):
+    """What only some networks can: the flag "publish" says so, never isinstance."""
+
+    def publish(self, sandbox_id: str, network: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        """Publishes ports of a sandbox that is attached and publishes none there, as ``reserve`` would have; the ports as granted.
+
+        InUse names a taken port, Invalid one that this network can't publish; then nothing has changed.
+        """
+        ...

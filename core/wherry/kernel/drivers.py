@@ -17,7 +17,7 @@ from wherry.interfaces.common import Capabilities
 from wherry.interfaces.contributions import Frontend, LogDriver, Transport, VolumeDriver
 from wherry.interfaces.isolation import Checkpointer, Isolation
 from wherry.interfaces.kernel import Registration
-from wherry.interfaces.network import Network
+from wherry.interfaces.network import Network, PublishingNetwork
 from wherry.interfaces.snapshotter import LayerSnapshotter, Snapshotter
 from wherry.interfaces.store import Store
 from wherry.kernel import process_state
@@ -44,6 +44,7 @@ PROTOCOLS: dict[str, Any] = {
 OPTIONAL: dict[str, tuple[tuple[str, frozenset[str], Any], ...]] = {
     "snapshotter": tuple((flag, frozenset({flag}), LayerSnapshotter) for flag in ("apply", "diff", "rebase")),
     "isolation": (("checkpoint", frozenset({"checkpoint", "restore"}), Checkpointer),),
+    "network": (("publish", frozenset({"publish"}), PublishingNetwork),),
     "transport": (("push", frozenset({"push"}), Transport),),
 }
 """family -> (flag, methods that only drivers with the flag need to have, the Protocol they stand in)."""

@@ -12,7 +12,7 @@ from wherry.errors import Error, Invalid, NotFound, Unavailable
 from wherry.interfaces.common import Capabilities, Kind
 from wherry.interfaces.config import Variant
 from wherry.interfaces.isolation import Checkpointer, Isolation
-from wherry.interfaces.network import Network
+from wherry.interfaces.network import Network, PublishingNetwork
 from wherry.interfaces.snapshotter import LayerSnapshotter
 from wherry.interfaces.store import Store
 from wherry.kernel.calls import Pool
@@ -171,4 +171,6 @@ def protocols(family: str) -> tuple[Any, ...]:
         return (LayerSnapshotter,)
     if family == "isolation":
         return (Isolation, Checkpointer)
+    if family == "network":
+        return (PublishingNetwork,)
     return (PROTOCOLS[family],)

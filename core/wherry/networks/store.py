@@ -126,7 +126,7 @@ class Store:
                     json.dumps(attrs.asdict(request)),
                     reservation.netns,
                     json.dumps(reservation.addresses),
-                    json.dumps([attrs.astuple(port) for port in ports]),
+                    _pack_ports(ports),
                     mac,
                     link,
                 ),
@@ -161,6 +161,15 @@ class Store:
         with self._places.write(durable=False) as execute:
             execute("UPDATE places SET attached = 1 WHERE sandbox = ? AND network = ?", (sandbox_id, network))
 
+    def publish(self, place: Place, ports: tuple[Port, ...]) -> Place:
+        """The place with other published ports."""
+        with self._places.write(durable=False) as execute:
+            execute(
+                "UPDATE places SET ports = ? WHERE sandbox = ? AND network = ?",
+                (_pack_ports(ports), place.sandbox_id, place.network),
+            )
+        return attrs.evolve(place, reservation=attrs.evolve(place.reservation, ports=ports))
+
     def place(self, sandbox_id: str, network: str) -> Place | None:
         found = self.places("sandbox = ? AND network = ?", (sandbox_id, network))
         return found[0] if found else None
@@ -191,6 +200,10 @@ class Store:
             execute("DELETE FROM addresses WHERE sandbox = ? AND network = ?", key)
             execute("DELETE FROM places WHERE sandbox = ? AND network = ?", key)
         return True
+
+
+def _pack_ports(ports: tuple[Port, ...]) -> str:
+    return json.dumps([attrs.astuple(port) for port in ports])
 
 
 def _stored(row: tuple[str, int]) -> Stored:

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 
 from wherry.errors import AlreadyExists, Error, FailedPrecondition, InUse, Invalid, NotFound
-from wherry.interfaces.network import Attachment, AttachRequest, Network, NetworkConfig, Port
+from wherry.interfaces.network import Attachment, AttachRequest, Network, NetworkConfig, Port, PublishingNetwork
 from wherry.interfaces.process import Sandbox
 from wherry.testing.contract import Contract
 from wherry.testing.harness import Harness
@@ -209,6 +209,33 @@ class NetworkContract(Contract):
             harness.open().reserve(AttachRequest("s-2", network, ports=(port,)))
         harness.open().detach("s-1", network)
         harness.open().reserve(AttachRequest("s-2", network, ports=(port,)))
+
+    def test_ports_are_published_later(self, harness: NetworkHarness) -> None:
+        """With the flag "publish": of a sandbox that is attached, as if wished at reserve. A taken one changes nothing."""
+        if "publish" not in harness.provides():
+            pytest.skip(f"{harness.context.id}: publishes ports at reserve only, if at all")
+        network = harness.network()
+        driver = cast("PublishingNetwork", harness.open())
+        for name in ("s-1", "s-2"):
+            harness.attached(network, name)
+
+        def held(name: str) -> tuple[Port, ...]:
+            places = [one.reservation for one in driver.inspect(network)[1]]
+            return next(place.ports for place in places if place.request.sandbox_id == name)
+
+        (port,) = driver.publish("s-1", network, (Port(80, host_ip="127.0.0.1"),))
+        assert port.host_port > 0
+        assert held("s-1") == (port,)
+        driver.check("s-1", network)
+        with pytest.raises(InUse):
+            driver.publish("s-2", network, (Port(81, host_ip="127.0.0.1"), port))
+        assert held("s-2") == ()
+        driver.detach("s-1", network)
+        assert driver.publish("s-2", network, (port,)) == held("s-2") == (port,)
+        with pytest.raises(FailedPrecondition):
+            driver.publish("s-2", network, (Port(82),))
+        with pytest.raises(NotFound):
+            driver.publish("never-was", network, (Port(80),))
 
     def test_wishes_are_granted_or_refused(self, harness: NetworkHarness) -> None:
         """A wished address or hardware address is the one that is given, or the wish is an error: never another one in its place."""

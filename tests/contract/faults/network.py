@@ -6,7 +6,7 @@ import ctypes
 import subprocess
 from collections.abc import Collection
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from contract.faults import planted
 from contract.reference.network import RowNetwork
@@ -15,9 +15,12 @@ from wherry.api import (
     Attachment,
     AttachRequest,
     Context,
+    FailedPrecondition,
     InUse,
     Invalid,
     NetworkConfig,
+    NotFound,
+    Port,
     Reservation,
     Sandbox,
 )
@@ -187,6 +190,29 @@ class DetachesAll(RowNetwork):
     def detach(self, sandbox_id: str, network: str) -> None:
         for name in self.networks:
             super().detach(sandbox_id, name)
+
+
+@breaks("ports_are_published_later")
+class PublishesWhatIsTaken(RowNetwork):
+    """Else as it should be."""
+
+    flags = ("publish",)
+
+    def publish(self, sandbox_id: str, network: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        row = self.members.get(f"{network}/{sandbox_id}")
+        if row is None:
+            raise NotFound(f"sandbox {sandbox_id!r}", "is not attached")
+        if row.get("ports"):
+            raise FailedPrecondition(f"sandbox {sandbox_id!r}", "publishes some already")
+        granted = tuple(evolve(port, host_port=port.host_port or 40000) for port in ports)
+        with self.state.change():
+            row["ports"] = [asdict(port) for port in granted]
+        return granted
+
+    def attachment(self, row: dict) -> Attachment:  # type: ignore[type-arg]
+        made = super().attachment(row)
+        ports = tuple(Port(**port) for port in row.get("ports", ()))
+        return evolve(made, reservation=evolve(made.reservation, ports=ports))
 
 
 @breaks("threads_attach_side_by_side")

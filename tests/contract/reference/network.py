@@ -13,6 +13,7 @@ from wherry.api import (
     AlreadyExists,
     Attachment,
     AttachRequest,
+    Capabilities,
     Context,
     FailedPrecondition,
     InUse,
@@ -131,4 +132,6 @@ class RowNetwork:
 
 
 def registration(driver: type[RowNetwork] = RowNetwork) -> Registration[NoConfig, Network]:
-    return Registration(id="reference", config=NoConfig, init=driver)
+    """What a driver class has in "flags" is what it provides."""
+    provided = Capabilities(frozenset(getattr(driver, "flags", ())))
+    return Registration(id="reference", config=NoConfig, init=driver, capabilities=lambda _config, _context: provided)

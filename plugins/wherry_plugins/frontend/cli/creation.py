@@ -141,6 +141,15 @@ def build_request(
     del cidfile  # written once there is an id
     no_new_privileges, seccomp = security(session, security_opt)
     ports = tuple(one for group in publish for one in group)
+    wished = wishes(network, network_alias, (*ip, *ip6), mac_address)
+    if wished["network"] == "host":
+        if ports:
+            session.err(
+                "wherry: warning: published ports are discarded: a port of the host's network is the host's own\n"
+            )
+        ports, publish_all = (), False
+    elif wished["network"] == "none" and not wished["networks"] and (ports or publish_all):
+        session.err('wherry: warning: ports are published only once the container is in another network than "none"\n')
     if publish_all:
         image_ports = exposed(session, session.reference(image), plain["platform"], pull)
         known = {(port.container_port, port.protocol) for port in ports}
@@ -171,7 +180,7 @@ def build_request(
         pull=pull,
         options=dict(plugin_options),
         detach=detach,
-        **wishes(network, network_alias, (*ip, *ip6), mac_address),
+        **wished,
         **plain,
     )
 

@@ -34,5 +34,5 @@ def wherry_network() -> Registration[BridgeConfig, Network]:
         config=BridgeConfig,
         init=_init,
         probe=_probe,
-        capabilities=lambda config, context: Capabilities(frozenset({"networks", "ports", "dns"})),
+        capabilities=lambda config, context: Capabilities(frozenset({"networks", "ports", "publish", "dns"})),
     )

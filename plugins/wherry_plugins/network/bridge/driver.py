@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Collection, Iterator
 
+from attrs import evolve
+
 from wherry.api import (
     AlreadyExists,
     Attachment,
@@ -16,6 +18,7 @@ from wherry.api import (
     Invalid,
     NetworkConfig,
     NotFound,
+    Port,
     Reservation,
     Sandbox,
 )
@@ -262,6 +265,29 @@ class BridgeNetwork:
         self._tell(place, self._claims.get(key))
         if (claims := self._claims.pop(key, None)) is not None:
             claims.close()  # netd has them now
+
+    def publish(self, sandbox_id: str, network: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        what = f'sandbox "{sandbox_id}"'
+        place = self._store.place(sandbox_id, network)
+        if place is None or not place.attached:
+            raise NotFound(what, f'is not attached to network "{network}"')
+        if place.reservation.ports:
+            raise FailedPrecondition(what, f'publishes ports by network "{network}" already')
+        self._check(evolve(place.reservation.request, ports=ports))
+        claims = claim(ports)
+        try:
+            self._publish(self._store.publish(place, claims.ports), claims)
+            return claims.ports
+        except BaseException:
+            self._store.publish(place, ())
+            raise
+        finally:
+            claims.close()  # netd has its own
+
+    def _publish(self, place: Place, claims: Claims) -> None:
+        config = self._ready(place.network)
+        self._links.adjust(place, self._shape(config))
+        self._services.endpoint(place, config, claims, named=self._named(config), alone=False)
 
     def _attachment(self, config: NetworkConfig, place: Place) -> Attachment:
         return Attachment(

@@ -174,6 +174,11 @@ class Links:
                         raise
                     self.flush()  # its place is held by one that was about to go
 
+    def adjust(self, place: Place, shape: Shape) -> None:
+        """The bridge's port of a pair that is there, to a place that has changed."""
+        with self._hub.rtnl() as rtnl:
+            rtnl.ask(*_port(place, shape))
+
     def check(self, place: Place, bridge: str) -> None:
         """FailedPrecondition says what differs."""
         request = place.reservation.request

@@ -95,6 +95,8 @@ class Netd:
                     self._let_go(key)
                 else:
                     self._endpoints[key] = before
+                    if listeners:
+                        _close(self._listeners.pop(key, []))
                 raise
 
     def forget(self, sandbox_id: str, network: str) -> None:
