@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 import dnslib
@@ -351,6 +352,31 @@ def test_out_by_the_hosts_address(engine: Engine, machine: Outside) -> None:
     said = execute(engine, client.id, "/bin/busybox", "ping", "-c", "1", "-W", "10", OUTSIDE)
     assert said.code == 0, said.out
     assert execute(engine, client.id, "/bin/busybox", "ping", "-c", "1", "-W", "10", OUTSIDE6).code == 0
+
+
+def greet(server: socket.socket) -> None:
+    peer, _address = server.accept()
+    with peer:
+        peer.sendall(b"the host\n")
+
+
+def test_host_gateway_leads_to_the_host(engine: Engine) -> None:
+    """From an internal network too, by its bridge; and never to the container itself."""
+    engine.create_network(NetworkConfig("cellar", internal=True))
+    with socket.create_server(("", 0)) as server:
+        server.settimeout(BOUND)
+        for network in ("lab", "six", "bridge", "cellar"):
+            client = start(engine, network, network=network, extra_hosts=("me:host-gateway",))
+            thread = threading.Thread(target=greet, args=(server,), daemon=True)
+            thread.start()
+            ask = f"/bin/busybox nc me {server.getsockname()[1]} </dev/null"
+            assert execute(engine, client.id, "/bin/sh", "-c", ask).out == "the host\n"
+            thread.join(BOUND)
+    alone = start(engine, "alone", network="none", extra_hosts=("me:host-gateway",))
+    hosts = execute(engine, alone.id, "/bin/busybox", "cat", "/etc/hosts").out
+    assert "203.0.113.1\tme\n" in hosts
+    engine.remove("cellar", force=True)
+    engine.remove_network("cellar")
 
 
 def test_networks_are_apart(engine: Engine) -> None:

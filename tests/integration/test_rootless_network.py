@@ -104,12 +104,10 @@ def serve(wherry: Wherry, network: str, *more: str) -> None:
     until(lambda: wherry(*ask, code=None).stdout == "served\n", 30)
 
 
-def get(wherry: Wherry, network: str, url: str) -> str:
+def get(wherry: Wherry, network: str, url: str, *more: str) -> str:
     """What a container in a network is answered, or why not."""
-    done = wherry(
-        "run", "--rm", "--network", network, IMAGE, "sh", "-c", f"busybox wget -T 10 -qO- {url} 2>&1", code=None
-    )
-    return done.stdout
+    script = f"busybox wget -T 10 -qO- {url} 2>&1"
+    return wherry("run", "--rm", "--network", network, *more, IMAGE, "sh", "-c", script, code=None).stdout
 
 
 def test_names_ports_and_the_way_out(wherry: Wherry, outside: str) -> None:
@@ -128,6 +126,9 @@ def test_names_ports_and_the_way_out(wherry: Wherry, outside: str) -> None:
     assert get(wherry, "one", outside) == "from outside\n"
     assert get(wherry, "bridge", outside) == "from outside\n"
     assert "from outside" not in get(wherry, "inner", outside)
+    host = f"http://me:{outside.rpartition(':')[2]}"
+    for network in ("one", "pasta"):
+        assert get(wherry, network, host, "--add-host", "me:host-gateway") == "from outside\n"
     wherry("rm", "-f", "web")
     wherry("network", "rm", "one", "two", "inner")
     assert wherry("doctor").stdout == "all is well\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from attrs import evolve
 
 from wherry.api import Event, FailedPrecondition, Invalid, RunRequest, Unavailable
 from wherry.engine import bundles, hostfiles, names, signals
@@ -197,6 +198,11 @@ def test_host_files(tmp_path: Path) -> None:
     assert "10.0.0.9\tdb\n" in hosts
     assert "::9\tsix\n" in hosts
     assert (tmp_path / "hostname").read_text() == "h\n"
+    gateway = evolve(request, extra_hosts=("me:host-gateway",))
+    places = [Place("n", "d"), Place("m", "d", host="10.1.2.1")]
+    assert "10.1.2.1\tme\n" in hostfiles.make(gateway, hostname="h", places=places).hosts
+    assert "203.0.113.1\tme\n" in hostfiles.make(gateway, hostname="h", places=places[:1]).hosts
+    assert "127.0.0.1\tme\n" in hostfiles.make(gateway, hostname="h", host=True).hosts
     assert (tmp_path / "resolv.conf").read_text().startswith("nameserver 9.9.9.9\nsearch a.example\n")
     for bad in ({"extra_hosts": ("db",)}, {"extra_hosts": ("db:x",)}, {"dns": ("resolver",)}):
         with pytest.raises(Invalid):

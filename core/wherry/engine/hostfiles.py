@@ -15,6 +15,9 @@ from attrs import frozen
 from wherry.api import Invalid, RunRequest
 from wherry.engine.places import Place
 
+#: For the host, where no network of the container leads to it: an address that nobody has (RFC 5737), rather than one at which
+#: somebody else answers, such as the container itself. Before anything is attached it stands for what is written then.
+_NOWHERE = "203.0.113.1"
 NAMES = ("hosts", "hostname", "resolv.conf")
 _LOCAL = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -50,22 +53,13 @@ def make(request: RunRequest, *, hostname: str, host: bool = False, places: Sequ
     for entry in request.extra_hosts:
         name, separator, address = entry.partition("=" if "=" in entry else ":")
         if address == "host-gateway":  # docker's word for the host, seen from the container
-            address = _gateway(places, host)
+            address = "127.0.0.1" if host else next((place.host for place in places if place.host), _NOWHERE)
         if not name or not separator or not _is_address(address) or any(c.isspace() for c in name):
             raise Invalid(f'extra host "{entry}"', "not NAME:ADDRESS")
         lines.append(f"{address.strip('[]')}\t{name}\n")
     if base and not base.endswith("\n"):
         base += "\n"
     return HostFiles(hostname, base + "".join(lines), _resolv_conf(request, host, places))
-
-
-def _gateway(places: Sequence[Place], host: bool) -> str:
-    """Before anything is attached there is none, and what is written then is written again."""
-    if not host:
-        for place in places:
-            if place.gateways:
-                return place.gateways[0]
-    return "127.0.0.1"
 
 
 def _resolv_conf(request: RunRequest, host: bool, places: Sequence[Place]) -> str:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Place:
-    """driver is the id of the network's driver; names are what the container is called there; addresses are CIDR, gateways bare.
+    """driver is the id of the network's driver; names are what the container is called there; addresses are CIDR, gateways bare. host:
+    by what address it reaches the host.
 
     pending: its driver may have made it or not; an engine that finds it so gives it back.
     """
@@ -31,6 +32,7 @@ class Place:
     nameservers: tuple[str, ...] = ()
     mac: str = ""
     pending: bool = False
+    host: str = ""
 
 
 def place_of(driver: str, attachment: Attachment) -> Place:
@@ -44,6 +46,7 @@ def place_of(driver: str, attachment: Attachment) -> Place:
         gateways=attachment.gateways,
         nameservers=attachment.nameservers,
         mac=attachment.mac,
+        host=attachment.host,
     )
 
 

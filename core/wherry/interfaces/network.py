@@ -76,13 +76,15 @@ class Reservation:
 @frozen
 class Attachment:
     """A CNI result: addresses are CIDR. nameservers: what the container shall ask; a loopback address is a resolver of the driver's
-    own in the container's namespace, which passes on what it does not know to those of the request."""
+    own in the container's namespace, which passes on what it does not know to those of the request. host: by what address the
+    container reaches the host, "" where it does not."""
 
     reservation: Reservation
     mac: str
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
     nameservers: tuple[str, ...] = ()
+    host: str = ""
 
 
 @frozen

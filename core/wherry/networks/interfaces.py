@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import socket
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -60,6 +61,15 @@ def lacking(rtnl: Rtnl, interface: str, addresses: Collection[str]) -> str:
     }
     lost = next((cidr for cidr in addresses if cidr not in there), "")
     return f'its interface "{interface}" lost the address {lost}' if lost else ""
+
+
+def hosts_own() -> str:
+    """The address by which this network namespace is seen outside, IPv4 before IPv6; "" where no route leads there."""
+    for family, somewhere in ((socket.AF_INET, "192.88.99.1"), (socket.AF_INET6, "2001::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect((somewhere, 9))  # sends nothing
+            return str(sock.getsockname()[0])
+    return ""
 
 
 def taken(rtnl: Rtnl, besides: str = "") -> list[ip.Network]:

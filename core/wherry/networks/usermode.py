@@ -164,6 +164,7 @@ class UserModeNetwork(OneNetwork):
             addresses=addresses,
             gateways=gateways,
             nameservers=nameservers,
+            host=interfaces.hosts_own(),
         )
         data |= {
             "pid": task.pid if task else 0,

@@ -296,6 +296,7 @@ class BridgeNetwork:
             addresses=place.reservation.addresses,
             gateways=() if config.internal else config.gateways,
             nameservers=(RESOLVER,) if self._named(config) else (),
+            host=self._hub.host(config),
         )
 
     def detach(self, sandbox_id: str, network: str) -> None:

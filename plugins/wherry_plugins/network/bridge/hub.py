@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import threading
 
-from wherry.api import Context, Sandbox
+from wherry.api import Context, NetworkConfig, Sandbox
 from wherry.linux import nsfs
 from wherry.linux.nsfs import owns_network
-from wherry.networks import sandboxes
+from wherry.networks import interfaces, sandboxes
 from wherry.networks.netlink import Rtnl
 from wherry.networks.uplink import Uplink
 
@@ -51,6 +51,12 @@ class Hub:
     def nameserver(self) -> str:
         """Where the host's name server answers in the hub; "" where it is asked itself."""
         return self._uplink.nameserver if self._uplink is not None else ""
+
+    def host(self, config: NetworkConfig) -> str:
+        """By what address containers of a network reach the host: the bridge's own, where that is the host's."""
+        if not self.sandbox_id:
+            return config.gateways[0]
+        return "" if config.internal or self._uplink is None else interfaces.hosts_own()
 
     def remove(self) -> None:
         """The hub goes, and with it what is in it."""

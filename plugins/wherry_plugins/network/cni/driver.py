@@ -390,11 +390,15 @@ def _attachment(reservation: Reservation, result: Mapping[str, Any]) -> Attachme
         if each.get("interface", named[0] if named else None) in named or not named
     ]
     addresses = tuple(str(ip_interface(each["address"])) for each in ips)
+    gateways = tuple(dict.fromkeys(each["gateway"] for each in ips if each.get("gateway")))
     return Attachment(
         attrs.evolve(reservation, addresses=addresses),
         mac=str(interfaces[named[0]].get("mac", "")).lower() if named else "",
         addresses=addresses,
-        gateways=tuple(dict.fromkeys(each["gateway"] for each in ips if each.get("gateway"))),
+        gateways=gateways,
+        host=gateways[0]
+        if gateways and len(inside) < len(interfaces)
+        else "",  # with links on the host, that is the gateway
         nameservers=tuple((result.get("dns") or {}).get("nameservers") or ()),
     )
 
