@@ -215,6 +215,50 @@ class LayeringClauses(Contract):
         assert set(seen) == {".", "d", "d/new", "old2"}
         assert seen["d/new"].content == b"content"
 
+    def test_linked_and_then_removed(self, driver: Snapshotter) -> None:
+        """The file of a lower layer gets a second name, and loses the first."""
+        seen = self.stacked(
+            driver,
+            [("mkdir", "a"), ("write", "a/f", "low"), ("mkdir", "b")],
+            [("link", "a/f", "b/f"), ("remove", "a/f")],
+        )
+        assert set(seen) == {".", "a", "b", "b/f"}
+        assert (seen["b/f"].content, seen["b/f"].links) == (b"low", 1)
+
+    def test_same_size_and_time(self, driver: Snapshotter) -> None:
+        """A change that neither the size nor the time of a file tells of."""
+        when = 1_234_567_890_000_000_000
+        seen = self.stacked(
+            driver,
+            [
+                ("mkdir", "etc"),
+                ("write", "etc/hosts", "10.0.0.1"),
+                ("utime", "etc/hosts", when),
+                ("write", "etc/mode", "x"),
+            ],
+            [("write", "etc/hosts", "10.0.0.2"), ("utime", "etc/hosts", when), ("write", "etc/mode", "x", 0o666)],
+        )
+        assert (seen["etc/hosts"].content, seen["etc/hosts"].mtime) == (b"10.0.0.2", when)
+        assert seen["etc/mode"].mode == 0o666
+
+    def test_owners_of_directories(self, driver: Snapshotter) -> None:
+        """Kept, changed, removed, and made again by a third layer, with and without what lies in them."""
+        self.stacked(
+            driver,
+            [("mkdir", name) for name in ("kept", "changed", "gone", "full", "again")]
+            + [("chown", name, 1, 1) for name in ("kept", "changed", "gone", "again")]
+            + [("write", "full/f", "x"), ("write", "again/f", "x")],
+            [("chown", "changed", 2, 2), ("rmtree", "gone"), ("chown", "full", 3, 3), ("chown", "full/f", 3, 3)],
+        )
+        layer(
+            driver, chain_id("third"), ("mkdir", "gone", 0o700), ("chown", "gone", 4, 4), ("rmtree", "again"),
+            ("mkdir", "again", 0o700), ("chown", "again", 5, 5), parent=chain_id("second"),
+        )  # fmt: skip
+        seen = tree(driver.view("top", chain_id("third")))
+        owners = {name: entry.uid for name, entry in seen.items() if name != "."}
+        assert owners == {"kept": 1, "changed": 2, "gone": 4, "full": 3, "full/f": 3, "again": 5}
+        assert (seen["gone"].mode, seen["again"].mode, seen["kept"].mode) == (0o700, 0o700, 0o777)
+
     def test_names_of_any_bytes(self, driver: Snapshotter) -> None:
         names = ["späße", "with space", "new\nline", "x" * 255, "c:o,l=o\\n", "\udcff\udcfe", ".wh", "-rf", "*"]
         seen = self.stacked(driver, [("write", name, name) for name in names], [("remove", names[0])])

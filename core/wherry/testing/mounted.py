@@ -147,6 +147,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "rmtree": shutil.rmtree,
     "symlink": lambda path, target: os.symlink(target, path),
     "fifo": os.mkfifo,
+    "whiteout": lambda path: os.mknod(path, stat.S_IFCHR, 0),
     "chmod": os.chmod,
     "chown": os.chown,
     "utime": lambda path, when: os.utime(path, ns=(when, when)),

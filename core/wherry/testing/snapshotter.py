@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from wherry.errors import AlreadyExists, Error, InUse, Invalid, NotFound
 from wherry.interfaces.common import Mount
 from wherry.interfaces.snapshotter import SnapshotInfo, SnapshotOptions, Snapshotter
 from wherry.testing.harness import Harness
 from wherry.testing.layering import LayeringClauses, chain_id, layer, size_on_disk
+from wherry.testing.rebasing import RebaseClauses
 from wherry.testing.trees import change, tree
 
 BASE = chain_id("base")
@@ -25,7 +28,7 @@ def walked(driver: Snapshotter) -> dict[str, SnapshotInfo]:
     return found
 
 
-class SnapshotterContract(LayeringClauses):
+class SnapshotterContract(LayeringClauses, RebaseClauses):
     """The clauses of the snapshotter kind. See ``wherry.interfaces.snapshotter``."""
 
     # the three kinds
@@ -195,6 +198,18 @@ class SnapshotterContract(LayeringClauses):
         driver.remove("again")
         assert set(tree(driver.prepare("again", ""))) == {"."}
 
+    def test_removed_names_are_free(self, driver: Snapshotter) -> None:
+        """For another kind, another parent, and as the name of another layer."""
+        layer(driver, BASE, ("write", "old", "x"))
+        for make, parent in ((driver.prepare, BASE), (driver.view, BASE), (driver.prepare, "")):
+            make("again", parent)
+            assert driver.stat("again").parent == parent
+            driver.remove("again")
+        driver.remove(BASE)
+        change(driver.prepare("again", ""), ("write", "new", "x"))
+        driver.commit(BASE, "again", {})
+        assert set(tree(driver.view("look", BASE))) == {".", "new"}
+
     def test_cleanup_frees_what_was_removed(self, driver: Snapshotter, harness: Harness[Snapshotter]) -> None:
         layer(driver, BASE, ("fill", "kept", 100_000))
         change(driver.prepare("big", BASE), ("fill", "big", 3_000_000))
@@ -299,6 +314,29 @@ class SnapshotterContract(LayeringClauses):
         found = [info for info in driver.walk() if info.kind == "committed"]
         assert [info.labels.get("seen") for info in found] == ["yes"] * 5
 
+    def test_walk_lets_others_remove(self, driver: Snapshotter) -> None:
+        for index in range(5):
+            driver.prepare(f"key-{index}", "")
+        for info in driver.walk():
+            driver.remove(info.name)
+        assert walked(driver) == {}
+
+    def test_update_changes_labels_alone(self, driver: Snapshotter) -> None:
+        """Whatever kind it is; what it was made from and when stays, and when it changed is told."""
+        layer(driver, BASE)
+        layer(driver, chain_id("top"), parent=BASE)
+        driver.prepare("active", chain_id("top"))
+        driver.prepare("first", "")
+        driver.view("view", chain_id("top"))
+        driver.view("nothing", "")
+        for name, before in walked(driver).items():
+            begun = time.time_ns()
+            after = driver.update(name, {"a": "b"})
+            assert begun <= after.updated <= time.time_ns()
+            assert after == evolve(before, labels=after.labels, updated=after.updated)
+            assert after.labels["a"] == "b"
+            assert driver.stat(name) == after
+
     def test_labels_are_set_and_removed(self, driver: Snapshotter) -> None:
         driver.prepare("work", "", SnapshotOptions(labels={"one": "1", "two": "2"}))
         assert dict(driver.stat("work").labels) == {"one": "1", "two": "2"}
@@ -363,6 +401,15 @@ class SnapshotterContract(LayeringClauses):
         assert (seen["file"].content, seen["own"].content) == (b"base", b"change")
         driver.commit(chain_id("top"), "active", {})
         assert tree(driver.view("look", chain_id("top")))["own"].content == b"change"
+
+    def test_close_may_be_repeated(self, driver: Snapshotter, harness: Harness[Snapshotter]) -> None:
+        """For a driver that has something to close."""
+        layer(driver, BASE)
+        driver.remove(BASE)
+        close = getattr(driver, "close", lambda: None)
+        close()
+        close()
+        assert walked(harness.reopen()) == {}
 
     # many at once
 

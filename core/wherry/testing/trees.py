@@ -38,7 +38,7 @@ def change(mounts: Sequence[Mount], *operations: Sequence[object]) -> dict[str, 
     """Mounts the tree, carries out the operations in order and answers the whole tree, "." being its root.
 
     Operations: ("write", path, text[, mode]), ("fill", path, size), ("mkdir", path[, mode]), ("remove", path),
-    ("rmtree", path), ("symlink", path, target), ("fifo", path), ("chmod", path, mode), ("chown", path, uid, gid),
+    ("rmtree", path), ("symlink", path, target), ("fifo", path), ("whiteout", path), ("chmod", path, mode), ("chown", path, uid, gid),
     ("utime", path, ns), ("xattr", path, name, text), ("append", path, text), ("rename", path, other), ("move", path, other),
     ("link", path, other).
     Raises OSError with the errno of what failed.

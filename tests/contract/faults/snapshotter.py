@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +18,7 @@ from contract.reference.snapshotter import CopySnapshotter, measure
 from contract.reference.state import NoConfig, State
 from wherry.api import (
     AlreadyExists,
+    ApartLayer,
     Context,
     Labels,
     Mount,
@@ -548,3 +550,129 @@ class AtMostFiftyLayers(CopySnapshotter):
             depth, below = depth + 1, self.row(below)["parent"]
         if depth > 50:
             raise AlreadyExists(f"snapshot {key!r}", "too many layers")
+
+
+@breaks("linked_and_then_removed")
+class CopiesInsteadOfLinks(CopySnapshotter):
+    """Two names in the upper tree are taken for two files, and the first comes back."""
+
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        parent = self.row(key)["parent"]
+        if parent:
+            subprocess.run(["cp", "-an", f"{self.directory(parent)}/.", self.directory(key)], check=False)
+        super().commit(name, key, labels)
+
+
+@breaks("same_size_and_time")
+class BelievesTheTime(CopySnapshotter):
+    """What has the size and the time of before counts as unchanged."""
+
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        parent = self.row(key)["parent"]
+        for old in self.directory(parent).rglob("*") if parent else ():
+            new = self.directory(key) / old.relative_to(self.directory(parent))
+            if new.is_file() and (new.stat().st_size, new.stat().st_mtime) == (old.stat().st_size, old.stat().st_mtime):
+                shutil.copy2(old, new)
+        super().commit(name, key, labels)
+
+
+@breaks("owners_of_directories")
+class ForgetsOwners(ChangesTrees):
+    def spoil(self, parent: str, target: Path) -> None:
+        for path in target.iterdir():
+            if path.is_dir() and not list(path.iterdir()):
+                os.chown(path, 0, 0)
+
+
+@breaks("removed_names_are_free")
+class NamesAreForEver(CopySnapshotter):
+    def __init__(self, config: NoConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.used: set[str] = set()
+
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        if name in self.used:
+            raise AlreadyExists(f"snapshot {name!r}", "the name was used before")
+        self.used.add(name)
+        super().commit(name, key, labels)
+
+
+breaks("walk_lets_others_remove")(WalksUnderALock)
+
+
+@breaks("update_changes_labels_alone")
+class UpdatedIsMadeAnew(CopySnapshotter):
+    def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
+        self.row(name)["created"] = time.time_ns()
+        return super().update(name, labels)
+
+
+@breaks("update_changes_labels_alone")
+class ForgetsWhenItChanged(CopySnapshotter):
+    def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
+        before = self.row(name)["updated"]
+        super().update(name, labels)
+        self.row(name)["updated"] = before
+        return self.stat(name)
+
+
+@breaks("close_may_be_repeated")
+class ClosesOnce(CopySnapshotter):
+    closed = False
+
+    def close(self) -> None:
+        if self.closed:
+            raise OSError("closed twice")
+        self.closed = True
+
+
+# layers that are put over their parents
+
+
+@breaks("rebase_puts_a_layer_over_its_parent", "rebase_of_several_layers")
+class RebaseForgetsTheParent(CopySnapshotter):
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
+        super().rebase(key, parent, layer)
+        self.row(key)["parent"] = ""
+        return self.mounts(key)
+
+
+@breaks("rebase_puts_a_layer_over_its_parent")
+class RebaseLetsTheParentWin(CopySnapshotter):
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
+        mounts = super().rebase(key, parent, layer)
+        subprocess.run(["cp", "-a", f"{self.directory(parent)}/.", self.directory(key)], check=True)
+        return mounts
+
+
+@breaks("rebase_keeps_removals")
+class RebaseShowsMarks(CopySnapshotter):
+    """A mark in a directory of the layer's own is found as a device."""
+
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
+        marks = [path.relative_to(self.directory(key)) for path in self.directory(key).glob("own/*")]
+        mounts = super().rebase(key, parent, layer)
+        for path in marks:
+            os.mknod(self.directory(key) / path, stat.S_IFCHR, 0)
+        return mounts
+
+
+@breaks("rebase_keeps_removals")
+class RebaseForgetsRemovals(CopySnapshotter):
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
+        mounts = super().rebase(key, parent, layer)
+        subprocess.run(["cp", "-an", f"{self.directory(parent)}/.", self.directory(key)], check=False)
+        return mounts
+
+
+@breaks("rebase_leaves_the_root_to_its_parent")
+class RebaseKeepsTheRoot(CopySnapshotter):
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
+        return super().rebase(key, parent, evolve(layer, root=True))
+
+
+@breaks("rebase_refuses")
+class RebasesAnything(CopySnapshotter):
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
+        self.row(key).update(kind="active", parent="")
+        return super().rebase(key, parent, layer)

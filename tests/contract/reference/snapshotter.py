@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 from contract.reference.state import NoConfig, State
 from wherry.api import (
     AlreadyExists,
+    ApartLayer,
+    Capabilities,
     Context,
     FailedPrecondition,
     InUse,
@@ -33,6 +36,24 @@ def measure(directory: Path) -> tuple[int, int]:
             status = os.lstat(f"{path}/{name}")
             seen[status.st_ino] = status.st_blocks * 512
     return sum(seen.values()), len(seen)
+
+
+def merge(change: Path, target: Path) -> None:
+    for path in change.iterdir():
+        below, status = target / path.name, path.lstat()
+        there = below.is_dir() and not below.is_symlink()
+        opaque = "trusted.overlay.opaque" in os.listxattr(path, follow_symlinks=False)
+        if there and (opaque or not stat.S_ISDIR(status.st_mode)):
+            shutil.rmtree(below)
+        elif not there:
+            below.unlink(missing_ok=True)
+        if stat.S_ISCHR(status.st_mode) and not status.st_rdev:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            below.mkdir(exist_ok=True)
+            merge(path, below)
+        else:
+            subprocess.run(["cp", "-a", path, below], check=True)
 
 
 class CopySnapshotter:
@@ -130,6 +151,25 @@ class CopySnapshotter:
                 "updated": time.time_ns(),
             }
 
+    def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
+        with self.state.change():
+            row = self.row(key)
+            if row["kind"] != "active" or row["parent"]:
+                raise FailedPrecondition(f"snapshot {key!r}", "is not active, or has a parent")
+            if self.row(parent)["kind"] != "committed":
+                raise NotFound(f"parent {parent!r}", "no committed snapshot of that name")
+            own = self.directory(key)
+            change = own.with_name(f"{own.name}-change")
+            own.rename(change)
+            self.copy(parent, own)
+            merge(change, own)
+            root = change if layer.root else self.directory(parent)
+            os.chown(own, root.stat().st_uid, root.stat().st_gid)
+            shutil.copystat(root, own)
+            shutil.rmtree(change)
+            row["parent"] = parent
+            return self.mounts(key)
+
     def children(self, name: str) -> list[str]:
         return [child for child, row in self.rows.items() if row["parent"] == name]
 
@@ -180,4 +220,5 @@ class CopySnapshotter:
 
 
 def registration(driver: type[CopySnapshotter] = CopySnapshotter) -> Registration[NoConfig, CopySnapshotter]:
-    return Registration(id="reference", config=NoConfig, init=driver)
+    able = Capabilities(frozenset({"rebase"}))
+    return Registration(id="reference", config=NoConfig, init=driver, capabilities=lambda config, context: able)
