@@ -75,13 +75,14 @@ CHAINS: dict[str, str] = {
     "outgoing": """
         type nat hook output priority dstnat; policy accept;
         fib daddr type local goto publish""",
+    # Protocols and the shape of the target are said in full: releases of nft from 1.0.2 to 1.0.9 do not all infer them from the map.
     "publish": """
         ip daddr 127.0.0.0/8 return
         ip6 daddr ::1 return
-        dnat ip to ip daddr . meta l4proto . th dport map @at4
-        dnat ip to meta l4proto . th dport map @any4
-        dnat ip6 to ip6 daddr . meta l4proto . th dport map @at6
-        dnat ip6 to meta l4proto . th dport map @any6""",
+        meta l4proto { tcp, udp } dnat ip addr . port to ip daddr . meta l4proto . th dport map @at4
+        meta l4proto { tcp, udp } dnat ip addr . port to meta l4proto . th dport map @any4
+        meta l4proto { tcp, udp } dnat ip6 addr . port to ip6 daddr . meta l4proto . th dport map @at6
+        meta l4proto { tcp, udp } dnat ip6 addr . port to meta l4proto . th dport map @any6""",
     # to a neighbour by a published port: the answer must come back this way to be translated
     "leaving": """
         type nat hook postrouting priority srcnat; policy accept;
