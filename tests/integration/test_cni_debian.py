@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -23,23 +22,12 @@ def conf(tmp_path: Path) -> Path:
     return tmp_path / "net.d"
 
 
-def without_ip6tables(directory: Path) -> str:
-    """A directory with a portmap that finds no ip6tables: at CHECK that of 1.1.1 looks for the rules of IPv4 in those of IPv6 too."""
-    for name in ("iptables", "iptables-save", "iptables-restore"):
-        (directory / name).symlink_to(str(shutil.which(name)))
-    (directory / "portmap").write_text(f"#!/bin/sh\nPATH={directory} exec {BIN}/portmap\n")
-    (directory / "portmap").chmod(0o755)
-    return str(directory)
-
-
 @pytest.fixture
 def made(conf: Path) -> Iterator[Driven]:
     need_plugins()
-    (conf.parent / "bin").mkdir()
-    bins = (without_ip6tables(conf.parent / "bin"), BIN)
     with uplink(), veth("lan0", "lan1", ("10.91.0.1/24",)):
         try:
-            with driven("cni", {"conf_dirs": (str(conf),), "bin_dirs": bins}) as made:
+            with driven("cni", {"conf_dirs": (str(conf),), "bin_dirs": (BIN,)}) as made:
                 yield made
         finally:
             no_rules()
@@ -107,6 +95,28 @@ def test_bridge_firewall_and_portmap(made: Driven, conf: Path) -> None:
         assert not leases(conf)
         assert str(tcp.host_port) not in nat()
         assert "10.92.0" not in nat()
+    finally:
+        subprocess.run(["ip", "link", "del", "cnibr0"], capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("subnets", [("10.92.0.0/24",), ("10.92.0.0/24", "fd92::/64"), ("fd92::/64",)])
+def test_check_of_published_ports(made: Driven, conf: Path, subnets: tuple[str, ...]) -> None:
+    """portmap looks for the rules of each address family in those of the other too. What it rightly misses is told."""
+    ipam = {
+        "type": "host-local",
+        "ranges": [[{"subnet": one}] for one in subnets],
+        "dataDir": str(conf.parent / "leases"),
+    }
+    bridge = {"type": "bridge", "bridge": "cnibr0", "isGateway": True, "ipMasq": True, "ipam": ipam}
+    write(conf, bridge, {"type": "portmap", "capabilities": {"portMappings": True}})
+    try:
+        made.attached("lab", "s-1", ports=(Port(80),))
+        made.open().check("s-1", "lab")
+        if "10.92.0.0/24" in subnets:
+            subprocess.run(["iptables", "-t", "nat", "-F"], check=True, timeout=60)
+            with pytest.raises(FailedPrecondition, match="could not check ipv4 dnat"):
+                made.open().check("s-1", "lab")
+        made.open().detach("s-1", "lab")
     finally:
         subprocess.run(["ip", "link", "del", "cnibr0"], capture_output=True, timeout=60, check=False)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_interface
 from typing import Any
 
 from attrs import field, frozen
@@ -14,6 +16,8 @@ from wherry.programs import Finished, Programs
 from wherry_plugins.network.cni.conflist import Conflist
 
 _SAID = 400
+#: A complaint of portmap at CHECK: the family in whose rules it looked, and to where the rule that it looked for leads.
+_PORTMAP = re.compile(r"could not check ipv([46]) dnat: (?:.*--to-destination (\S+))?")
 #: CNI specification 1.1, section 2, "Errors" and "STATUS"; plugins use numbers from 100 as they like.
 _CLASSES: Mapping[int, type[Error]] = {
     1: Invalid,
@@ -72,7 +76,8 @@ class Chain:
             except Unavailable:
                 raise
             except Error as error:
-                raise FailedPrecondition(error.what, error.cause, error.hint) from None
+                if plugin["type"] != "portmap" or not _of_the_other_family(error.cause, result):
+                    raise FailedPrecondition(error.what, error.cause, error.hint) from None
 
     # for a network
 
@@ -196,6 +201,17 @@ def _error(done: Finished, what: str) -> Error:
         return Error(what, f"{ended}: {_short(done.stderr or done.stdout)}")
     cause = f"{message} (code {code})" + (f": {details}" if details else "")
     return _CLASSES.get(code, Error)(what, cause, "try again" if code == 11 else "")
+
+
+def _of_the_other_family(cause: str, result: Mapping[str, Any]) -> bool:
+    """Whether portmap misses rules of one address family in those of the other, where they can't be: Debian's 1.1.1
+    looks for each in both, first in those of IPv4 (https://github.com/containernetworking/plugins/issues/819)."""
+    found = _PORTMAP.match(cause)
+    if found is None:
+        return False
+    version = int(found[1])
+    there = {ip_interface(each["address"]).version for each in result.get("ips") or ()}
+    return version not in there or bool(found[2] and (version == 4) is ("[" in found[2]))
 
 
 def _short(output: bytes) -> str:
