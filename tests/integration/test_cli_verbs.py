@@ -156,7 +156,7 @@ def test_images(wherry: Any, busybox_archive: Path) -> None:
             timeout=60,
             **wherry.identity,
         )
-    assert done.stdout.strip().splitlines()[0] == name
+    assert done.stdout.strip().splitlines()[0] == f"Loaded image: {name}"
     rows = wherry("images").stdout.splitlines()
     assert len(rows) == 2
     assert rows[0].split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]

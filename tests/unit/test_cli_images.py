@@ -330,10 +330,20 @@ def test_filters_of_images() -> None:
     assert call(engine, "images", "-q", "--filter", "until=2020-01-01T00:00:00Z")[1] == "b" * 12 + "\n"
     assert call(engine, "images", "-q", "--filter", "before=busybox")[1] == "b" * 12 + "\n"
     assert call(engine, "images", "-q", "--filter", "reference=o*")[1] == "b" * 12 + "\n"
+    assert call(engine, "images", "-q", "o?d")[1] == "b" * 12 + "\n", "a pattern, as docker takes it"
+    assert call(engine, "images", "-q", "*:lat*")[1] == "a" * 12 + "\n"
+    assert call(engine, "images", "-q", "old:2")[1] == ""
+    assert call(engine, "images", "-q", "--filter", "dangling=0", "--filter", "since=busybox")[1] == ""
+    assert call(engine, "images", "--format", "{{.Containers}} {{.UniqueSize}}")[1] == "N/A N/A\n" * 2
+    for command in (("images",), ("image", "prune", "-f")):
+        code, _out, err = call(engine, *command, "--filter", "dangling=maybe")
+        assert (code, err) == (1, 'wherry: filter "dangling": "maybe" is neither true nor false\n')
     out = call(engine, "images", "--digests")[1].splitlines()
     assert out[0].split()[:3] == ["REPOSITORY", "TAG", "DIGEST"]
     assert "sha256:" + "b" * 64 in out[1]
     assert call(engine, "images", "--filter", "until=soon")[0] == 1
+    code, _out, err = call(engine, "images", "a[z-a]")
+    assert (code, err) == (1, 'wherry: pattern "a[z-a]": is none of a shell\'s\n')
 
 
 def test_one_image_that_two_manifests_name() -> None:

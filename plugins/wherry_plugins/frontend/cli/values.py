@@ -10,7 +10,7 @@ import re
 import time
 from datetime import UTC, datetime
 
-from wherry.api import Bind, Port
+from wherry.api import Bind, Invalid, Port
 from wherry_plugins.frontend.cli.command import BadOption
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.IGNORECASE)
@@ -230,6 +230,13 @@ def _range(text: str, whole: str) -> tuple[int, ...]:
     if not numbers or not 0 < numbers[0] <= numbers[-1] < 1 << 16:
         raise ValueError(f'"{whole}": "{text}" is not a port or a range of ports')
     return numbers
+
+
+def truth(key: str, text: str) -> bool:
+    """The value of a filter that is true or false. Invalid for anything else."""
+    if text not in {"true", "1", "false", "0"}:
+        raise Invalid(f'filter "{key}"', f'"{text}" is neither true nor false')
+    return text in {"true", "1"}
 
 
 def filters(items: tuple[str, ...]) -> dict[str, list[str]]:

@@ -19,6 +19,8 @@ from wherry_plugins.frontend.cli.listing import Row, filter_option, format_optio
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 
+#: What docker has for these fields, too: they are told by ``system df -v``.
+ABSENT = "N/A"
 KEYS = ("dangling", "label", "reference", "before", "since", "until")
 
 
@@ -48,6 +50,9 @@ _FIELDS: dict[str, Callable[[Named], Any]] = {
     "CreatedSince": lambda row: human.ago(row.image.created),
     "CreatedAt": lambda row: human.local(row.image.created),
     "Size": lambda row: human.size(row.image.size),
+    "Containers": lambda row: ABSENT,
+    "SharedSize": lambda row: ABSENT,
+    "UniqueSize": lambda row: ABSENT,
     "Platform": lambda row: row.image.platform,
     "Labels": lambda row: dict(row.image.labels),
 }
@@ -73,7 +78,7 @@ def _like(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(found)
     except re.error:
-        raise Invalid(f'filter "reference={pattern}"', "is no pattern") from None
+        raise Invalid(f'pattern "{pattern}"', "is none of a shell's") from None
 
 
 def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -> bool:
@@ -83,7 +88,7 @@ def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -
         key, equals, value = text.partition("=")
         if key not in labels or (equals and labels[key] != value):
             return False
-    if "dangling" in filters and (row.repository == NONE) is not (filters["dangling"][0] in {"true", "1"}):
+    if "dangling" in filters and (row.repository == NONE) is not values.truth("dangling", filters["dangling"][0]):
         return False
     patterns = filters.get("reference", ())
     names = (row.repository, f"{row.repository}:{row.tag}")
@@ -93,7 +98,10 @@ def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -
 
 
 @click.command(
-    "images", cls=Command, help="List images.", examples="wherry images\nwherry images --filter dangling=true -q"
+    "images",
+    cls=Command,
+    help="List images.",
+    examples="wherry images\nwherry images 'deb*:stable'\nwherry images --filter dangling=true -q",
 )
 @option("-a", "--all", "everything", is_flag=True, help="Accepted for docker's sake: there are no hidden ones")
 @option("-q", "--quiet", is_flag=True, help="Only ids")
@@ -102,7 +110,7 @@ def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -
 @filter_option("dangling, label, reference, before, since, until", "-f")
 @format_option()
 @json_option()
-@argument("repository", required=False, metavar="[REPOSITORY[:TAG]]")
+@argument("repository", required=False, metavar="[PATTERN[:TAG]]")
 def command(
     session: Session,
     *,
@@ -131,7 +139,8 @@ def command(
     found = [row for row in rows(tuple(images)) if chosen(row, wanted, (bounds[0], bounds[1]))]
     if repository:
         repo, tag, _digest = split_name(repository)
-        found = [row for row in found if row.repository == repo and tag in {NONE, row.tag}]
+        found = [row for row in found if _like(repo).fullmatch(row.repository)]
+        found = [row for row in found if tag == NONE or _like(tag).fullmatch(row.tag)]
     if as_json:
         unique = {(row.image.id, row.digest): row.image for row in found}
         session.line(

@@ -24,14 +24,20 @@ CHUNK = 1 << 20
     examples="wherry load -i busybox.tar\ndocker save busybox | wherry load",
 )
 @option("-i", "--input", "file", default="", metavar="FILE", help="The archive; stdin when not given")
-@option("-q", "--quiet", is_flag=True, help="Print only the names")
+@option("-q", "--quiet", is_flag=True, help="Accepted for docker's sake: no progress is shown")
 @option("--platform", default="", metavar="OS/ARCH", help="Platform to choose of a multi-platform image")
-def command(session: Session, *, file: str, quiet: bool, platform: str) -> int:
+def command(
+    session: Session,
+    *,
+    file: str,
+    quiet: bool,  # noqa: ARG001 - see its help
+    platform: str,
+) -> int:
     """Prints what was loaded."""
     with spooled(session, file) as path:
         for image in session.engine.load(f"archive:{path}", platform=platform):
             for name in image.names or (image.id,):
-                kind = "" if quiet else "Loaded image: " if image.names else "Loaded image ID: "
+                kind = "Loaded image: " if image.names else "Loaded image ID: "
                 session.line(f"{kind}{familiar(name)}")
     return 0
 

@@ -77,7 +77,7 @@ def command(session: Session, *, everything: bool, force: bool, filters: tuple[s
         if key not in KEYS:
             raise Invalid(f'filter "{key}"', "image prune has none of that name", hint(key, KEYS))
     if "dangling" in wanted:
-        everything = everything or wanted["dangling"][0] in {"false", "0"}
+        everything = everything or not values.truth("dangling", wanted["dangling"][0])
     if not force:
         which = "without at least one container associated to them" if everything else "that have no name"
         if not session.tty[0]:
