@@ -36,6 +36,7 @@ class Execs:
         process = exec_process(self._base(record), request, user=record.user, default_capabilities=DEFAULT_CAPABILITIES)
         exec = Exec(new_id(), Gate())
         isolation = state.isolation(record)
+        at_once = "exec-start" in state.kernel.capabilities("isolation", record.drivers["isolation"]).provides
         undo = Undo()
         self._prune(record)
         # Before the process is there: its end may be told before the driver answers.
@@ -48,6 +49,9 @@ class Execs:
         )
 
         def start() -> None:
+            if at_once:
+                exec.pid = isolation.exec(record.id, exec.id, process, streams, start=True).pid
+                return
             exec.pid = isolation.exec(record.id, exec.id, process, streams).pid
             try:
                 isolation.start(record.id, exec.id)

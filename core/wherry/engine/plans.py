@@ -29,6 +29,7 @@ def encode_plan(plan: Plan) -> dict[str, Any]:
         "start_time": plan.start_time,
         "target": plan.target,
         "hooks": dict(plan.hooks),
+        "start": plan.start,
     }
 
 

@@ -91,6 +91,8 @@ class ShimClient:
         self._instance = ""
         self._pidfds: dict[tuple[str, str], tuple[dict[str, Any], int]] = {}
         self._boxes: dict[str, dict[str, Any]] = {}
+        self._fates = threading.Lock()
+        self._spawning: dict[tuple[str, str], bool] = {}  # whether it was forgotten before its answer was taken
         self._streams: list[socket.socket] = []
         self.pid = 0
         self.start_time = 0
@@ -247,7 +249,20 @@ class ShimClient:
         body = encode_plan(plan)
         body["fds"] = [len(fds) + index for index in range(len(plan.fds))]
         fields = {"container": id, "exec_id": exec_id, "plan": body, "stdio": record}
-        state, received, link = self._exchange("spawn", [*fds, *plan.fds], fields)
+        if not plan.start:
+            return self._spawned(fields, [*fds, *plan.fds])
+        key = id, exec_id
+        self._spawning[key] = False
+        try:
+            return self._spawned(fields, [*fds, *plan.fds])
+        finally:
+            with self._fates:
+                forgotten = self._spawning.pop(key, False)
+            if forgotten:  # its end was told, and dealt with, while this thread had yet to take the answer
+                self._unremember(id, exec_id)
+
+    def _spawned(self, fields: Mapping[str, Any], fds: Sequence[int]) -> TaskState:
+        state, received, link = self._exchange("spawn", fds, fields)
         for fd in received:
             self._remember(state, fd)
             self._hand_over_late(link, state, fd)
@@ -323,6 +338,9 @@ class ShimClient:
         self._unremember(id, exec_id)
 
     def _unremember(self, id: str, exec_id: str) -> None:
+        with self._fates:
+            if (id, exec_id) in self._spawning:
+                self._spawning[id, exec_id] = True
         known = self._pidfds.pop((id, exec_id), None)
         if known is not None:
             os.close(known[1])

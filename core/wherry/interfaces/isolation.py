@@ -39,8 +39,13 @@ class Isolation(Protocol):
 
     def create(self, request: CreateRequest) -> TaskState: ...
     def start(self, id: str, exec_id: str = "") -> None: ...
-    def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
-        """process is the OCI ``process`` object. FailedPrecondition when the container does not run."""
+    def exec(
+        self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
+    ) -> TaskState:
+        """process is the OCI ``process`` object. FailedPrecondition when the container does not run.
+
+        start: it is started at once, in place of a call of start. Asked only of drivers that provide the flag "exec-start".
+        """
         ...
 
     def kill(self, id: str, signal: int, exec_id: str = "", *, all: bool = False) -> None:

@@ -76,7 +76,8 @@ class Plan:
     CLONE_INTO_CGROUP, on v1 by the child writing "0" to ``tasks``. idmap: of a new user namespace. fds become 3, 4, ...
     target: the id of a running container whose namespaces the process enters by pidfd, all of them: exec. hooks: those that
     the shim runs in the runtime's namespaces: {"prestart": [...], "createRuntime": [...]} as in the OCI runtime-spec, and
-    "state", the OCI state they get on stdin (the shim adds pid and status).
+    "state", the OCI state they get on stdin (the shim adds pid and status). start: it is started as soon as it is ready, and
+    ``Shim.spawn`` returns then.
     """
 
     argv: tuple[str, ...] = ()
@@ -93,6 +94,7 @@ class Plan:
     start_time: int = 0
     target: str = ""
     hooks: Mapping[str, Any] = field(factory=dict)
+    start: bool = False
 
 
 @frozen

@@ -35,7 +35,7 @@ class Child:
     __slots__ = (
         "argv", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "fresh", "gid", "groups", "home", "idmap",
         "inherited", "master", "namespaces", "path", "pidns", "proc", "program", "pts", "ready", "root", "search", "sockets", "source",
-        "stdio", "sys", "target", "tasks", "uid", "wants_home",
+        "starts", "stdio", "sys", "target", "tasks", "uid", "wants_home",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class Child:
         self.env: ctypes.Array[ctypes.c_char_p]
         self.env_count = 0
         self.wants_home = False
+        self.starts = False  # by itself, once it is ready
         self.candidates: tuple[bytes, ...] = ()
         self.search = False
 

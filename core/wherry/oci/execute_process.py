@@ -248,7 +248,7 @@ def runtime_hooks(child: Child) -> None:
 
 
 def created(child: Child) -> None:
-    """Reports "created" with the user, and the terminal's master, and waits for the start."""
+    """Reports "created" with the user, and the terminal's master, and waits for the start, unless it starts by itself."""
     master = (child.master,) if child.master >= 0 else ()
     # the root, /proc and the like have served; who waits holds nothing that a later step does not need
     process.close_others((0, 1, 2, child.channel, *child.fds, *master))
@@ -257,7 +257,8 @@ def created(child: Child) -> None:
     child.send({"created": {"user": f"{child.uid}:{child.gid}"}}, master)
     if master:
         os.close(master[0])
-    child.await_packet(b"s")
+    if not child.starts:
+        child.await_packet(b"s")
 
 
 def label(_child: Child, name: bytes) -> None:

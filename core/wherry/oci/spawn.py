@@ -1,7 +1,7 @@
 """From an encoded plan to a held process: the shim's half of ``wherry.oci``. Single-threaded, and never waits for the child.
 
 The plan is the JSON form of wherry.api.Plan (how "clone"): {"argv", "env", "flags", "cgroups", "idmap": {"uids", "gids"}, "join",
-"steps": [[name, argument, ...], ...], "hooks", "target"}. The channel is a SOCK_SEQPACKET socket to the child.
+"steps": [[name, argument, ...], ...], "hooks", "target", "start"}. The channel is a SOCK_SEQPACKET socket to the child.
 
 Packets of the child, JSON:
 
@@ -11,7 +11,8 @@ Packets of the child, JSON:
   pid in it on stdin, and answer ``b"h"``, or kill the child when one fails;
 - end of file after the start: execve succeeded.
 
-Packets to the child: ``b"s"`` starts it. ``b"m"`` is not needed: id maps are written by the child's own intermediate, which has
+Packets to the child: ``b"s"`` starts it; one whose plan says "start" does not wait for it.
+``b"m"`` is not needed: id maps are written by the child's own intermediate, which has
 the shim's privileges.
 
 **User namespaces.** A step "userns" means that the cloned process is an intermediate, which makes the real one as its sibling
@@ -106,6 +107,7 @@ def _prepare(plan: Mapping[str, Any]) -> Child:
     child.program = bind(plan["steps"])
     child.flags = plan.get("flags", 0)
     child.idmap = plan.get("idmap") or {}
+    child.starts = bool(plan.get("start"))
     set_command(child, plan["argv"], plan["env"])
     return child
 

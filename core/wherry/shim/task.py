@@ -32,7 +32,7 @@ class Task:
     """
 
     __slots__ = (
-        "channel", "code", "error", "exec_id", "foreign", "forgotten", "held", "hooks", "id", "oom", "owed", "pid", "pidfd",
+        "channel", "code", "direct", "error", "exec_id", "foreign", "forgotten", "held", "hooks", "id", "oom", "owed", "pid", "pidfd",
         "protected", "sandbox_id", "size", "starting", "start_time", "status", "stopped_at", "streams", "user", "waiting",
     )  # fmt: skip
 
@@ -49,6 +49,7 @@ class Task:
         self.stopped_at = 0
         self.oom = False
         self.protected = False  # its plan leaves it the shim's own score of the OOM killer
+        self.direct = False  # it starts by itself, and its spawn is answered then
         self.starting = False
         self.forgotten = False
         self.foreign = False  # not a child of ours

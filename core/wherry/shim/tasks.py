@@ -88,7 +88,7 @@ class Tasks:
         if known is not None:
             if known.forgotten:
                 raise Fault("AlreadyExists", known.name, "the one before it has not ended yet", "try again")
-            if known.status == "creating":
+            if known.status == "creating" or (known.direct and known.starting):
                 known.waiting = (*known.waiting, reply)
             else:
                 self._answer(reply, known)
@@ -127,6 +127,7 @@ class Tasks:
                     )
                 task.pid, task.pidfd = held.pid, held.pidfd
                 task.hooks = plan.get("hooks") or None
+                task.direct = bool(plan.get("start"))
                 task.size = (stdio.get("rows", 0), stdio.get("columns", 0))
                 task.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, held.channel)
                 task.channel.setblocking(False)
@@ -260,6 +261,9 @@ class Tasks:
             task.streams.ends["master"] = master
             self._shim.keeper.add(task.streams)
         task.status = "created"
+        if task.direct:
+            task.starting = True
+            return
         self._note(task)
         waiting, task.waiting = task.waiting, ()
         for reply in waiting:
@@ -280,18 +284,20 @@ class Tasks:
         elif task.status == "creating" and task.pid == 0 and task.error is None:  # the intermediate died
             self._failed(task, describe(Fault("Error", task.name, "its first process ended before it was ready")))
 
-    @staticmethod
-    def _started(task: Task) -> None:
+    def _started(self, task: Task) -> None:
         waiting, task.waiting = task.waiting, ()
         for reply in waiting:
-            reply.ok(None)
+            if task.direct:
+                self._answer(reply, task)
+            else:
+                reply.ok(None)
 
     def _failed(self, task: Task, record: dict[str, Any]) -> None:
         """The child cannot go on. Whoever waits hears why once it has ended, so that the same id can be used again at once."""
         task.error = record
         task.hooks = None
         task.starting = False
-        if task.status == "creating":
+        if task.status == "creating" or task.direct:
             task.forgotten = True  # it never was
         if task.pid == 0:
             self._tell_failure(task)

@@ -371,6 +371,22 @@ class IsolationContract(Contract):
             harness.exec(task, "/bin/plain").start()
         assert task.status() == "running"
 
+    def test_exec_that_starts_at_once(self, harness: IsolationHarness) -> None:
+        self.need(harness, "exec-start")
+        task = harness.launch(*FOREVER)
+        more = harness.exec(task, "sh", "-c", "cat /marker; read line; exit 9", start=True)
+        assert (more.created.exec_id, more.created.status, more.created.pid > 0) == (more.exec_id, "running", True)
+        assert more.expect(MARKER.encode()) == MARKER.encode()
+        assert more.status() == "running"
+        more.write(b"\n")
+        assert more.code() == 9
+        for command, error in (("no-such-command", CommandNotFound), ("/bin/plain", CommandNotExecutable)):
+            with pytest.raises(error):
+                harness.exec(task, command, start=True)
+        for _ in range(5):  # so short a life that its end may come before the answer
+            assert harness.exec(task, "true", start=True).code() == 0
+        assert task.status() == "running"
+
     # pause
 
     def test_pause_and_resume(self, harness: IsolationHarness) -> None:

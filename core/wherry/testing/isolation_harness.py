@@ -182,12 +182,14 @@ class IsolationHarness(Harness[Isolation]):
     def launch(self, *args: str, **keywords: Any) -> Task:
         return self.create(*args, **keywords).start()
 
-    def exec(self, task: Task, *args: str, terminal: bool = False, **process: Any) -> Task:
-        """One more process in a running container, held before its execve."""
+    def exec(self, task: Task, *args: str, terminal: bool = False, start: bool = False, **process: Any) -> Task:
+        """One more process in a running container, held before its execve, unless it is to start at once."""
         described = process_of(*args, terminal=terminal, **process)
-        return self._made(task.id, f"x-{uuid4().hex[:8]}", described, terminal, False)
+        return self._made(task.id, f"x-{uuid4().hex[:8]}", described, terminal, False, start)
 
-    def _made(self, id: str, exec_id: str, process: Mapping[str, Any], terminal: bool, hold: bool) -> Task:
+    def _made(
+        self, id: str, exec_id: str, process: Mapping[str, Any], terminal: bool, hold: bool, start: bool = False
+    ) -> Task:
         driver = self.open()
         stdin, writer = (-1, -1) if hold else os.pipe()
         reader, stdout = os.pipe()
@@ -196,7 +198,7 @@ class IsolationHarness(Harness[Isolation]):
         )
         try:
             if exec_id:
-                state = driver.exec(id, exec_id, process, streams)
+                state = driver.exec(id, exec_id, process, streams, **({"start": True} if start else {}))
             else:
                 state = driver.create(self.request(id, process, streams))
         except BaseException:

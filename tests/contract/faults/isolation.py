@@ -346,19 +346,33 @@ class MissingHasAState(ChrootIsolation):
 
 @breaks("exec_runs_inside")
 class ExecOnTheHost(ChrootIsolation):
-    def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
+    def exec(
+        self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
+    ) -> TaskState:
         return self.make(id, exec_id, "/", {**process, "env": ["PATH=/usr/bin:/bin"]}, stdio, os.getpid())
 
 
 @breaks("exec_is_in_the_same_namespaces")
 class ExecInNewNamespaces(ChrootIsolation):
-    def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
+    def exec(
+        self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
+    ) -> TaskState:
         return self.make(id, exec_id, self.life(id).root, process, stdio, 0)
+
+
+@breaks("exec_that_starts_at_once")
+class ExecHeldAllTheSame(ChrootIsolation):
+    def exec(
+        self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
+    ) -> TaskState:
+        return super().exec(id, exec_id, process, stdio)
 
 
 @breaks("exec_needs_a_running_container")
 class ExecAnywhere(ChrootIsolation):
-    def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
+    def exec(
+        self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
+    ) -> TaskState:
         life = self.life(id)
         return self.make(id, exec_id, life.root, process, stdio, 0)
 

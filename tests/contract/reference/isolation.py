@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from contract.reference.state import NoConfig
 from contract.reference.terminal import Terminal
 from wherry.api import (
@@ -25,6 +27,7 @@ from wherry.api import (
     CommandNotFound,
     Context,
     CreateRequest,
+    Error,
     Exit,
     FailedPrecondition,
     NotFound,
@@ -146,11 +149,21 @@ class ChrootIsolation:
     def create(self, request: CreateRequest) -> TaskState:
         return self.make(request.id, "", request.rootfs[0].source, request.spec["process"], request.stdio, 0)
 
-    def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
+    def exec(
+        self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
+    ) -> TaskState:
         life = self.life(id)
         if life.status != "running":
             raise FailedPrecondition(f"container {id!r}", f"is {life.status}")
-        return self.make(id, exec_id, life.root, process, stdio, life.popen.pid)
+        state = self.make(id, exec_id, life.root, process, stdio, life.popen.pid)
+        if start:
+            try:
+                self.start(id, exec_id)
+            except Error:
+                del self.lives[id, exec_id]
+                raise
+            return attrs.evolve(state, status="running")
+        return state
 
     def start(self, id: str, exec_id: str = "") -> None:
         self.life(id, exec_id).release()
@@ -227,5 +240,5 @@ class ChrootIsolation:
 
 
 def registration(driver: type[ChrootIsolation] = ChrootIsolation) -> Registration[NoConfig, ChrootIsolation]:
-    flags = Capabilities(provides=frozenset({"exec", "pause"}))
+    flags = Capabilities(provides=frozenset({"exec", "exec-start", "pause"}))
     return Registration(id="reference", config=NoConfig, init=driver, capabilities=lambda config, context: flags)

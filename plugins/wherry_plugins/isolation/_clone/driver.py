@@ -128,7 +128,9 @@ class Clones:
         self._record(id, exec_id)
         self._shim.start(id, exec_id)
 
-    def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
+    def exec(
+        self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
+    ) -> TaskState:
         record = self._record(id)
         try:
             host = self._host({**record.spec, "process": process}, record.group)
@@ -138,8 +140,9 @@ class Clones:
         if record.paused and record.group.frozen():
             raise FailedPrecondition(f'container "{id}"', "is paused", "resume it first")
         record.gone.discard(exec_id)
-        state = self._spawn(id, exec_id, self._plan(compiled, record.group, target=id), stdio)
-        record.pids[exec_id] = (state.pid, state.start_time)
+        state = self._spawn(id, exec_id, self._plan(compiled, record.group, target=id, start=start), stdio)
+        if exec_id not in record.gone:  # it may have ended, and been deleted, before this thread had the answer
+            record.pids[exec_id] = (state.pid, state.start_time)
         return state
 
     def _spawn(self, id: str, exec_id: str, plan: Plan, stdio: Stdio) -> TaskState:
@@ -213,6 +216,7 @@ class Clones:
         sandbox_id: str = "",
         target: str = "",
         fds: tuple[int, ...] = (),
+        start: bool = False,
     ) -> Plan:
         uids, gids = compiled.idmap
         return Plan(
@@ -227,6 +231,7 @@ class Clones:
             fds=fds,
             target=target,
             hooks=compiled.hooks,
+            start=start,
         )
 
     def _record(self, id: str, exec_id: str = "") -> Record:

@@ -46,7 +46,7 @@ def _probe(_config: NamespacesConfig, context: Context) -> str | None:
 
 
 def _capabilities(_config: NamespacesConfig, _context: Context) -> Capabilities:
-    return Capabilities(provides=frozenset({"exec", "pause", "netns"}))
+    return Capabilities(provides=frozenset({"exec", "exec-start", "pause", "netns"}))
 
 
 @hookimpl

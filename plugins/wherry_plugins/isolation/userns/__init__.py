@@ -47,7 +47,9 @@ def _probe(_config: UsernsConfig, _context: Context) -> str | None:
 def _capabilities(_config: UsernsConfig, _context: Context) -> Capabilities:
     from wherry.linux import cgroup
 
-    return Capabilities(provides=frozenset({"exec", "netns", *(["pause"] if cgroup.detect().unified else [])}))
+    return Capabilities(
+        provides=frozenset({"exec", "exec-start", "netns", *(["pause"] if cgroup.detect().unified else [])})
+    )
 
 
 @hookimpl
