@@ -215,7 +215,7 @@ def test_a_tree_runs_without_a_name(wherry: Wherry, tmp_path: Path, busybox_imag
 
 def test_an_image_by_buildah(wherry: Wherry, tmp_path: Path, busybox_archive: Path) -> None:
     """Made of ours by buildah, changed, and taken back by each of the ways it writes."""
-    need("buildah")
+    need("buildah", "docker-registry")
     base = tmp_path / "base.tar"
     wherry("load", "-i", busybox_archive)
     wherry("save", "-o", base, "busybox")
@@ -233,6 +233,10 @@ def test_an_image_by_buildah(wherry: Wherry, tmp_path: Path, busybox_archive: Pa
     assert wherry("image", "inspect", "-f", "{{.Config.Labels.a}}", "localhost/built:oci-archive").stdout == "b\n"
     tree = wherry("image", "tree", "localhost/built:oci-archive").stdout
     assert "etc/new" in tree
+    with debian(tmp_path / "registry") as registry:
+        buildah(made, "push", "-q", "--tls-verify=false", "localhost/built:1", f"docker://{registry.host}/built:1")
+        wherry("pull", "-q", f"{registry.host}/built:1")
+        assert wherry("run", "--rm", f"{registry.host}/built:1").stdout == "by buildah\n"
 
 
 CONTROL = """Package: box

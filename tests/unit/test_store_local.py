@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from wherry.api import AlreadyExists, Descriptor, Digest, Error, FailedPrecondition, InUse, Invalid, NotFound
+from wherry.api import AlreadyExists, BlobInfo, Descriptor, Digest, Error, FailedPrecondition, InUse, Invalid, NotFound
 from wherry_plugins.store.local.store import LocalStore
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -355,6 +355,39 @@ def test_a_lost_file_is_told(store: LocalStore) -> None:
     store.path(digest(b"x")).unlink()
     with pytest.raises(Error, match="doctor"):
         store.open(digest(b"x"))
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_blob_that_goes_while_it_is_opened(store: LocalStore, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    """It is absent, not lost. The twin believes its first look."""
+    digest = put(store, b"x")
+    real = LocalStore.info
+    looks: list[BlobInfo] = []
+
+    def info(self: LocalStore, wanted: Digest) -> BlobInfo:
+        if twin and looks:
+            return looks[0]
+        found = real(self, wanted)
+        looks.append(found)
+        self.delete(wanted)
+        return found
+
+    monkeypatch.setattr(LocalStore, "info", info)
+    with pytest.raises(Error, match="file is gone" if twin else "is not in the store"):
+        store.open(digest)
+
+
+def test_a_layout_that_a_full_disk_cut_short(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, text: str) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space"):
+            LocalStore(root)
+    LocalStore(root).close()
+    assert json.loads((root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
 
 
 def test_compare_and_swap(store: LocalStore) -> None:

@@ -90,7 +90,9 @@ class LocalStore:
         self._index_written = self._index_took = 0.0
         layout = root / "oci-layout"
         if not layout.exists():
-            layout.write_text('{"imageLayoutVersion":"1.0.0"}')
+            whole = layout.with_name("oci-layout.new")  # half of it would stay so
+            whole.write_text('{"imageLayoutVersion":"1.0.0"}')
+            whole.replace(layout)
             if fsync:
                 for directory in (self.blobs.parent, root, root.parent):
                     fsync_directory(directory)
@@ -110,6 +112,7 @@ class LocalStore:
         try:
             return self.path(digest).open("rb")
         except FileNotFoundError as error:
+            self.info(digest)  # it may have gone since
             raise Error(f'blob "{digest}"', "its file is gone", "run wherry doctor") from error
 
     def ingest(self, ref: str, expected: Descriptor | None = None) -> LocalIngest:
