@@ -141,6 +141,19 @@ def test_a_sender_that_keeps_its_port(here: World) -> None:
     assert moves(here) == ["old", "old", "web", "web"]
 
 
+def test_a_sender_of_one_that_went_while_no_netd_was_there(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody forgot its flows then; whoever has the port next does."""
+    forget, calls = conntrack.forget, []
+
+    def away(wanted: Callable[[conntrack.Flow], bool]) -> int:
+        calls.append(wanted)
+        return 0 if len(calls) == 2 else forget(wanted)
+
+    monkeypatch.setattr(conntrack, "forget", away)
+    assert moves(here) == ["old", "old", "web", "web"]
+    assert len(calls) == 3
+
+
 def test_twin_flows_are_remembered(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "forget", lambda _wanted: 0)
     assert moves(here) == ["old"] * 4

@@ -22,23 +22,25 @@ _ERROR, _DONE = 2, 3
 _ORIG, _REPLY, _ZONE = 1, 2, 18
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _SOURCES = (1, 3)  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
+_DESTINATIONS = (2, 4)
 _PROTO_NUM, _PROTO_TARGET = 1, 3
 _UDP = 17
 
 
 class Flow:
-    """One that is remembered. to_port: that of the first datagram, as it was sent; answerer: the address of who answers it."""
+    """One that is remembered. asked and to_port: where the first datagram was sent to; answerer: the address of who answers it."""
 
-    __slots__ = ("_orig", "_zone", "answerer", "family", "protocol", "to_port")
+    __slots__ = ("_orig", "_zone", "answerer", "asked", "family", "protocol", "to_port")
 
     def __init__(self, family: int, attributes: dict[int, bytes]) -> None:
         orig, reply = attributes[_ORIG], attributes[_REPLY]
-        proto = dict(_attributes(dict(_attributes(orig))[_TUPLE_PROTO]))
-        ip = dict(_attributes(dict(_attributes(reply))[_TUPLE_IP]))
+        sent = dict(_attributes(orig))
+        proto = dict(_attributes(sent[_TUPLE_PROTO]))
         self.family = family
         self.protocol = proto[_PROTO_NUM][0]
         self.to_port = int.from_bytes(proto.get(_PROTO_TARGET, b""), "big")
-        self.answerer = next((str(ipaddress.ip_address(ip[type])) for type in _SOURCES if type in ip), "")
+        self.asked = _address(sent[_TUPLE_IP], _DESTINATIONS)
+        self.answerer = _address(dict(_attributes(reply))[_TUPLE_IP], _SOURCES)
         self._orig = orig
         self._zone = attributes.get(_ZONE)
 
@@ -80,6 +82,11 @@ def _flows(sock: socket.socket, family: int) -> Iterator[Flow]:
 def _send(sock: socket.socket, message: int, flags: int, family: int, payload: bytes) -> None:
     header = struct.pack("=IHHII", 20 + len(payload), _SUBSYSTEM << 8 | message, flags, 1, 0)
     sock.send(header + struct.pack("=BBH", family, 0, 0) + payload)
+
+
+def _address(ip: bytes, types: tuple[int, int]) -> str:
+    found = dict(_attributes(ip))
+    return next((str(ipaddress.ip_address(found[type])) for type in types if type in found), "")
 
 
 def _attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:

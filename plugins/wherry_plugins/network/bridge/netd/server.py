@@ -29,6 +29,7 @@ from wherry_plugins.network.bridge.netd.upstream import Upstream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from wherry.linux.loop import Loop, Timer
@@ -196,6 +197,9 @@ class Server:
             if before.record["ports"] != endpoint.record["ports"]:
                 self._published.pop(endpoint.key, Published()).close()
         self._endpoints[endpoint.key] = endpoint
+        # Of one that had them before, and went while no netd was there: its senders would go on speaking to it.
+        own = endpoint.addresses
+        _forget_flows(endpoint, lambda flow: flow.asked != flow.answerer and flow.answerer not in own)
         self._names.add(endpoint)
         self.settle()
 
@@ -236,9 +240,7 @@ class Server:
         if endpoint is not None:
             self._ruleset.delete(rules.of_endpoint(endpoint))
             self._names.remove(endpoint)
-            udp = {port.host_port for port in endpoint.ports if port.protocol == "udp"}
-            if udp:
-                conntrack.forget(lambda flow: flow.to_port in udp and flow.answerer in endpoint.addresses)
+            _forget_flows(endpoint, lambda flow: flow.answerer in endpoint.addresses)
             self._published.pop(key, Published()).close()
             if not any(sandbox == key[0] for sandbox, _network in self._endpoints):
                 for resolver in self._resolvers.pop(key[0], []):
@@ -277,6 +279,13 @@ class Server:
     def _stop(self, _message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
         self.end()
         return None, []
+
+
+def _forget_flows(endpoint: Endpoint, wanted: Callable[[conntrack.Flow], bool]) -> None:
+    """Those of them that were sent to the UDP ports that it publishes."""
+    udp = {port.host_port for port in endpoint.ports if port.protocol == "udp"}
+    if udp:
+        conntrack.forget(lambda flow: flow.to_port in udp and wanted(flow))
 
 
 _OPS = {
