@@ -24,6 +24,8 @@ def test_a_networks_life(wherry: Any) -> None:
     assert wherry("network", "ls", "-q", "--filter", "label=team=a").stdout == identifier[:12] + "\n"
     assert wherry("network", "ls", "--filter", "name=la", "--format", "{{.Name}} {{.Driver}}").stdout == "lab bridge\n"
     (shown,) = json.loads(wherry("network", "inspect", "lab").stdout)
+    created = wherry("network", "ls", "--filter", "name=lab", "--format", "{{.CreatedAt}}").stdout
+    assert created[:10] == shown["Created"][:10] > "2020"
     assert (shown["Id"], shown["Driver"], shown["Internal"]) == (identifier, "bridge", False)
     assert shown["IPAM"]["Config"] == [{"Subnet": "10.70.0.0/24", "Gateway": "10.70.0.1", "IPRange": "10.70.0.128/25"}]
     wherry("run", "-d", "--name", "one", "--network", "lab", "--network-alias", "uno", "--ip", "10.70.0.200", *SLEEP)
@@ -38,6 +40,9 @@ def test_a_networks_life(wherry: Any) -> None:
     assert names["lab"]["IPAddress"] == "10.70.0.200"
     wherry("network", "disconnect", "lab", "one")
     assert wherry("ps", "--format", "{{.Names}} {{.Networks}}").stdout == "one side\n"
+    for filters in ("until=24h", "label=other", "label!=team"):
+        assert wherry("network", "prune", "-f", "--filter", filters).stdout == ""
+    assert 'did you mean "until"?' in wherry("network", "prune", "-f", "--filter", "untl=24h", code=1).stderr
     assert wherry("network", "prune", "-f").stdout == "Deleted Networks:\nlab\n"
     wherry("rm", "-f", "one")
     assert wherry("network", "rm", "side").stdout == "side\n"

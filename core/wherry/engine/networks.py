@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 from attrs import evolve
@@ -28,7 +29,8 @@ class Networks:
                     raise AlreadyExists(
                         f'network "{config.name}"', f'the network driver "{info.driver}" has one of that name'
                     )
-            made = _info(driver, self._state.network(driver).create(config))
+            wish = evolve(config, created=time.time_ns())
+            made = _info(driver, self._state.network(driver).create(wish))
         self._state.tell("network.created", made.id, {"name": config.name, "driver": driver})
         return made
 

@@ -28,7 +28,8 @@ class Port:
 
 @frozen
 class NetworkConfig:
-    """A network. subnets and ip_ranges are CIDR; empty: chosen. options: "mtu", "parent", ... of the driver."""
+    """A network. subnets and ip_ranges are CIDR; empty: chosen. options: "mtu", "parent", ... of the driver. created: ns since the
+    epoch, set by the engine; 0 for one that nobody made."""
 
     name: str
     subnets: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class NetworkConfig:
     ipv6: bool = False
     labels: Labels = field(factory=dict)
     options: Labels = field(factory=dict)
+    created: int = 0
 
 
 @frozen

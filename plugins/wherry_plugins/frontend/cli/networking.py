@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wherry.api import Invalid, Join, NetworkInfo, Port
+from wherry_plugins.frontend.cli import human
 
 
 def addresses(port: Port) -> list[str]:
@@ -83,6 +84,7 @@ def network_document(info: NetworkInfo) -> dict[str, Any]:
     return {
         "Name": config.name,
         "Id": info.id,
+        "Created": human.iso(config.created),
         "Scope": "local",
         "Driver": info.driver,
         "EnableIPv4": any(":" not in subnet for subnet in config.subnets),

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from wherry.api import Error, FailedPrecondition, InUse, Invalid, Join, NetworkConfig, NetworkInfo, NotFound
-from wherry_plugins.frontend.cli import values
+from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, Group, argument, option
+from wherry_plugins.frontend.cli.commands.prune import limit, matches
 from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show, show_one
 from wherry_plugins.frontend.cli.main import report
 from wherry_plugins.frontend.cli.nearest import hint
@@ -20,6 +21,7 @@ from wherry_plugins.frontend.cli.streams import each
 
 HERE = "wherry_plugins.frontend.cli.commands.network"
 KEYS = ("driver", "id", "label", "name", "scope", "type", "dangling")
+PRUNE_KEYS = (*KEYS, "label!", "until")
 
 
 @click.command(
@@ -81,6 +83,7 @@ _FIELDS: dict[str, Callable[[NetworkInfo], Any]] = {
     "Scope": lambda _info: "local",
     "IPv6": lambda info: info.config.ipv6,
     "Internal": lambda info: info.config.internal,
+    "CreatedAt": lambda info: human.local(info.config.created),
     "Labels": lambda info: ",".join(f"{key}={value}" for key, value in info.config.labels.items()),
     "Subnets": lambda info: ",".join(info.config.subnets),
 }
@@ -90,12 +93,12 @@ COLUMNS = (("NETWORK ID", "ID"), ("NAME", "Name"), ("DRIVER", "Driver"), ("SCOPE
 
 def chosen(session: Session, info: NetworkInfo, filters: dict[str, list[str]]) -> bool:
     """Whether all filters hold: the values of one are alternatives, labels add up (docker network ls, "Filtering")."""
-    labels = info.config.labels
+    if not matches(info.config, filters, limit(filters)):
+        return False
     for key, wanted in filters.items():
-        if key == "label":
-            pairs = [text.partition("=") for text in wanted]
-            holds = all(name in labels and (not equals or labels[name] == text) for name, equals, text in pairs)
-        elif key == "name":
+        if key in ("label", "label!", "until"):
+            continue
+        if key == "name":
             holds = any(text in info.config.name for text in wanted)
         elif key == "id":
             holds = any(info.id.startswith(text) for text in wanted)
@@ -113,11 +116,12 @@ def chosen(session: Session, info: NetworkInfo, filters: dict[str, list[str]]) -
     return True
 
 
-def _filters(items: tuple[str, ...]) -> dict[str, list[str]]:
+def _filters(items: tuple[str, ...], keys: tuple[str, ...] = KEYS) -> dict[str, list[str]]:
     found = values.filters(items)
     for key in found:
-        if key not in KEYS:
-            raise Invalid(f'filter "{key}"', "networks have none of that name", hint(key, KEYS))
+        if key not in keys:
+            raise Invalid(f'filter "{key}"', "networks have none of that name", hint(key, keys))
+    limit(found)
     return found
 
 
@@ -188,10 +192,10 @@ def remove_unused(session: Session, wanted: dict[str, list[str]]) -> list[str]:
 
 @click.command("prune", cls=Command, help="Remove all networks that no container is attached to.")
 @option("-f", "--force", is_flag=True, help="Do not ask")
-@filter_option("Only those: label, name, driver ...")
+@filter_option("until, label, label!, name, driver, id")
 def prune(session: Session, *, force: bool, filters: tuple[str, ...]) -> int:
     """Asks on a terminal; elsewhere --force is needed. Networks that a stopped container names go too, as docker's do."""
-    wanted = _filters(filters)
+    wanted = _filters(filters, PRUNE_KEYS)
     if not force:
         if not session.tty[0]:
             raise FailedPrecondition("network prune", "it removes networks", "confirm it with --force")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from wherry.api import Container, Error, FailedPrecondition, ImageInfo, Invalid
+from wherry.api import Container, Error, FailedPrecondition, ImageInfo, Invalid, NetworkConfig
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.listing import filter_option
@@ -14,7 +14,7 @@ from wherry_plugins.frontend.cli.session import Session
 KEYS = ("dangling", "until", "label", "label!")
 
 
-def matches(thing: ImageInfo | Container, filters: dict[str, list[str]], until: int) -> bool:
+def matches(thing: ImageInfo | Container | NetworkConfig, filters: dict[str, list[str]], until: int) -> bool:
     """Whether the filters for labels hold, and it was made before until (ns since the epoch, 0: no matter)."""
 
     def has(text: str) -> bool:

@@ -97,8 +97,8 @@ def containers(session: Session, *, force: bool, filters: tuple[str, ...]) -> in
 @option("--volumes", is_flag=True, help="Volumes without a name of their own, too")
 @filter_option("until, label, label!")
 def system(session: Session, *, everything: bool, force: bool, volumes: bool, filters: tuple[str, ...]) -> int:
-    """Asks on a terminal; elsewhere --force is needed. Prints what went. A filter is for containers and images; networks, which have
-    no date, stay where there is one, and so do volumes."""
+    """Asks on a terminal; elsewhere --force is needed. Prints what went. Filters are for containers, networks and images; volumes stay
+    where there is one."""
     wanted = _wanted("system prune", filters)
     what = "all stopped containers, all unused networks, " + (
         "all unused images" if everything else "all images without a name"
@@ -108,10 +108,9 @@ def system(session: Session, *, everything: bool, force: bool, volumes: bool, fi
         return 0
     before = _taken(session)
     _show(session, "Containers", remove_stopped(session, wanted))
-    if not wanted:
-        _show(session, "Networks", remove_unused(session, {}))
-        if volumes:
-            _show(session, "Volumes", list(session.engine.prune_volumes()))
+    _show(session, "Networks", remove_unused(session, wanted))
+    if volumes and not wanted:
+        _show(session, "Volumes", list(session.engine.prune_volumes()))
     lines, orphans = remove_images(session, wanted, everything=everything)
     _show(session, "Images", lines)
     session.line(f"Total reclaimed space: {human.size(max(before - _taken(session), 0) + orphans)}")
