@@ -13,15 +13,22 @@ import sys
 import types
 
 _SIGN = 1 << 31  # of the 32 bits that hold the count: what is immortal is negative there
+_ROOM = 1 << 28
 
 
 def mark() -> int:
-    """The count of an immortal object; 0 where this interpreter has none that are known here."""
+    """The count to give an object that shall be immortal; 0 where this interpreter has none that are known here.
+
+    From 3.14 on there is room above None's own count, which is the least that nothing is added to: a reference that was on the
+    interpreter's stack when its object became immortal is still taken from its count, as it was when it was put there.
+    """
     if sys.implementation.name != "cpython" or sys.version_info < (3, 12) or sys.byteorder != "little":
         return 0
     found = ctypes.c_uint32.from_address(id(None)).value
     # a build without a GIL has something else there, and one for 32 bits a smaller count
-    return found if found & _SIGN and sys.getrefcount(None) & 0xFFFFFFFF == found else 0
+    if not found & _SIGN or sys.getrefcount(None) & 0xFFFFFFFF != found:
+        return 0
+    return min(found + _ROOM, 0xFFFFFFFF)
 
 
 def immortalize() -> int:
@@ -38,7 +45,7 @@ def immortalize() -> int:
     while left:
         item = left.pop()
         word = at(id(item))
-        if word.value == immortal or isinstance(item, types.FrameType):
+        if word.value & _SIGN or isinstance(item, types.FrameType):
             continue
         word.value = immortal
         count += 1
