@@ -18,6 +18,7 @@ import calls
 import ours
 import peers as others
 import pulls
+import rootless
 from rows import ROWS, WANTED, WHOLE, Line, Plan
 from world import AbsentError, World
 
@@ -95,6 +96,12 @@ def set_up(world: World, wanted: set[str], options: argparse.Namespace) -> tuple
         "runc": lambda: others.Bundled(world, "runc"),
         "podman": lambda: others.Podman(world),
         "docker": lambda: others.Docker(world),
+        "user": lambda: rootless.User(world),
+        "wherry rootless": lambda: rootless.RootlessWherry(world, found["user"]),
+        "wherry rootless api": lambda: rootless.RootlessApi(found["user"]),
+        "wherry rootless fuse-overlayfs": lambda: rootless.RootlessWherry(world, found["user"], rootless.FUSE),
+        "podman rootless": lambda: rootless.RootlessPodman(world, found["user"]),
+        "podman rootless fuse-overlayfs": lambda: rootless.RootlessPodman(world, found["user"], rootless.FUSE),
         "registry": lambda: pulls.Registry(world),
         "wherry overlayfs": lambda: pulls.Wherry(world, "overlayfs"),
         "wherry vfs": lambda: pulls.Wherry(world, "vfs"),
@@ -108,7 +115,7 @@ def set_up(world: World, wanted: set[str], options: argparse.Namespace) -> tuple
         except AbsentError as reason:
             absent[name] = str(reason)
         except Exception as error:
-            absent[name] = f"{type(error).__name__}: {error}"
+            absent[name] = f"there is no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
     return found, absent
 
 

@@ -151,8 +151,17 @@ def row_1(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
         "back to back": {"floor": 1.5, "crun": 0.7, "runc": 1 / 6},
         "150 ms idle": {"floor": 1.5, "crun": 0.5, "runc": 1 / 6},
     }
-    subjects = {name: peers[name].once for name in names}
-    return timed(1, "run true, API", subjects, "wherry api", goals, plan)
+    lines = []
+    if names:
+        lines += timed(1, "run true, API", {name: peers[name].once for name in names}, "wherry api", goals, plan)
+    for what, api, shell, other in (
+        ("rootless run true", "wherry rootless api", "wherry rootless", "podman rootless"),
+        ("rootless run true, fuse-overlayfs", "", "wherry rootless fuse-overlayfs", "podman rootless fuse-overlayfs"),
+    ):
+        subjects = {name: peers[name].once for name in (api, shell, other) if name in peers}
+        if shell in subjects:
+            lines += timed(1, what, subjects, shell, both({}), plan, slow=True)
+    return lines
 
 
 def row_2(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
@@ -325,6 +334,7 @@ def row_8(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
 def row_9(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
     """Throughput of one TCP connection, Gbit/s: between two containers, and from a machine outside to a published port."""
     names = [name for name in ("wherry", "docker", "podman") if name in peers]
+    users = [name for name in ("wherry rootless", "podman rootless") if name in peers]
     need("iperf3")
     inner = 5201
     hand = Neighbours()
@@ -340,8 +350,17 @@ def row_9(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
             address, port = address_of(right), peers[name].port
             between[name] = partial(gigabits, left, right, address, inner, inner, plan.seconds)
             outside[name] = partial(gigabits, hand.outside, right, hand.host, port, inner, plan.seconds)
-        lines = _streams("between two containers", between, {"veth pair": 0.98}, plan)
-        return lines + _streams("to a published port", outside, {"docker": 1.0}, plan)
+        lines = _streams("between two containers", between, "wherry", {"veth pair": 0.98}, plan)
+        lines += _streams("to a published port", outside, "wherry", {"docker": 1.0}, plan)
+        between, outside = {}, {}
+        for name in users:
+            held.append(peers[name])
+            left, right, web = peers[name].rootless_neighbours(inner)
+            between[name] = partial(gigabits, left, right, address_of(right), inner, inner, plan.seconds)
+            outside[name] = partial(gigabits, hand.outside, web, hand.host, peers[name].port, inner, plan.seconds)
+        goals = {"podman rootless": 1.0}
+        lines += _streams("rootless, between two containers", between, "wherry rootless", goals, plan)
+        return lines + _streams("rootless, to a published port", outside, "wherry rootless", goals, plan)
     finally:
         for peer in held:
             peer.part()
@@ -349,7 +368,7 @@ def row_9(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
 
 
 def _streams(
-    what: str, subjects: Mapping[str, Callable[[], float]], goals: Mapping[str, float], plan: Plan
+    what: str, subjects: Mapping[str, Callable[[], float]], ours: str, goals: Mapping[str, float], plan: Plan
 ) -> list[Line]:
     for measure in subjects.values():
         settled(measure)
@@ -358,8 +377,8 @@ def _streams(
     for name, values in found.items():
         plan.samples[f"9 {what} / {name}"] = values
         line = Line(9, what, "", name, statistics.median(values), min(values), len(values), "Gbit/s", more=True)
-        if name != "wherry" and "wherry" in found:
-            each = ratios(found["wherry"], values)
+        if name != ours and ours in found:
+            each = ratios(found[ours], values)
             line.ratio, (line.low, line.high) = statistics.median(each), interval(each)
             line.goal = goals.get(name)
         line.note = "the least in place of p99"
@@ -376,18 +395,20 @@ def row_11(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
     return lines
 
 
+ROOTLESS = ("user", "wherry rootless", "podman rootless")
+FUSE = ("wherry rootless fuse-overlayfs", "podman rootless fuse-overlayfs")
 ROWS: dict[int, Callable[[Mapping[str, Any], Plan], list[Line]]] = {
     1: row_1, 2: row_2, 3: row_3, 4: row_4, 5: row_5, 7: row_7, 8: row_8, 9: row_9, 11: row_11,
 }  # fmt: skip
 #: Who takes part in which row; a row runs with those that are there.
 WANTED: dict[int, tuple[str, ...]] = {
-    1: ("wherry api", "wherry in process", "floor", "crun", "runc"),
+    1: ("wherry api", "wherry in process", "floor", "crun", "runc", *ROOTLESS, "wherry rootless api", *FUSE),
     2: ("wherry", "docker", "podman", "runc", "crun"),
     3: ("wherry", "docker", "podman"),
     4: ("wherry api", "wherry", "floor", "crun", "docker", "podman"),
     5: ("registry", "wherry overlayfs", "wherry vfs", "containerd", "docker", "podman"),
     7: ("floor", "wherry api", "podman", "docker"),
     8: ("wherry api", "wherry", "podman", "docker"),
-    9: ("wherry", "docker", "podman"),
+    9: ("wherry", "docker", "podman", *ROOTLESS),
     11: ("wherry", "docker", "podman"),
 }
