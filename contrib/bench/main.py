@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import calls
+import many
 import ours
 import peers as others
 import pulls
@@ -23,6 +24,7 @@ from rows import ROWS, WANTED, WHOLE, Line, Plan
 from world import AbsentError, World
 
 SHORT = Plan(rounds=3, idle_rounds=2, slow=2, containers=5, peer_containers=3, burst=4, bursts=1, streams=1, seconds=1, pulls=2,
+             records=30, many_images=5, restarts=1,
              images=(pulls.Image(2, 60, 3, "gzip"), pulls.Image(2, 60, 1, "zstd")))  # fmt: skip
 
 
@@ -102,6 +104,7 @@ def set_up(world: World, wanted: set[str], options: argparse.Namespace) -> tuple
         "wherry rootless fuse-overlayfs": lambda: rootless.RootlessWherry(world, found["user"], rootless.FUSE),
         "podman rootless": lambda: rootless.RootlessPodman(world, found["user"]),
         "podman rootless fuse-overlayfs": lambda: rootless.RootlessPodman(world, found["user"], rootless.FUSE),
+        "wherry crowd": lambda: many.Crowd(world),
         "registry": lambda: pulls.Registry(world),
         "wherry overlayfs": lambda: pulls.Wherry(world, "overlayfs"),
         "wherry vfs": lambda: pulls.Wherry(world, "vfs"),
@@ -178,7 +181,7 @@ def main() -> int:
         print(machine())
         for name, reason in absent.items():
             print(f"not run: {name}: {reason}")
-            failed |= name in ("wherry", "wherry api")
+            failed |= name in ("wherry", "wherry api", "wherry crowd")
         for number in chosen:
             try:
                 lines += ROWS[number](found, plan)

@@ -74,6 +74,9 @@ class Plan:
     seconds: int = 3
     pulls: int = 3
     pull_seconds: float = 270  # after which row 5 begins with no other image
+    records: int = 10_000
+    many_images: int = 1000
+    restarts: int = 5
     images: tuple[Image, ...] = SMALL
     absent: list[str] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=dict)
@@ -386,6 +389,40 @@ def _streams(
     return lines
 
 
+def row_10(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
+    """What a crowd of containers and images costs. Ours alone: to fill the others takes them a quarter of an hour."""
+    crowd = peers["wherry crowd"]
+    crowd.fill(plan.records, plan.many_images)
+    what = f"{plan.records} containers, {plan.many_images} images"
+    samples: dict[str, list[float]] = {
+        "ps -a": [crowd.listed("ps", "-a") for _ in range(plan.slow)],
+        "images": [crowd.listed("images") for _ in range(plan.slow)],
+        "engine restart": [crowd.restart() for _ in range(plan.restarts)],
+    }
+    goals = {"ps -a": 50.0, "images": 50.0, "engine restart": 1000.0}
+    alone = crowd.creates(plan.rounds)
+    with crowd.collecting() as collections:
+        beside = crowd.creates(plan.rounds)
+    samples |= {"create": alone, "create beside gc": beside, "gc": collections}
+    lines = []
+    for name, values in samples.items():
+        plan.samples[f"10 {name}"] = values
+        middle = statistics.median(values) * 1e3
+        line = Line(10, f"{name}; {what}", "", "wherry", middle, percentile(values, 0.99) * 1e3, len(values))
+        if name in goals:
+            line.ratio = line.low = line.high = middle / goals[name]
+            line.goal, line.note = 1.0, f"of {goals[name]:.0f} ms"
+        if name == "create beside gc":
+            held = max(beside) - max(alone)
+            line.ratio = line.low = line.high = max(0.0, held) * 1e3 / 10
+            line.goal, line.note = (
+                1.0,
+                f"of 10 ms: the longest took {max(beside) * 1e3:.1f} ms, without gc {max(alone) * 1e3:.1f}",
+            )
+        lines.append(line)
+    return lines
+
+
 def row_11(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
     lines = []
     names = [name for name in ("wherry", "docker", "podman") if name in peers]
@@ -398,7 +435,7 @@ def row_11(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
 ROOTLESS = ("user", "wherry rootless", "podman rootless")
 FUSE = ("wherry rootless fuse-overlayfs", "podman rootless fuse-overlayfs")
 ROWS: dict[int, Callable[[Mapping[str, Any], Plan], list[Line]]] = {
-    1: row_1, 2: row_2, 3: row_3, 4: row_4, 5: row_5, 7: row_7, 8: row_8, 9: row_9, 11: row_11,
+    1: row_1, 2: row_2, 3: row_3, 4: row_4, 5: row_5, 7: row_7, 8: row_8, 9: row_9, 10: row_10, 11: row_11,
 }  # fmt: skip
 #: Who takes part in which row; a row runs with those that are there.
 WANTED: dict[int, tuple[str, ...]] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from wherry.api import FailedPrecondition, InUse, NotFound
+from wherry.layers import snapshots
 from wherry.layers.database import Database
 from wherry.layers.snapshots import VERSION, Snapshots
 
@@ -93,5 +94,20 @@ def test_marks_reach_through_chains(tmp_path: Path) -> None:
     rows.commit("TOP", "top", {})
     assert set(rows.mark(["BASE", "TOP"])) == {"BASE", "TOP"}
     assert {row.name for row in rows.sweep()} == {"BASE", "TOP"}
-    assert rows.walk() == []
+    assert list(rows.walk()) == []
+    rows.close()
+
+
+def test_a_long_list_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written between two pieces waits for neither, and nothing is told twice."""
+    monkeypatch.setattr(snapshots, "_PIECE", 2)
+    rows = Snapshots(tmp_path / "s.db")
+    for name in "abcde":
+        with rows.prepare(name, "", {}, "active"):
+            pass
+    walk = rows.walk()
+    assert [next(walk).name, next(walk).name] == ["a", "b"]
+    rows.commit("A", "a", {})
+    rows.remove("d")
+    assert [row.name for row in walk] == ["c", "e"]
     rows.close()

@@ -27,6 +27,7 @@ from wherry.api import (
     Store,
 )
 from wherry.engine.content import Content, Documents
+from wherry.engine.pacing import paced
 from wherry.engine.unpacking import PREFIX
 from wherry.spec.distribution import MANIFESTS, Manifest
 
@@ -65,7 +66,7 @@ class Collector:
             with self._leases.watch() as seen:
                 keep = self._reachable(store)
                 gone = self._delete(
-                    store, [info.digest for info in list(store.walk()) if info.digest not in keep], seen
+                    store, [info.digest for info in paced(store.walk()) if info.digest not in keep], seen
                 )
             blobs += [info.digest for info in gone]
             freed += sum(info.size for info in gone) + self._abandoned(store)
@@ -97,7 +98,7 @@ class Collector:
     def _reachable(self, store: Store) -> set[str]:
         """All that names, leases and containers lead to at this moment."""
         keep = self._closure(store, {*self._live(), *self._leases.resources()})
-        for image in store.list():
+        for image in paced(store.list()):
             keep.update(item.digest for item in self._documents.references(store, image.target))
         return keep
 
@@ -175,11 +176,11 @@ class Collector:
             with self._gate:
                 self._named.append(named)
             try:
-                keep = self._chains((store, image.target) for store in self._stores() for image in store.list())
+                keep = self._chains((store, image.target) for store in self._stores() for image in paced(store.list()))
                 held = {*self._live(), *self._leases.resources()}
                 doomed = [
                     info.name
-                    for info in list(snapshotter.walk())
+                    for info in paced(snapshotter.walk())
                     if _is_ours(info)
                     and (names is None or info.name in names)
                     and info.name not in keep

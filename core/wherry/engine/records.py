@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import attrs
@@ -163,7 +163,16 @@ class Record:
 
 _STORED = tuple(a.name for a in attrs.fields(Record))
 _STORED = _STORED[: _STORED.index("lock")]
-_TUPLES = frozenset({"command", "networks", "addresses"})
+#: What a field that is a tuple holds, from JSON's form of it.
+_LISTS: Mapping[str, Callable[[Any], Any]] = {
+    "command": str,
+    "networks": str,
+    "addresses": str,
+    "ports": lambda port: Port(*port),
+    "volumes": lambda use: Use(use[0], use[1], use[2], tuple(use[3]), use[4]),
+    "uids": tuple,
+    "gids": tuple,
+}
 
 
 def _plain(value: object) -> object:
@@ -185,13 +194,11 @@ def _plain(value: object) -> object:
 def unpack_record(text: str) -> Record:
     """A record as ``Record.pack`` wrote it. Fields that a newer minor version added and this one does not know are dropped."""
     data = json.loads(text)
-    data = {name: value for name, value in data.items() if name in _STORED_SET}
-    for name in ("uids", "gids"):
-        data[name] = tuple((a, b, c) for a, b, c in data.get(name, ()))
-    for name in _TUPLES:
-        data[name] = tuple(data.get(name, ()))
-    data["ports"] = tuple(Port(*port) for port in data.get("ports", ()))
-    data["volumes"] = tuple(Use(use[0], use[1], use[2], tuple(use[3]), use[4]) for use in data.get("volumes", ()))
+    if not data.keys() <= _STORED_SET:
+        data = {name: value for name, value in data.items() if name in _STORED_SET}
+    for name, restore in _LISTS.items():  # of ten thousand records most have nothing in most of them
+        if name in data:
+            data[name] = tuple(map(restore, data[name])) if data[name] else ()
     return Record(**data)
 
 

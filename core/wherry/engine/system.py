@@ -29,6 +29,7 @@ from wherry.api import (
 from wherry.engine import idmaps
 from wherry.engine.database import boot_id
 from wherry.engine.lifecycle import Lifecycle
+from wherry.engine.pacing import paced
 from wherry.engine.recovery import Recovery, busy
 from wherry.engine.state import State
 from wherry.engine.undo import attempt
@@ -115,7 +116,7 @@ class System:
         """What containers, leases and plugins hold, written as in ``Context.hold``."""
         state = self._state
         held = set(state.leases.resources())
-        for record in state.registry:
+        for record in paced(state.registry):
             driver = record.drivers.get("snapshotter", "")
             held.add(f"snapshot/{driver}/{record.id}")
             if record.chain_id:

@@ -64,6 +64,10 @@ def unpack_idmap(text: str) -> IdMap:
     return IdMap(tuple((a, b, c) for a, b, c in uids), tuple((a, b, c) for a, b, c in gids))
 
 
+#: Rows that are read at once, in a fraction of a millisecond.
+_PIECE = 250
+
+
 class Row(NamedTuple):
     """One snapshot. number names its directory; lowers are the numbers of its parents, nearest first."""
 
@@ -109,8 +113,15 @@ class Snapshots:
             raise NotFound(f'snapshot "{name}"', "does not exist")
         return self._row(row)
 
-    def walk(self) -> list[Row]:
-        return [self._row(row) for row in self.database.all(f"{_SELECT} WHERE NOT s.deleting ORDER BY s.number")]
+    def walk(self) -> Iterator[Row]:
+        """In the order of their numbers. In pieces, so that a list of ten thousand keeps no prepare waiting for the database; a
+        snapshot that is made or goes meanwhile may be among them or not."""
+        sql = f"{_SELECT} WHERE s.number > ? AND NOT s.deleting ORDER BY s.number LIMIT {_PIECE}"
+        last = -1
+        while rows := self.database.all(sql, (last,)):
+            for row in rows:
+                yield self._row(row)
+            last = rows[-1][0]
 
     def numbers(self) -> set[int]:
         """Every number in use."""
