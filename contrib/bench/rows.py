@@ -447,5 +447,6 @@ WANTED: dict[int, tuple[str, ...]] = {
     7: ("floor", "wherry api", "podman", "docker"),
     8: ("wherry api", "wherry", "podman", "docker"),
     9: ("wherry", "docker", "podman", *ROOTLESS),
+    10: ("wherry crowd",),
     11: ("wherry", "docker", "podman"),
 }
