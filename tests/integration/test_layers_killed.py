@@ -76,6 +76,7 @@ def chain(layers: list[bytes]) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: contrib/setup test")
+@pytest.mark.timeout(3600 if ALL else 120)
 @BOTH
 def test_a_worker_killed_at_each_step(tmp_path: Path, snapshotter: str) -> None:
     image_layout(tmp_path / "l", LAYERS)

@@ -14,6 +14,7 @@ from wherry.engine.content import Content, Documents
 from wherry.engine.references import NAMELESS, normalize, repository
 from wherry.interfaces.images import ArchiveFormat
 from wherry.spec.distribution import INDEX, Index
+from wherry.spec.layout import IMAGE_NAME, LAYOUT, REF_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from wherry.engine.leases import Lease
 
 _CHUNK = 1 << 20
-_NAME = "io.containerd.image.name"
-_REF = "org.opencontainers.image.ref.name"
 
 
 @frozen
@@ -103,7 +102,7 @@ class Saver:
         yield _header("blobs/sha256/", 0, directory=True)
         for digest in sorted(blobs):
             yield from _blob(store, blobs[digest])
-        yield from _file("oci-layout", {"imageLayoutVersion": "1.0.0"})
+        yield from _file("oci-layout", LAYOUT)
         manifests = [entry for one in chosen for entry in _entries(one, form)]
         yield from _file("index.json", {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})
         if form == "docker-archive":
@@ -130,7 +129,7 @@ def _entries(one: _Chosen, form: ArchiveFormat) -> Iterator[dict[str, Any]]:
     }
     for name in one.names or ("",):
         tag = name.rpartition(":")[2] if form == "docker-archive" else name
-        yield {**entry, "annotations": {_NAME: name, _REF: tag}} if name else entry
+        yield {**entry, "annotations": {IMAGE_NAME: name, REF_NAME: tag}} if name else entry
 
 
 def _docker(one: _Chosen) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -27,6 +26,9 @@ from wherry.api import (
 )
 from wherry.layers.database import Database
 from wherry.linux.path import fsync_directory
+from wherry.spec.distribution import INDEX
+from wherry.spec.document import check_digest
+from wherry.spec.layout import LAYOUT, REF_NAME
 from wherry_plugins.store.local.ingest import LocalIngest, dump, ingest_file
 
 SCHEMA = """
@@ -51,18 +53,13 @@ CREATE TABLE ingests (ref TEXT PRIMARY KEY, created INTEGER NOT NULL) WITHOUT RO
 """
 VERSION = 1
 _INDEX_SHARE = 10  # index.json may take a tenth of the time of many tags, no more
-REF_NAME = "org.opencontainers.image.ref.name"
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _BLOB = "digest, size, created, labels, deleting"
 _IMAGE = "name, media_type, digest, size, annotations, platform, labels, updated"
 
 
 def hex_of(digest: str) -> str:
     """The file name of a digest; Invalid for anything that is none, so that no path is made of unchecked text."""
-    match = _DIGEST.fullmatch(digest)
-    if match is None:
-        raise Invalid(f'digest "{digest[:100]}"', "is not sha256:<64 lower-case hex digits>")
-    return match[1]
+    return check_digest(digest, "blob").removeprefix("sha256:")
 
 
 class BlobRow(NamedTuple):
@@ -91,7 +88,7 @@ class LocalStore:
         layout = root / "oci-layout"
         if not layout.exists():
             whole = layout.with_name("oci-layout.new")  # half of it would stay so
-            whole.write_text('{"imageLayoutVersion":"1.0.0"}')
+            whole.write_text(json.dumps(LAYOUT))
             whole.replace(layout)
             if fsync:
                 for directory in (self.blobs.parent, root, root.parent):
@@ -323,7 +320,7 @@ def _index(images: Iterator[Image]) -> dict[str, Any]:
                 entry["platform"]["variant"] = variant
         entry["annotations"] = {**target.annotations, REF_NAME: image.name}
         manifests.append(entry)
-    return {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests}
+    return {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
 
 
 def _blob(row: Any) -> BlobRow:

@@ -14,15 +14,13 @@ from attrs import frozen
 from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
 from wherry.layers.archive import Archive
 from wherry.layers.compression import Layer, compression_of
-from wherry.spec.distribution import CONFIG, LAYER, MANIFEST, Index, parse_target
-from wherry.spec.document import Fields, check_digest, parse, parse_value
+from wherry.spec.distribution import CONFIG, LAYER, MANIFEST
+from wherry.spec.document import Fields, check_digest, parse_value
 from wherry.spec.image import parse_config
+from wherry.spec.layout import IMAGE_NAME, REF_NAME, parse_layout
 from wherry_plugins.transport.archive.file import ArchiveFile, Member
 
-_NAME = "io.containerd.image.name"
-_REF = "org.opencontainers.image.ref.name"
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})", re.ASCII)
-_INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 @frozen
@@ -90,18 +88,12 @@ def _manifest(config: bytes, media_type: str, layers: Sequence[Descriptor], docu
 
 
 def _oci(archive: ArchiveFile) -> Contents:
-    layout = Fields(parse(archive.document("oci-layout"), f"{archive.what}: oci-layout"), f"{archive.what}: oci-layout")
-    if not layout.text("imageLayoutVersion").startswith("1."):
-        raise Invalid(archive.what, f'is an image layout of version "{layout.text("imageLayoutVersion")[:20]}", not 1')
-    text = archive.document("index.json")
-    index = parse_target(text, Descriptor(_INDEX, Digest(f"sha256:{hashlib.sha256(text).hexdigest()}"), len(text)))
-    if not isinstance(index, Index):
-        raise Invalid(archive.what, "its index.json is no index")
+    index = parse_layout(archive.document("oci-layout"), archive.document("index.json"), archive.what)
     images = []
     for item in index.manifests:
-        name = item.annotations.get(_NAME, "")
+        name = item.annotations.get(IMAGE_NAME, "")
         if not name:
-            name = item.annotations.get(_REF, "")
+            name = item.annotations.get(REF_NAME, "")
             # umoci and others write the tag alone; a single word may also be a repository, as skopeo writes it.
             if name == "latest":
                 name = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Sequence
@@ -11,13 +10,11 @@ from typing import BinaryIO, cast
 
 from attrs import frozen
 
-from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
+from wherry.api import Descriptor, Invalid, Named, NotFound
 from wherry.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, open_at
-from wherry.spec.distribution import INDEX, Index, choose, host_platform, parse_target
-from wherry.spec.document import DOCUMENT_MAX, Fields, check_digest, parse
-
-_NAME = "io.containerd.image.name"
-_REF = "org.opencontainers.image.ref.name"
+from wherry.spec.distribution import Index, choose, host_platform
+from wherry.spec.document import DOCUMENT_MAX, check_digest
+from wherry.spec.layout import IMAGE_NAME, REF_NAME, parse_layout
 
 
 @frozen
@@ -45,7 +42,7 @@ class LayoutTransport:
             os.close(directory)
         found = [item for item in index.manifests if _is_meant(item, place)]
         if not found:
-            names = sorted({item.annotations[_REF] for item in index.manifests if _REF in item.annotations})
+            names = sorted({item.annotations[REF_NAME] for item in index.manifests if REF_NAME in item.annotations})
             hint = f"it has: {', '.join(names)[:300]}" if names else "nothing in it has a tag"
             raise NotFound(
                 place.what,
@@ -121,18 +118,11 @@ def _document(directory: int, name: str, place: _Place) -> bytes:
 
 
 def _index(directory: int, place: _Place) -> Index:
-    what = f"{place.what}: oci-layout"
     try:
-        version = Fields(parse(_document(directory, "oci-layout", place), what), what).text("imageLayoutVersion")
+        layout = _document(directory, "oci-layout", place)
     except NotFound:
         raise Invalid(place.what, "is no image layout: it has no file oci-layout") from None
-    if not version.startswith("1."):
-        raise Invalid(place.what, f'is an image layout of version "{version[:20]}", not 1')
-    text = _document(directory, "index.json", place)
-    index = parse_target(text, Descriptor(INDEX, Digest(f"sha256:{hashlib.sha256(text).hexdigest()}"), len(text)))
-    if not isinstance(index, Index):
-        raise Invalid(place.what, "its index.json is no index")
-    return index
+    return parse_layout(layout, _document(directory, "index.json", place), place.what)
 
 
 def _is_meant(item: Descriptor, place: _Place) -> bool:
@@ -140,7 +130,7 @@ def _is_meant(item: Descriptor, place: _Place) -> bool:
         return item.digest == place.digest
     if not place.tag:
         return True
-    name, ref = item.annotations.get(_NAME, ""), item.annotations.get(_REF, "")
+    name, ref = item.annotations.get(IMAGE_NAME, ""), item.annotations.get(REF_NAME, "")
     return place.tag == ref or any(text.endswith(f":{place.tag}") for text in (name, ref))
 
 
@@ -148,7 +138,7 @@ def _choose(found: Sequence[Descriptor], platform: str, place: _Place) -> Sequen
     """One entry for each name: several of one name are the platforms of one image. NotFound where none of them fits."""
     groups: dict[str, list[Descriptor]] = {}
     for item in found:
-        name = item.annotations.get(_NAME, "") or item.annotations.get(_REF, "") or item.digest
+        name = item.annotations.get(IMAGE_NAME, "") or item.annotations.get(REF_NAME, "") or item.digest
         groups.setdefault(name, []).append(item)
     return [
         group[0] if len(group) == 1 else choose(group, platform, f'image "{name}" in the {place.what}')
@@ -158,7 +148,7 @@ def _choose(found: Sequence[Descriptor], platform: str, place: _Place) -> Sequen
 
 def _name(item: Descriptor) -> str:
     """The name that a tool gave it; a tag alone, as umoci and skopeo write it, is none."""
-    name = item.annotations.get(_NAME, "") or item.annotations.get(_REF, "")
+    name = item.annotations.get(IMAGE_NAME, "") or item.annotations.get(REF_NAME, "")
     return name if "/" in name or ":" in name else ""
 
 
