@@ -330,6 +330,10 @@ def test_filters_of_images() -> None:
     assert call(engine, "images", "-q", "--filter", "until=2020-01-01T00:00:00Z")[1] == "b" * 12 + "\n"
     assert call(engine, "images", "-q", "--filter", "before=busybox")[1] == "b" * 12 + "\n"
     assert call(engine, "images", "-q", "--filter", "reference=o*")[1] == "b" * 12 + "\n"
+    labelled = FakeEngine(images=(image(labels={"a": "1", "b": ""}), image(id=B, labels={"a": "2"})))
+    assert call(labelled, "images", "-q", "--filter", "label=a")[1] == "a" * 12 + "\n" + "b" * 12 + "\n"
+    assert call(labelled, "images", "-q", "--filter", "label=a=2")[1] == "b" * 12 + "\n"
+    assert call(labelled, "images", "-q", "--filter", "label=a", "--filter", "label=b")[1] == "a" * 12 + "\n", "both"
     assert call(engine, "images", "-q", "o?d")[1] == "b" * 12 + "\n", "a pattern, as docker takes it"
     assert call(engine, "images", "-q", "*:lat*")[1] == "a" * 12 + "\n"
     assert call(engine, "images", "-q", "old:2")[1] == ""
