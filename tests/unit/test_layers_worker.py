@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 import os
 import signal
 import subprocess
@@ -107,6 +108,39 @@ def test_python_of_the_image_is_not_imported(pool: WorkerPool, root: tuple[Mount
     with pytest.raises(Invalid):
         unpack(pool, root, tmp_path, data[: len(data) // 2])
     assert not (tmp_path / "fs/ran").exists()
+
+
+LAZY = """
+import wherry.layers.apply as module
+_real = module.apply
+def _lazy(*arguments, **options):
+    done = _real(*arguments, **options)
+    try:
+        b"x".decode("cp437")
+    except LookupError:
+        pass
+    return done
+module.apply = _lazy
+"""
+KEPT = """
+class _Kept(list):
+    def clear(self):
+        pass
+sys.meta_path = _Kept(sys.meta_path)
+"""
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_no_import_once_the_root_is_the_images(
+    pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool
+) -> None:
+    """A worker that asks for a codec when it is too late. The twin has not forgotten how to import: the image's module runs."""
+    start = module._START.replace("main()", f"exec({LAZY + (KEPT if twin else '')!r}); main()")
+    assert start != module._START
+    monkeypatch.setattr(module, "_START", start)
+    name = str(Path(encodings.__file__).parent / "cp437.py")
+    unpack(pool, root, tmp_path, tar(member(name, data=b"open('/ran', 'w').write('x')\n")))
+    assert (tmp_path / "fs/ran").exists() is twin
 
 
 def _fifo(tmp_path: Path) -> tuple[Any, int]:
