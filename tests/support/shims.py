@@ -196,6 +196,7 @@ class Shimmed:
         sandbox: str = "",
         shared_pid: bool = False,
         hooks: dict[str, Any] | None = None,
+        start: bool = False,
     ) -> TaskState:
         """A container over the host's own root, with /proc, /dev and a pts of its own."""
         types = ["mount", "pid", "network", "ipc", "uts"]
@@ -225,6 +226,7 @@ class Shimmed:
             steps=tuple(made.steps),
             sandbox_id=sandbox,
             hooks=made.hooks,
+            start=start,
         )
         return self.client.spawn(id, "", plan, stdio)
 

@@ -390,3 +390,67 @@ def test_twin_a_shim_that_stays_says_what_it_would_be(monkeypatch: pytest.Monkey
     once = iter([real])
     monkeypatch.setattr(replacing, "_choose", lambda options, values: next(once, lambda *_args: None)(options, values))
     assert after_a_failed_exec(monkeypatch) == ("2", "/gone/python", 1)
+
+
+# what is not held
+
+
+def let_go(at: str) -> list[str]:
+    """What happens, in order, when the child of a plan that is not held is ready: it is noted in the ledger, then it hears of it."""
+    order: list[str] = []
+    around = shim()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.setblocking(False)
+
+        def note(task: Task) -> None:
+            with contextlib.suppress(BlockingIOError):
+                order.append(theirs.recv(16).decode())
+            order.append(f"noted as {task.status}")
+
+        around.note_task = note
+        tasks = Tasks(around)
+        task = Task("c", "", "")
+        task.channel, task.direct = ours, True
+        tasks.add(task)
+        tasks._said(task, {at: {"user": "0:0"}}, array.array("i"))
+        with contextlib.suppress(BlockingIOError):
+            order.append(theirs.recv(16).decode())
+        task.channel = None
+    return order
+
+
+def test_a_successor_knows_of_a_child_before_it_runs() -> None:
+    assert let_go("created") == ["noted as created", "s"]
+
+
+def test_twin_it_runs_before_anybody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Tasks._note
+
+    def late(self: Tasks, task: Task) -> None:
+        if not task.starting:
+            self._let_go(task)
+        real(self, task)
+
+    monkeypatch.setattr(Tasks, "_note", late)
+    assert let_go("created") != ["noted as created", "s"]
+
+
+def failed_start(*, direct: bool) -> tuple[list[str], list[Any], bool]:
+    """(ends told, errors answered, whether its id is free) of a child whose execve failed."""
+    around = shim()
+    tasks = Tasks(around)
+    task, reply = Task("c", "", ""), Said()
+    task.status, task.pid, task.direct, task.starting = "created", 1 << 30, direct, True
+    task.waiting = (reply,)  # type: ignore[assignment]
+    tasks.add(task)
+    tasks._failed(task, {"class": "CommandNotFound"})  # there is no such pid: it has ended
+    return around.told, reply.errors, tasks.find("c", "") is None
+
+
+def test_what_is_not_held_starts_or_never_was() -> None:
+    assert failed_start(direct=True) == ([], [{"class": "CommandNotFound"}], True)
+
+
+def test_twin_what_is_held_tells_its_end() -> None:
+    assert failed_start(direct=False) == (["c/"], [{"class": "CommandNotFound"}], False)

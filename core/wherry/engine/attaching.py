@@ -196,11 +196,13 @@ class Attaching:
     # between create and start
 
     def begin(self, created: Begun, net: Net) -> Callable[[], None]:
-        """Begins to attach, once the sandbox is there, while the container's process is made ready; what comes back waits for it,
-        and raises what it raised. Whoever takes back what it did has waited for it first."""
+        """Attaches, once the sandbox is there, and tells the container of the places that it was given: what takes long while the
+        container's process is made ready, anything else at once. What comes back waits until that is done, and raises what it
+        raised. Whoever takes back what it did has waited for it first."""
+        if not self.takes_long(net):
+            self._attach(created, net)
+            return lambda: None
         attach = partial(self._attach, created, net)
-        if not any(seat.reservation.addresses or seat.reservation.ports for seat in net.seats):
-            return attach  # takes no time that were worth a thread
         failed: list[BaseException] = []
         inside = copy_context()
 
@@ -220,12 +222,14 @@ class Attaching:
 
         return attached
 
+    @staticmethod
+    def takes_long(net: Net) -> bool:
+        """Whether attaching is worth a thread: only then is there something to do between create and start."""
+        return any(seat.reservation.addresses or seat.reservation.ports for seat in net.seats)
+
     def _attach(self, created: Begun, net: Net) -> None:
         for seat in net.seats:
             self.attach_seat(created.record, seat, net.netns, net.hostname)
-
-    def told(self, created: Begun, net: Net) -> None:
-        """Tells the container of the places that it was given."""
         if any(place.addresses or place.nameservers for place in net.places):
             self.files(created, net)
 

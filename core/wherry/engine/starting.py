@@ -44,6 +44,7 @@ class Starting:
             spec=written.spec,
             rootfs=created.mounts,
             stdio=self._stdio(created, stdio),
+            start=not self._attaching.takes_long(net),
         )
         attached = self._attaching.begin(created, net)
         try:
@@ -53,8 +54,8 @@ class Starting:
                 attached()  # whatever came of it: the undo is to find it done
             raise
         attached()
-        self._attaching.told(created, net)
-        isolation.start(record.id)
+        if task.status == "created":
+            isolation.start(record.id)
         self._commit(created, net, task, written)
         record.process = written.spec.get("process")
 

@@ -23,7 +23,9 @@ class CreateRequest:
     sandbox_id: the own id, or the pod's. bundle holds config.json (the merged spec), hosts, hostname and resolv.conf. spec is
     the same as config.json, as plain JSON data, with one addition: ``process.user.username`` may be "name[:group]" or
     "uid[:gid]" from the image or the request, which the child resolves inside the container's root and which then wins over
-    uid and gid. rootfs mounts become steps of the plan: the container's process makes them in its own mount namespace.
+    uid and gid. rootfs mounts become steps of the plan: the container's process makes them in its own mount namespace. start: the
+    caller has nothing to do between create and start, so a driver may let the process go by itself, and answers then that it is
+    running, or raises what start would and leaves nothing; one that answers "created" is told to start it as ever.
     """
 
     id: str
@@ -32,6 +34,7 @@ class CreateRequest:
     spec: Mapping[str, Any]
     rootfs: tuple[Mount, ...]
     stdio: Stdio
+    start: bool = False
 
 
 class Isolation(Protocol):

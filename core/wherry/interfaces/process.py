@@ -77,7 +77,7 @@ class Plan:
     target: the id of a running container whose namespaces the process enters by pidfd, all of them: exec. hooks: those that
     the shim runs in the runtime's namespaces: {"prestart": [...], "createRuntime": [...]} as in the OCI runtime-spec, and
     "state", the OCI state they get on stdin (the shim adds pid and status). start: it is started as soon as it is ready, and
-    ``Shim.spawn`` returns then.
+    ``Shim.spawn`` returns then, unless it has hooks.
     """
 
     argv: tuple[str, ...] = ()
@@ -169,7 +169,8 @@ class Shim(Protocol):
         ...
 
     def spawn(self, id: str, exec_id: str, plan: Plan, stdio: Stdio) -> TaskState:
-        """clone: the process is created and held before execve; spawn and adopt: it runs."""
+        """clone: the process is created and held before execve; spawn and adopt: it runs. A clone that is not to be held runs too,
+        or raises what start would, and there is nothing to forget."""
         ...
 
     def start(self, id: str, exec_id: str) -> None:

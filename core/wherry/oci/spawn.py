@@ -11,7 +11,7 @@ Packets of the child, JSON:
   pid in it on stdin, and answer ``b"h"``, or kill the child when one fails;
 - end of file after the start: execve succeeded.
 
-Packets to the child: ``b"s"`` starts it; one whose plan says "start" does not wait for it.
+Packets to the child: ``b"s"`` starts it; an exec whose plan says "start" does not wait for it.
 ``b"m"`` is not needed: id maps are written by the child's own intermediate, which has
 the shim's privileges.
 
@@ -107,7 +107,7 @@ def _prepare(plan: Mapping[str, Any]) -> Child:
     child.program = bind(plan["steps"])
     child.flags = plan.get("flags", 0)
     child.idmap = plan.get("idmap") or {}
-    child.starts = bool(plan.get("start"))
+    child.starts = bool(plan.get("start") and plan.get("target"))  # a container's is to be noted first
     set_command(child, plan["argv"], plan["env"])
     return child
 

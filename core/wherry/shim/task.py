@@ -70,6 +70,18 @@ class Task:
     def name(self) -> str:
         return f'exec "{self.exec_id}" of container "{self.id}"' if self.exec_id else f'container "{self.id}"'
 
+    def adopt(self, pid: int, start_time: int) -> None:
+        """Becomes the task of a process that runs already. start_time 0: whenever it started. Fault."""
+        try:
+            self.pidfd = pidfd.open(pid)
+            self.start_time = pidfd.start_time(pid)
+        except ProcessLookupError:
+            raise Fault("NotFound", f"process {pid}", "no such process") from None
+        if start_time and start_time != self.start_time:
+            os.close(self.pidfd)
+            raise Fault("FailedPrecondition", f"process {pid}", "started at another time: the pid was used again")
+        self.pid, self.status = pid, "running"
+
     def more(self) -> bool:
         """Whether its child has said something that was not read yet, and that still matters."""
         if self.channel is None or self.error is not None:

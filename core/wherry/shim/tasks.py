@@ -127,7 +127,7 @@ class Tasks:
                     )
                 task.pid, task.pidfd = held.pid, held.pidfd
                 task.hooks = plan.get("hooks") or None
-                task.direct = bool(plan.get("start"))
+                task.direct = bool(plan.get("start")) and not task.hooks
                 task.size = (stdio.get("rows", 0), stdio.get("columns", 0))
                 task.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, held.channel)
                 task.channel.setblocking(False)
@@ -162,16 +162,7 @@ class Tasks:
 
     def _adopt_plan(self, task: Task, plan: dict[str, Any]) -> None:
         """A process that is there already; FailedPrecondition when the pid is another's by now."""
-        pid = plan["pid"]
-        try:
-            task.pidfd = pidfd.open(pid)
-            task.start_time = pidfd.start_time(pid)
-        except ProcessLookupError:
-            raise Fault("NotFound", f"process {pid}", "no such process") from None
-        if plan.get("start_time") and plan["start_time"] != task.start_time:
-            os.close(task.pidfd)
-            raise Fault("FailedPrecondition", f"process {pid}", "started at another time: the pid was used again")
-        task.pid, task.status = pid, "running"
+        task.adopt(plan["pid"], plan.get("start_time") or 0)
         self.add(task)
         self.follow(task)
         self._note(task)
@@ -261,10 +252,13 @@ class Tasks:
             task.streams.ends["master"] = master
             self._shim.keeper.add(task.streams)
         task.status = "created"
-        if task.direct:
+        if task.direct and task.exec_id:  # it did not wait: its end is its container's at the latest
             task.starting = True
             return
-        self._note(task)
+        self._note(task)  # before it runs: a shim that follows a lost one is to know of it
+        if task.direct:
+            self._let_go(task)
+            return
         waiting, task.waiting = task.waiting, ()
         for reply in waiting:
             self._answer(reply, task)
@@ -333,16 +327,21 @@ class Tasks:
             reply.ok(None)
         elif task.status == "created" and task.error is not None:
             reply.fail(task.error)
-        elif task.status == "created" and task.channel is not None:
+        elif task.status == "created" and not task.direct and task.channel is not None:
             task.waiting = (*task.waiting, reply)
             if not task.starting:
-                task.starting = True
-                try:
-                    task.channel.send(b"s")
-                except OSError:
-                    self._packet(task)
+                self._let_go(task)
         else:
             raise Fault("FailedPrecondition", task.name, f"is {task.status}")
+
+    def _let_go(self, task: Task) -> None:
+        """Has a child that is ready go on to its execve; who waits is answered then."""
+        task.starting = True
+        try:
+            if task.channel is not None:
+                task.channel.send(b"s")
+        except OSError:
+            self._packet(task)
 
     def signal(self, id: str, exec_id: str, number: int) -> None:
         task = self.get(id, exec_id)

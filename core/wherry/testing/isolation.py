@@ -64,6 +64,34 @@ class IsolationContract(Contract):
         task.expect(b"released")
         assert task.code() == 0
 
+    def test_create_that_may_start(self, harness: IsolationHarness) -> None:
+        task = harness.create("echo", "on its way", start=True)
+        if task.created.status == "created":  # it does not do so: then the caller does
+            task.start()
+        else:
+            assert task.created.status == "running"
+            assert (task.created.pid > 0, task.created.exit) == (True, None)
+        task.expect(b"on its way")
+        assert task.code() == 0
+        assert task.status() == "stopped"
+
+    def test_create_that_may_start_fails_whole(self, harness: IsolationHarness) -> None:
+        for command, error in (("no-such-command", CommandNotFound), ("/bin/plain", CommandNotExecutable)):
+            try:
+                task = harness.create(command, id="again", start=True)
+            except error:
+                with pytest.raises(NotFound):
+                    harness.open().state("again")
+                assert harness.launch("true", id="again").code() == 0
+                harness.open().delete("again")
+                if harness.with_shim:
+                    harness.shim.forget("again", "")
+                continue
+            assert task.created.status == "created", "it can't run"
+            with pytest.raises(error):
+                task.start()
+            harness.delete(task)
+
     def test_state_names_the_process(self, harness: IsolationHarness) -> None:
         task = harness.create(*FOREVER)
         held = harness.open().state(task.id)

@@ -161,7 +161,7 @@ class IsolationHarness(Harness[Isolation]):
             },
         }
 
-    def request(self, id: str, process: Mapping[str, Any], stdio: Stdio) -> CreateRequest:
+    def request(self, id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False) -> CreateRequest:
         """The request for a container on ``rootfs``, its sandbox made."""
         if self.with_shim:
             self.shim.create_sandbox(Sandbox(id, cgroup_parent=f"/wherry-test-{os.getpid()}"))
@@ -171,13 +171,16 @@ class IsolationHarness(Harness[Isolation]):
         for name, text in (("hosts", "127.0.0.1 localhost\n"), ("hostname", f"{id}\n"), ("resolv.conf", "")):
             (bundle / name).write_text(text)
         root = Mount("bind", str(self.rootfs), "", ("rbind", "rw"))
-        return CreateRequest(id, id, bundle, self.spec(id, process), (root,), stdio)
+        return CreateRequest(id, id, bundle, self.spec(id, process), (root,), stdio, start)
 
-    def create(self, *args: str, id: str = "", terminal: bool = False, hold: bool = False, **process: Any) -> Task:
-        """A container that is held before its execve. hold: stdin is kept open by the shim, not given by the test."""
+    def create(
+        self, *args: str, id: str = "", terminal: bool = False, hold: bool = False, start: bool = False, **process: Any
+    ) -> Task:
+        """A container that is held before its execve. hold: stdin is kept open by the shim, not given by the test. start: it may go
+        on by itself."""
         id = id or f"t-{uuid4().hex[:12]}"
         process = process_of(*args, terminal=terminal, **process)
-        return self._made(id, "", process, terminal, hold)
+        return self._made(id, "", process, terminal, hold, start)
 
     def launch(self, *args: str, **keywords: Any) -> Task:
         return self.create(*args, **keywords).start()
@@ -200,7 +203,7 @@ class IsolationHarness(Harness[Isolation]):
             if exec_id:
                 state = driver.exec(id, exec_id, process, streams, **({"start": True} if start else {}))
             else:
-                state = driver.create(self.request(id, process, streams))
+                state = driver.create(self.request(id, process, streams, start=start))
         except BaseException:
             for fd in (writer, reader):
                 if fd >= 0:

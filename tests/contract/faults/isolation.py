@@ -40,6 +40,23 @@ class StartsAtOnce(ChrootIsolation):
         return state
 
 
+@breaks("create_that_may_start")
+class SaysThatItRuns(ChrootIsolation):
+    def create(self, request: CreateRequest) -> TaskState:
+        state = super().create(request)
+        return evolve(state, status="running") if request.start else state
+
+
+@breaks("create_that_may_start_fails_whole")
+class LeavesWhatCouldNotStart(ChrootIsolation):
+    def create(self, request: CreateRequest) -> TaskState:
+        state = super().create(request)
+        if not request.start:
+            return state
+        self.start(request.id)
+        return evolve(state, status="running")
+
+
 @breaks("state_names_the_process")
 class NoStartTime(ChrootIsolation):
     def state(self, id: str, exec_id: str = "") -> TaskState:

@@ -105,7 +105,7 @@ class Clones:
         try:
             self._links.add(request.id, request.bundle, spec)
             with roots(self._shim, f"{self._context.id}.root.{request.id}", request.rootfs) as fds:
-                plan = self._plan(compiled, group, sandbox_id=request.sandbox_id, fds=fds)
+                plan = self._plan(compiled, group, sandbox_id=request.sandbox_id, fds=fds, start=request.start)
                 state = self._spawn(request.id, "", plan, request.stdio)
         except BaseException:
             self._discard(record)
