@@ -6,13 +6,10 @@ import contextlib
 import errno
 import socket
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from wherry.networks import addresses as ip
-from wherry.networks import netlink
+from wherry.networks import messages, netlink
 from wherry.networks.netlink import ADD, Rtnl
-
-_NO_LINK_LOCAL = ("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]})
 
 
 def index_of(rtnl: Rtnl, name: str) -> int:
@@ -25,27 +22,24 @@ def index_of(rtnl: Rtnl, name: str) -> int:
         return 0
 
 
-def without_link_local(rtnl: Rtnl, index: int) -> None:
-    """No IPv6 address by itself: a network without IPv6 has none, not even between neighbours."""
-    with contextlib.suppress(OSError):  # a kernel without IPv6
-        rtnl.ask((netlink.SETLINK, 0, netlink.link(index=index, attributes=[_NO_LINK_LOCAL]), "link"))
+def without_link_local(index: int) -> tuple[int, int, bytes, str]:
+    """The request for no IPv6 address by itself: a network without IPv6 has none, not even between neighbours. A kernel without IPv6
+    refuses it, which does no harm."""
+    return netlink.SETLINK, 0, messages.no_link_local(index), ""
 
 
 def furnish(rtnl: Rtnl, interface: str, addresses: Sequence[str], gateways: Sequence[str], *, six: bool) -> None:
     """Brings an interface up with its addresses (CIDR) and a default route by each gateway. six: it has IPv6."""
     index = rtnl.index(interface)
-    if not six:
-        without_link_local(rtnl, index)
     number = int("".join(letter for letter in interface if letter.isdigit()) or 0)
-    steps: list[tuple[int, int, Any, str]] = [
-        (netlink.SETLINK, 0, netlink.link(index=index, up=True), f"link {interface}")
-    ]
+    steps: list[tuple[int, int, bytes, str]] = [] if six else [without_link_local(index)]
+    steps.append((netlink.SETLINK, 0, messages.up(index), f"link {interface}"))
     for cidr in addresses:
-        steps.append((netlink.NEWADDR, ADD, netlink.address(index, cidr), f"address {cidr}"))
+        steps.append((netlink.NEWADDR, ADD, messages.address(index, cidr), f"address {cidr}"))
     for gateway in gateways:
         # The first network's route comes first; those of others step in when it goes. IPv6 counts from 1024 (ip-route(8)).
         metric = number + 1024 if ":" in gateway else number
-        steps.append((netlink.NEWROUTE, ADD, netlink.route(gateway, index, metric), f"route by {gateway}"))
+        steps.append((netlink.NEWROUTE, ADD, messages.route(gateway, index, metric), f"route by {gateway}"))
     rtnl.ask(*steps)
 
 

@@ -1,18 +1,21 @@
 """Routing netlink (rtnetlink(7)) over a socket that somebody opened in the network namespace in question.
 
-pyroute2 writes and reads the messages; the conversation itself is a request and its answers on one socket, so that the engine
-neither enters the namespace nor keeps a thread or an event loop for it.
+pyroute2 writes and reads the messages, but for those of a start (``messages``); the conversation itself is a request and its
+answers on one socket, so that the engine neither enters the namespace nor keeps a thread or an event loop for it.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import struct
-import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
+
+from wherry.linux import netlink
 
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
@@ -24,6 +27,7 @@ ADD = REQUEST | ACK | CREATE | EXCL
 _DONE, _ERROR = 3, 2
 _TIMEOUT = 30.0  # the kernel answers within the system call; this is for a kernel that is stuck
 _HEAD = struct.Struct("=IHHII")
+_IFNAMSIZ, _SIOCGIFINDEX, _SIOCGSKNS = 16, 0x8933, 0x894C
 
 
 class Rtnl:
@@ -50,30 +54,45 @@ class Rtnl:
         self._socket.close()
 
     def ask(self, *messages: tuple[int, int, Any, str]) -> None:
-        """Sends (type, flags, message, what) one after the other; the error names the first one that failed. Those after it are
-        carried out all the same, as the kernel reads them all."""
-        waiting: dict[int, str] = {}
+        """Sends (type, flags, message, what) at once; the error names the first one that failed. Those after it are carried out all the
+        same, as the kernel reads them all. message: pyroute2's, or bytes as ``messages`` makes them; what "": it may fail."""
+        named: dict[int, str] = {}
+        if not messages:
+            return
         data = b""
         for type, flags, message, what in messages:
-            data += self._encode(type, flags | REQUEST | ACK, message)
-            waiting[self._sequence] = what
+            # what fails is told in any case: the answer to the last one says that all were read
+            last = ACK if len(named) == len(messages) - 1 else 0
+            data += self._encode(type, (flags & ~ACK) | REQUEST | last, message)
+            named[self._sequence] = what
         self._socket.send(data)
         failed: OSError | None = None
-        while waiting:
+        ended = False
+        while not ended:
             for type, sequence, body in self._received():
-                if type != _ERROR or sequence not in waiting:
+                if type != _ERROR or sequence not in named:
                     continue
-                what = waiting.pop(sequence)
+                ended = ended or sequence == self._sequence
                 code = -struct.unpack_from("=i", body)[0]
-                if code and failed is None:
-                    failed = OSError(code, os.strerror(code), what)
+                if code and named[sequence] and failed is None:
+                    failed = OSError(code, os.strerror(code), named[sequence])
         if failed is not None:
             raise failed
 
     def index(self, name: str) -> int:
-        """The index of a link. OSError ENODEV when there is none."""
-        (body,) = self._answers(GETLINK, 0, link(name=name), name)
-        return int.from_bytes(body[4:8], sys.byteorder, signed=True)
+        """The index of a link (netdevice(7), SIOCGIFINDEX). OSError ENODEV when there is none."""
+        text = os.fsencode(name)
+        if len(text) >= _IFNAMSIZ:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
+        try:
+            answer = fcntl.ioctl(self._socket, _SIOCGIFINDEX, struct.pack("16s24x", text))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, name) from None
+        return int(struct.unpack_from("=i", answer, _IFNAMSIZ)[0])
+
+    def namespace(self) -> int:
+        """A descriptor of the network namespace that this is a conversation in, the caller's to close (ioctl SIOCGSKNS)."""
+        return int(fcntl.ioctl(self._socket, _SIOCGSKNS))
 
     def dump(self, type: int, message: Any) -> list[Any]:
         """All that the kernel has, as messages of the same class."""
@@ -102,6 +121,8 @@ class Rtnl:
 
     def _encode(self, type: int, flags: int, message: Any) -> bytes:
         self._sequence += 1
+        if isinstance(message, bytes):
+            return netlink.message(type, flags, self._sequence, message)
         message["header"]["type"] = type
         message["header"]["flags"] = flags
         message["header"]["sequence_number"] = self._sequence

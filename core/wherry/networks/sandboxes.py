@@ -12,14 +12,15 @@ from wherry.linux import nsfs
 from wherry.networks.netlink import Rtnl
 
 
-def _hosts(sandbox_id: str) -> FailedPrecondition:
+def hosts(sandbox_id: str) -> FailedPrecondition:
+    """What is wrong with a sandbox whose network namespace is no container's."""
     return FailedPrecondition(f'sandbox "{sandbox_id}"', "its network namespace is the host's", "nothing was attached")
 
 
 def refuse_hosts(sandbox: Sandbox) -> None:
     """FailedPrecondition for a sandbox that has been made without a network of its own."""
     if sandbox.netns == "host":
-        raise _hosts(sandbox.id)
+        raise hosts(sandbox.id)
 
 
 def is_engines(netns: int) -> bool:
@@ -34,7 +35,7 @@ def namespace(shim: Shim, sandbox_id: str, foreign: Callable[[int], bool] = is_e
     netns = shim.namespace(sandbox_id, "net")
     try:
         if foreign(netns):
-            raise _hosts(sandbox_id)
+            raise hosts(sandbox_id)
         yield netns
     finally:
         os.close(netns)
@@ -46,4 +47,4 @@ def inside(shim: Shim, sandbox_id: str) -> Rtnl:
     return Rtnl(shim.socket(sandbox_id, socket.AF_NETLINK, kind, socket.NETLINK_ROUTE))
 
 
-__all__ = ["inside", "is_engines", "namespace", "refuse_hosts"]
+__all__ = ["hosts", "inside", "is_engines", "namespace", "refuse_hosts"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import secrets
 import threading
 from collections import deque
-from typing import Any
 
 from attrs import frozen
 
 from wherry.api import AlreadyExists, Context, FailedPrecondition
 from wherry.networks import addresses as ip
-from wherry.networks import interfaces, netlink, sandboxes
+from wherry.networks import interfaces, messages, netlink, sandboxes
 from wherry.networks.netlink import ADD, Rtnl
 from wherry.networks.store import Place
 from wherry_plugins.network.bridge.hub import Hub
@@ -77,10 +77,9 @@ class Links:
                 if self._foreign(rtnl, shape):
                     raise AlreadyExists(f'interface "{shape.interface}"', "the host has one of that name") from None
             index = rtnl.index(shape.interface)
-            if not shape.six:
-                interfaces.without_link_local(rtnl, index)
             with contextlib.suppress(FileExistsError):
                 rtnl.ask(
+                    *([] if shape.six else [interfaces.without_link_local(index)]),
                     *[
                         (
                             netlink.NEWADDR,
@@ -152,22 +151,27 @@ class Links:
         """The pair between bridge and container, with address, hardware address and routes. FailedPrecondition when the sandbox's
         network namespace is no container's."""
         request = place.reservation.request
-        with sandboxes.namespace(self._context.shim, request.sandbox_id, self._hub.is_ours) as netns:
-            self._pair(place, shape, bridge, netns)
-        with sandboxes.inside(self._context.shim, request.sandbox_id) as rtnl:
+        with sandboxes.inside(self._context.shim, request.sandbox_id) as inside:
+            netns = inside.namespace()
+            try:
+                if self._hub.is_ours(netns):
+                    raise sandboxes.hosts(request.sandbox_id)
+                self._pair(place, shape, bridge, netns)
+            finally:
+                os.close(netns)
             gateways = () if shape.internal else shape.gateways
-            interfaces.furnish(rtnl, request.interface, place.reservation.addresses, gateways, six=shape.six)
+            interfaces.furnish(inside, request.interface, place.reservation.addresses, gateways, six=shape.six)
 
     def _pair(self, place: Place, shape: Shape, bridge: int, netns: int) -> None:
         inner = place.reservation.request.interface
-        peer = netlink.link(inner, attributes=[("IFLA_ADDRESS", place.mac), ("IFLA_NET_NS_FD", netns), *_mtu(shape)])
-        data = {"attrs": [("VETH_INFO_PEER", {"attrs": peer["attrs"]})]}
-        kind = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]})
+        pair = messages.veth(place.link, bridge, inner, place.mac, netns, shape.mtu)
+        steps = [(netlink.NEWLINK, ADD, pair, f"link {inner}")]
+        if place.reservation.ports or not shape.icc:
+            steps.append(_port(place, shape))
         with self._hub.rtnl() as rtnl:
             for again in (True, False):
-                wish = netlink.link(place.link, up=True, attributes=[("IFLA_MASTER", bridge), kind, *_mtu(shape)])
                 try:
-                    rtnl.ask((netlink.NEWLINK, ADD, wish, f"link {inner}"), *_port(place, shape))
+                    rtnl.ask(*steps)
                     return
                 except FileExistsError:
                     if not again:
@@ -177,7 +181,7 @@ class Links:
     def adjust(self, place: Place, shape: Shape) -> None:
         """The bridge's port of a pair that is there, to a place that has changed."""
         with self._hub.rtnl() as rtnl:
-            rtnl.ask(*_port(place, shape))
+            rtnl.ask(_port(place, shape))
 
     def check(self, place: Place, bridge: str) -> None:
         """FailedPrecondition says what differs."""
@@ -232,20 +236,14 @@ class Links:
                     return
 
 
-def _port(place: Place, shape: Shape) -> list[tuple[int, int, Any, str]]:
+def _port(place: Place, shape: Shape) -> tuple[int, int, bytes, str]:
     """What a bridge is to do at the container's port, if anything (bridge(8)).
 
     isolated: frames of other such ports do not go there. hairpin: with the module br_netfilter a published port is translated
     while the frame is still the bridge's, and a container that calls itself by it would get nothing back.
     """
-    attributes = [] if shape.icc else [("IFLA_BRPORT_ISOLATED", 1)]
-    if place.reservation.ports:
-        attributes.append(("IFLA_BRPORT_MODE", 1))
-    if not attributes:
-        return []
-    data = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": attributes})]
-    wish = netlink.link(place.link, attributes=[("IFLA_LINKINFO", {"attrs": data})])
-    return [(netlink.NEWLINK, 0, wish, f"port of {place.link}")]
+    port = messages.port(place.link, hairpin=bool(place.reservation.ports), isolated=not shape.icc)
+    return netlink.NEWLINK, 0, port, f"port of {place.link}"
 
 
 def _mtu(shape: Shape) -> list[tuple[str, int]]:

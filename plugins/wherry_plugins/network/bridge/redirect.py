@@ -13,11 +13,12 @@ import socket
 import struct
 from collections.abc import Iterable
 
+from wherry.linux.netlink import ACK, APPEND, CREATE, EXCL, REQUEST, attribute, be32, message, nest, text
+
 TABLE, CHAIN = "wherry-names", "output"
 _PORT = 53
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0xA00, 0xA02, 0xA03, 0xA06
 _BEGIN, _END = 0x10, 0x11
-_REQUEST, _ACK, _EXCL, _CREATE, _APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
 _IPV4 = 2  # NFPROTO_IPV4
 _LOCAL_OUT = 3
 _NETWORK, _TRANSPORT = 1, 2  # where a payload's offset counts from
@@ -32,10 +33,10 @@ def exchange(fd: int, address: str, ports: dict[int, int]) -> None:
     ports: of each type of socket (SOCK_DGRAM, SOCK_STREAM) the port that it has. OSError: what the kernel refused.
     """
     wanted = socket.inet_aton(address)
-    name = _text(1, TABLE)
-    hook = _be32(1, _LOCAL_OUT) + _be32(2, 0)
-    chain = name + _text(3, CHAIN) + _nest(4, hook) + _text(7, "filter")
-    messages = [(_NEWCHAIN, _CREATE, chain)]
+    name = text(1, TABLE)
+    hook = be32(1, _LOCAL_OUT) + be32(2, 0)
+    chain = name + text(3, CHAIN) + nest(4, hook) + text(7, "filter")
+    messages = [(_NEWCHAIN, CREATE, chain)]
     for kind, number in ports.items():
         protocol, checksum = _PROTOCOLS[socket.SocketKind(kind)]
         for at, port, old, new in ((_DESTINATION, 2, _PORT, number), (_SOURCE, 0, number, _PORT)):
@@ -43,38 +44,33 @@ def exchange(fd: int, address: str, ports: dict[int, int]) -> None:
                 *_equal(_NETWORK, 9, bytes([protocol])),
                 *_equal(_NETWORK, at, wanted),
                 *_equal(_TRANSPORT, port, struct.pack(">H", old)),
-                _expression("immediate", _be32(1, 1) + _nest(2, _attribute(1, struct.pack(">H", new)))),
+                _expression("immediate", be32(1, 1) + nest(2, attribute(1, struct.pack(">H", new)))),
                 _expression(
                     "payload",
-                    _be32(5, 1)
-                    + _be32(2, _TRANSPORT)
-                    + _be32(3, port)
-                    + _be32(4, 2)
-                    + _be32(6, 1)
-                    + _be32(7, checksum),
+                    be32(5, 1) + be32(2, _TRANSPORT) + be32(3, port) + be32(4, 2) + be32(6, 1) + be32(7, checksum),
                 ),
             ]
-            expressions = b"".join(_nest(1, one) for one in rule)
-            messages.append((_NEWRULE, _CREATE | _APPEND, _text(1, TABLE) + _text(2, CHAIN) + _nest(4, expressions)))
+            expressions = b"".join(nest(1, one) for one in rule)
+            messages.append((_NEWRULE, CREATE | APPEND, text(1, TABLE) + text(2, CHAIN) + nest(4, expressions)))
     with socket.socket(fileno=fd) as sock:
         sock.settimeout(30)
         try:
-            _send(sock, [(_NEWTABLE, _CREATE | _EXCL, name), *messages], 0)
+            _send(sock, [(_NEWTABLE, CREATE | EXCL, name), *messages], 0)
         except FileExistsError:
             # An engine before this one has written them. Taking a table away costs the kernel some milliseconds.
-            _send(sock, [(_DELTABLE, 0, name), (_NEWTABLE, _CREATE | _EXCL, name), *messages], 100)
+            _send(sock, [(_DELTABLE, 0, name), (_NEWTABLE, CREATE | EXCL, name), *messages], 100)
 
 
 def _send(sock: socket.socket, messages: Iterable[tuple[int, int, bytes]], number: int) -> None:
     """One transaction. The kernel acknowledges each message or tells which ones it refuses, and then does none. number: below those
     of its messages, and above those of a transaction before it on the same socket."""
     batch = struct.pack(">BBH", 0, 0, 10)  # NFNL_SUBSYS_NFTABLES
-    data, waiting = _message(_BEGIN, _REQUEST, number, batch), set()
+    data, waiting = message(_BEGIN, REQUEST, number, batch), set()
     for type, flags, body in messages:
         number += 1
         waiting.add(number)
-        data += _message(type, _REQUEST | _ACK | flags, number, struct.pack(">BBH", _IPV4, 0, 0) + body)
-    sock.send(data + _message(_END, _REQUEST, number + 1, batch))
+        data += message(type, REQUEST | ACK | flags, number, struct.pack(">BBH", _IPV4, 0, 0) + body)
+    sock.send(data + message(_END, REQUEST, number + 1, batch))
     while waiting:
         said = sock.recv(1 << 16)
         while len(said) >= 20:
@@ -85,31 +81,11 @@ def _send(sock: socket.socket, messages: Iterable[tuple[int, int, bytes]], numbe
             waiting.discard(sequence)
 
 
-def _message(type: int, flags: int, sequence: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), type, flags, sequence, 0) + body
-
-
-def _attribute(type: int, data: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(data), type) + data + bytes(-len(data) % 4)
-
-
-def _nest(type: int, data: bytes) -> bytes:
-    return _attribute(type | 0x8000, data)
-
-
-def _text(type: int, text: str) -> bytes:
-    return _attribute(type, text.encode() + b"\0")
-
-
-def _be32(type: int, number: int) -> bytes:
-    return _attribute(type, struct.pack(">I", number))
-
-
 def _expression(name: str, data: bytes) -> bytes:
-    return _text(1, name) + _nest(2, data)
+    return text(1, name) + nest(2, data)
 
 
 def _equal(base: int, offset: int, value: bytes) -> tuple[bytes, bytes]:
     """Loads a piece of the packet and goes on only where it is that value."""
-    load = _be32(1, 1) + _be32(2, base) + _be32(3, offset) + _be32(4, len(value))
-    return _expression("payload", load), _expression("cmp", _be32(1, 1) + _be32(2, 0) + _nest(3, _attribute(1, value)))
+    load = be32(1, 1) + be32(2, base) + be32(3, offset) + be32(4, len(value))
+    return _expression("payload", load), _expression("cmp", be32(1, 1) + be32(2, 0) + nest(3, attribute(1, value)))

@@ -11,6 +11,8 @@ import socket
 import struct
 import sys
 
+from wherry.linux.netlink import attribute, nest
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,8 +48,8 @@ class Flow:
 
     def message(self) -> bytes:
         """The attributes that name it."""
-        named = _packed(_ORIG | 0x8000, self._orig)
-        return named + (_packed(_ZONE, self._zone) if self._zone is not None else b"")
+        named = nest(_ORIG, self._orig)
+        return named + (attribute(_ZONE, self._zone) if self._zone is not None else b"")
 
 
 def forget(wanted: Callable[[Flow], bool]) -> int:
@@ -97,7 +99,3 @@ def _attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield type & 0x3FFF, payload[at + 4 : at + length]
         at += (length + 3) & ~3
-
-
-def _packed(type: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), type) + payload + bytes(-len(payload) % 4)
