@@ -17,8 +17,8 @@ from wherry.api import NetworkConfig
 
 TESTS = Path(__file__).resolve().parents[1]
 ALL = bool(os.environ.get("WHERRY_TESTS_ALL"))
-#: Where in the life of a container, as parts of a thousand.
-PLACES = range(0, 1000, 5) if ALL else range(40, 1000, 200)
+#: Where in the life of a container, as parts of a thousand; it has less than a hundred steps.
+PLACES = range(0, 1000, 10) if ALL else range(40, 1000, 200)
 
 
 def prepare(dirs: EngineDirs) -> None:
@@ -42,6 +42,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> int:
     counted = live(dirs, 0, "engine")
     assert counted.returncode == 0, counted.stderr
     assert counted.stderr == ""
+    assert int(counted.stdout) < 100
     return int(counted.stdout)
 
 
@@ -63,6 +64,9 @@ def test_killed_at_a_step(engine_dirs: EngineDirs, steps: int, place: int, victi
         for container in engine.containers(all=True):
             if container.status == "running":
                 assert Path(f"/proc/{container.pid}/ns/net").stat().st_ino != own
+                told = {one: engine.network(one).attachments for one in container.networks}
+                assert all(told.values())
+                assert {*container.ports} == {port for (one,) in told.values() for port in one.reservation.ports}
             engine.remove(container.id, force=True)
         for name in ("lab", "side"):
             assert engine.network(name).attachments == ()

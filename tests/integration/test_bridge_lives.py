@@ -12,7 +12,8 @@ import pytest
 import wherry
 from support.engines import EngineDirs
 from support.running import execute, until
-from wherry.api import Container, Engine, InUse, NetworkConfig, Port, RunRequest
+from wherry.api import Container, Engine, FailedPrecondition, Finding, InUse, Join, NetworkConfig, Port, RunRequest
+from wherry.engine import joining
 
 IMAGE = "host:/bin/busybox,/bin/sh"
 BOUND = 30
@@ -110,3 +111,45 @@ def test_restarted_container_has_its_port_and_name_again(engine: Engine) -> None
     for name in ("server", "client"):
         engine.remove(name, force=True)
     engine.remove_network("lab")
+
+
+def broken_off(engine_dirs: EngineDirs, monkeypatch: pytest.MonkeyPatch) -> tuple[Container, tuple[Finding, ...]]:
+    """A container, and what doctor says, after an engine ended in the middle of a disconnect."""
+
+    def ends(*_arguments: object) -> None:
+        raise FailedPrecondition("engine", "it ends here")
+
+    with wherry.Engine(root=engine_dirs.root, run=engine_dirs.run) as first:
+        for name in ("lab", "side"):
+            first.create_network(NetworkConfig(name))
+        start(first, "one", "exec /bin/busybox sleep 1000", networks=(Join("side"),), ports=(Port(80),))
+        with monkeypatch.context() as patched:
+            patched.setattr(joining, "settle_places", ends)
+            with pytest.raises(FailedPrecondition, match="it ends here"):
+                first.disconnect("one", "lab")
+    with wherry.Engine(root=engine_dirs.root, run=engine_dirs.run) as second:
+        found = second.doctor()
+        made = second.container("one")
+        second.disconnect("one", "lab")  # again: in the request it is still
+        assert [place.reservation.ports for place in second.network("side").attachments] == [made.ports]
+        second.remove("one", force=True)
+        for name in ("lab", "side"):
+            second.remove_network(name)
+        assert second.doctor() == ()
+    return made, found
+
+
+def test_a_disconnect_that_was_broken_off_is_done_by_the_next_engine(
+    engine_dirs: EngineDirs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, found = broken_off(engine_dirs, monkeypatch)
+    assert found == ()
+    assert made.networks == ("side",)
+    assert [port.container_port for port in made.ports] == [80]
+
+
+def test_twin_nobody_notes_that_a_disconnect_begins(engine_dirs: EngineDirs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "keep_places", lambda _state, _id, _places: None)
+    made, found = broken_off(engine_dirs, monkeypatch)
+    assert found
+    assert made.networks == ("lab", "side")

@@ -63,6 +63,8 @@ def life(engine: Engine) -> None:
     id = engine.run(REQUEST).id
     engine.disconnect(id, "side")
     engine.connect(id, Join("side"))
+    engine.disconnect(id, "lab")  # its port moves to the other one
+    engine.connect(id, Join("lab"))
     engine.remove(id, force=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from attrs import evolve
 
@@ -15,15 +15,13 @@ from wherry.api import (
     FailedPrecondition,
     Invalid,
     Join,
-    Network,
     NotFound,
     Port,
     PublishingNetwork,
-    RunRequest,
 )
 from wherry.engine.attaching import Attaching, joins, with_joins
 from wherry.engine.creation import Begun, Creation, must_not_be_removing
-from wherry.engine.places import Place, keep_places, pack_places, place_of
+from wherry.engine.places import Place, keep_places, place_of, published, settle_places
 from wherry.engine.records import Record, pack_request
 from wherry.engine.state import State
 from wherry.engine.undo import attempt
@@ -53,7 +51,7 @@ class Joining:
             if record.live:
                 self._state.kernel.together(self._plug, begun, join, wished)
             else:
-                self._keep(record, with_joins(begun.request, wished), None)
+                self._wish(begun, wished)
             return record.view()
 
     def disconnect(self, container: str, network: str, force: bool) -> Container:
@@ -69,7 +67,7 @@ class Joining:
             if record.live:
                 self._state.kernel.together(self._unplug, begun, name, wished)
             else:
-                self._keep(record, with_joins(begun.request, wished), None)
+                self._wish(begun, wished)
             return record.view()
 
     def _begun(self, record: Record) -> Begun:
@@ -130,16 +128,18 @@ class Joining:
         places = state.attached.get(record.id, ())
         going = [place for place in places if place.network == name]
         staying = tuple(place for place in places if place.network != name)
+        if going:  # an engine after this one is to know that it may be gone
+            keep_places(state, record.id, (*staying, *(evolve(place, pending=True) for place in going)))
         lost: tuple[Port, ...] = ()
         for place in going:
             driver = state.network(place.driver, record)
-            lost = self._published(driver, record, name)
+            lost = published(driver, record.id, name) if record.ports else ()
             driver.detach(record.id, place.network)
         ports = tuple(port for port in record.ports if port not in lost)
         failure: Error | None = None
-        if lost:
+        if wanted := lost or (() if ports else begun.request.ports):
             try:
-                ports += self._move(record, staying, lost)
+                ports += self._move(record, staying, wanted)
             except Error as error:
                 failure = error
         self._settle(begun, staying, wished, ports)
@@ -157,38 +157,16 @@ class Joining:
                 return cast("PublishingNetwork", driver).publish(record.id, place.network, ports)
         return ()
 
-    @staticmethod
-    def _published(driver: Network, record: Record, network: str) -> tuple[Port, ...]:
-        """The ports that a container has by a network, which go with it."""
-        if not record.ports:
-            return ()
-        found = [attachment.reservation for attachment in driver.inspect(network)[1]]
-        return tuple(port for one in found if one.request.sandbox_id == record.id for port in one.ports)
-
     def _settle(self, begun: Begun, places: tuple[Place, ...], wished: Sequence[Join], ports: tuple[Port, ...]) -> None:
         """Writes down where a running container is now and what it publishes, here and in its own files."""
         request = with_joins(begun.request, wished)
-        self._keep(begun.record, request, places, ports)
+        settle_places(self._state, begun.record, places, ports, request)
         hostname = self._creation.hostname(begun, False)
         self._attaching.write_files(begun.record, request, hostname, False, places)
 
-    def _keep(
-        self, record: Record, request: RunRequest, places: tuple[Place, ...] | None, ports: tuple[Port, ...] = ()
-    ) -> None:
-        """places None: it does not run, and what it is attached to stays as it is."""
-        changes: dict[str, Any] = {}
-        if places is not None:
-            changes["networks"] = tuple(place.network for place in places)
-            changes["addresses"] = tuple(address for place in places for address in place.addresses)
-            changes["ports"] = ports
+    def _wish(self, begun: Begun, wished: Sequence[Join]) -> None:
+        """Of one that does not run: from its next start on. What it is attached to, as others may still run there, stays as it is."""
+        request = with_joins(begun.request, wished)
         with self._state.database.transaction() as tx:
-            tx.execute(
-                "UPDATE containers SET data = ?, request = ? WHERE id = ?",
-                (record.pack(**changes), pack_request(request), record.id),
-            )
-            if places is not None:
-                tx.execute("UPDATE sandboxes SET attached = ? WHERE id = ?", (pack_places(places), record.id))
-        record.request = request
-        record.apply(changes)
-        if places is not None:
-            self._state.attached[record.id] = places
+            tx.execute("UPDATE containers SET request = ? WHERE id = ?", (pack_request(request), begun.record.id))
+        begun.record.request = request

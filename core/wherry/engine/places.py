@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from wherry.api import Attachment
+from wherry.api import Attachment, Network, Port, RunRequest
+from wherry.engine.records import pack_request
 
 if TYPE_CHECKING:
+    from wherry.engine.records import Record
     from wherry.engine.state import State
 
 
@@ -20,7 +22,7 @@ class Place:
     """driver is the id of the network's driver; names are what the container is called there; addresses are CIDR, gateways bare. host:
     by what address it reaches the host.
 
-    pending: its driver may have made it or not; an engine that finds it so gives it back.
+    pending: its driver is making it, or taking it back; an engine that finds it so takes it back.
     """
 
     network: str
@@ -64,6 +66,33 @@ def keep_places(state: State, sandbox_id: str, places: tuple[Place, ...]) -> Non
     with state.database.transaction(durable=False) as tx:
         tx.execute("UPDATE sandboxes SET attached = ? WHERE id = ?", (pack_places(places), sandbox_id))
     state.attached[sandbox_id] = places
+
+
+def published(driver: Network, sandbox_id: str, network: str) -> tuple[Port, ...]:
+    """The ports that a sandbox has by a network."""
+    found = [attachment.reservation for attachment in driver.inspect(network)[1]]
+    return tuple(port for one in found if one.request.sandbox_id == sandbox_id for port in one.ports)
+
+
+def settle_places(
+    state: State, record: Record, places: tuple[Place, ...], ports: tuple[Port, ...], request: RunRequest | None = None
+) -> None:
+    """Writes down, for good, where a running container is now and what it publishes. request: what it wishes from now on, None: no
+    change."""
+    changes = {
+        "networks": tuple(place.network for place in places),
+        "addresses": tuple(address for place in places for address in place.addresses),
+        "ports": ports,
+    }
+    with state.database.transaction() as tx:
+        tx.execute("UPDATE containers SET data = ? WHERE id = ?", (record.pack(**changes), record.id))
+        if request is not None:
+            tx.execute("UPDATE containers SET request = ? WHERE id = ?", (pack_request(request), record.id))
+        tx.execute("UPDATE sandboxes SET attached = ? WHERE id = ?", (pack_places(places), record.id))
+    if request is not None:
+        record.request = request
+    record.apply(changes)
+    state.attached[record.id] = places
 
 
 def unpack_places(text: str) -> tuple[Place, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from wherry.api import Error, Exit, TaskState
 from wherry.engine.database import boot_id
 from wherry.engine.ending import Ending
-from wherry.engine.places import Place, keep_places, unpack_places
+from wherry.engine.places import Place, published, settle_places, unpack_places
 from wherry.engine.records import Exec, Gate, Record, unpack_record
 from wherry.engine.state import State
 from wherry.engine.undo import attempt
@@ -112,14 +112,18 @@ class Recovery:
                 record.apply({"status": status})  # the engine ended between the deed and its row
 
     def _settle_places(self, record: Record) -> None:
-        """A connect that was broken off is taken back: nobody was told of it."""
+        """A connect that was broken off is taken back, as nobody was told of it; a disconnect is done to its end."""
         places = self._state.attached.get(record.id, ())
         pending = [place for place in places if place.pending]
         failures: list[tuple[str, Exception]] = []
         for place in pending:
             attempt(failures, "network.detach", partial(self._detach, record.id, place))
         if pending and not failures:
-            keep_places(self._state, record.id, tuple(place for place in places if not place.pending))
+            staying = tuple(place for place in places if not place.pending)
+            ports = [
+                published(self._state.network(place.driver, record), record.id, place.network) for place in staying
+            ]
+            settle_places(self._state, record, staying, tuple(port for group in ports for port in group))
         self._state.report(failures, f"recovery of container {record.id[:12]}")
 
     @staticmethod
