@@ -48,6 +48,7 @@ from wherry.interfaces.contributions import (
 from wherry.interfaces.engine import (
     Bind,
     Container,
+    ContainerProcess,
     Engine,
     ExecRequest,
     Finding,
@@ -92,6 +93,7 @@ __all__ = [
     "Config",
     "Connection",
     "Container",
+    "ContainerProcess",
     "ContainerUse",
     "Context",
     "CreateRequest",

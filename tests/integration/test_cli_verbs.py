@@ -56,6 +56,23 @@ def test_a_life_in_the_background(wherry: Any) -> None:
     assert wherry("rm", "-f", "web").stdout == ""
 
 
+def test_rename_top_and_update(wherry: Any) -> None:
+    wherry("run", "-d", "--name", "one", "--network", "none", IMAGE, "sh", "-c", "sleep 1000 & wait")
+    assert wherry("rename", "one", "two").stdout == ""
+    assert wherry("ps", "--format", "{{.Names}}", "--filter", "name=^two$").stdout == "two\n"
+    rows = [line.split() for line in wherry("top", "two", "-o", "pid,ppid,args").stdout.splitlines()]
+    assert rows[0] == ["PID", "PPID", "COMMAND"]
+    assert sorted(row[2:] for row in rows[1:]) == [["sh", "-c", "sleep", "1000", "&", "wait"], ["sleep", "1000"]]
+    assert rows[2][1] == rows[1][0]
+    if "memory" in wherry("info").stdout and not wherry.dirs.user:
+        assert wherry("update", "--memory", "96m", "--pids-limit", "50", "two").stdout == "two\n"
+        counted = json.loads(wherry("stats", "--json", "two").stdout)["two"]
+        assert (counted["memory.max"], counted["pids.max"]) == (96 << 20, 50)
+    line = wherry("stats", "--no-stream", "--format", "{{.Name}} {{.NetIO}}", "two").stdout
+    assert line == "two 0B / 0B\n"
+    wherry("rm", "-f", "two")
+
+
 def test_create_then_start_attached(wherry: Any) -> None:
     wherry("create", "-i", "--name", "job", IMAGE, "sh", "-c", "cat; exit 3")
     assert wherry("ps", "-a", "--format", "{{.Status}}").stdout == "Created\n"

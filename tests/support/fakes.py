@@ -52,6 +52,7 @@ class World:
         self.snapshots: dict[str, str] = {CHAIN: ""}
         self.cgroups: set[tuple[str, str]] = set()
         self.logs: set[str] = set()
+        self.limits: dict[str, Mapping[str, Any]] = {}
         self.events: list[Event] = []
         self.acked = 0
         self.changed = threading.Condition()
@@ -187,6 +188,10 @@ class FakeIsolation:
 
     def resize(self, id: str, rows: int, columns: int, exec_id: str = "") -> None:
         self.world.note(f"resize {rows}x{columns}", id)
+
+    def update(self, id: str, resources: Mapping[str, Any]) -> None:
+        self.world.note("update", id)
+        self.world.limits[id] = resources
 
     def state(self, id: str) -> TaskState:
         return self.world.tasks[id, ""]

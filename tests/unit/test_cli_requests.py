@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,22 @@ import attrs
 import pytest
 
 from support.cli import Client, FakeEngine, absent, call, container, image
-from wherry.api import Bind, CommandNotFound, ExecRequest, Exit, InUse, LogLine, Port, Progress, RunRequest, Span, Stdio
+from wherry.api import (
+    Bind,
+    CommandNotFound,
+    ContainerProcess,
+    Event,
+    ExecRequest,
+    Exit,
+    InUse,
+    LogLine,
+    Port,
+    Progress,
+    RunRequest,
+    Span,
+    Stdio,
+    Volume,
+)
 
 
 def requested(*argv: str, **options: Any) -> RunRequest:
@@ -415,9 +431,16 @@ def test_inspect() -> None:
     ]  # fmt: skip
     code, _out, err = call(FakeEngine(inspect={"Name": "/web", "spec": {}}), "inspect", "--explain", "web")
     assert (code, err) == (1, 'wherry: container "web": it has no spec before its first start\n')
-    code, out, err = call(FakeEngine(inspect=absent("x"), image=absent("x")), "inspect", "x")
+    code, out, err = call(
+        FakeEngine(**dict.fromkeys(("inspect", "image", "network", "volume"), absent("x"))), "inspect", "x"
+    )
     assert (code, out) == (1, "[]\n")
-    assert 'container or image "x"' in err
+    assert 'container, image, network or volume "x"' in err
+    volume = Volume("data", "local", "/srv/data", 0, {})
+    others = dict.fromkeys(("inspect", "image", "network"), absent("x"))
+    other = FakeEngine(**others, volume=volume, volume_users=("c1",))
+    assert call(other, "inspect", "-f", "{{.Mountpoint}} {{.UsedBy}}", "data")[1] == "/srv/data [c1]\n"
+    assert call(other, "inspect", "--type", "network", "data")[0] == 1
     document = call(engine, "image", "inspect", "-f", "{{.RepoTags}} {{.Os}}/{{.Architecture}}", "busybox")[1]
     assert document == "[busybox:latest] linux/amd64\n"
 
@@ -461,6 +484,55 @@ def test_load_from_a_pipe_is_spooled(tmp_path: Path) -> None:
     assert (code, out) == (0, "Loaded image: busybox:latest\n")
     assert seen == [b"tar bytes"]
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def process(**changes: Any) -> ContainerProcess:
+    ids = {"pid": 42, "parent": 1, "uid": 4_000_000, "gid": 0}
+    times = {"started": time.time_ns() - 90 * 10**9, "cpu": 9 * 10**9}
+    sizes = {"threads": 2, "virtual": 8 << 20, "resident": 1 << 20}
+    words: dict[str, Any] = {"state": "S", "terminal": "pts/3", "name": "sh", "command": ("sh", "-c", "x y")}
+    return ContainerProcess(**{**ids, **times, **sizes, **words, **changes})
+
+
+def test_top() -> None:
+    engine = FakeEngine(processes=(process(), process(pid=43, command=(), terminal="", cpu=0)))
+    lines = call(engine, "top", "web")[1].splitlines()
+    assert lines[0].split() == ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
+    words = lines[1].split()
+    assert (words[:4], words[5:]) == (["4000000", "42", "1", "10"], ["pts/3", "00:00:09", "sh", "-c", "x", "y"])
+    assert lines[2].split()[5:] == ["?", "00:00:00", "[sh]"]
+    assert call(engine, "top", "web", "aux")[1].splitlines()[0].split()[:4] == ["USER", "PID", "%CPU", "%MEM"]
+    lines = call(engine, "top", "web", "-eo", "pid,rss=KIB,nlwp,etime,comm")[1].splitlines()
+    assert [line.split() for line in lines[:2]] == [
+        ["PID", "KIB", "NLWP", "ELAPSED", "COMMAND"],
+        ["42", "1024", "2", "00:01:30", "sh"],
+    ]
+    for words, cause in ((("-o", "pit"), "did you mean"), (("-o",), "names no columns"), (("-L",), "not one of")):
+        code, _out, err = call(engine, "top", "web", *words)
+        assert (code, cause in err) == (1, True)
+
+
+def test_update_gives_what_was_given() -> None:
+    engine = FakeEngine()
+    assert call(engine, "update", "--memory", "1g", "--cpus", "1.5", "a", "b")[1] == "a\nb\n"
+    none = dict.fromkeys(("memory_swap", "cpu_shares", "cpuset", "pids_limit"))
+    assert engine.calls[0] == ("update", ("a",), {"memory": 1 << 30, "cpus": 1.5, **none})
+
+
+def test_events_by_dockers_names() -> None:
+    topics = ("container.created", "task.started", "exec.started", "task.exited", "network.attached", "volume.x")
+    engine = FakeEngine(events=lambda *_a, **_k: iter([Event(topic, "c1", 1, {"name": "web"}) for topic in topics]))
+
+    def seen(*filters: str) -> list[str]:
+        words = [word for one in filters for word in ("-f", one)]
+        return call(engine, "events", "--no-follow", "--format", "{{.Topic}}", *words)[1].split()
+
+    assert seen("event=start") == ["task.started"]
+    assert seen("event=die", "event=create") == ["container.created", "task.exited"]
+    assert seen("event=started") == ["task.started", "exec.started"]
+    assert seen("type=container") == ["container.created", "task.started", "exec.started", "task.exited"]
+    assert seen("container=web", "event=connect") == []
+    assert seen("network=web") == ["network.attached"]
 
 
 def test_stats() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from support.fakes import CHAIN, World, crash, engine
 from wherry.api import (
     AlreadyExists,
     CommandNotFound,
+    Event,
     ExecRequest,
     FailedPrecondition,
     InUse,
@@ -274,12 +276,78 @@ def test_filters(parts: Parts) -> None:
     assert names(label=["tier=b"]) == ["cache"]
     assert names(label=["tier=a", "x"]) == ["web"]
     assert names(name=["ac"]) == ["cache"]
+    assert names(name=["^/?web$", "^cach$"]) == ["web"]
+    assert names(name=["("]) == []
+    assert names(publish=["80"]) == []
+    assert names(volume=["data"]) == []
+    with pytest.raises(Invalid, match="not PORT"):
+        names(publish=["http"])
     assert names(ancestor=["redis"]) == ["cache"]
     assert names(since=["web"]) == ["cache"]
     assert names(network=["none"]) == ["web"]
     with pytest.raises(Invalid, match="no such filter"):
         names(colour=["red"])
     parts.lifecycle.remove("web", force=True)
+
+
+def test_rename(tmp_path: Path, world: World, parts: Parts) -> None:
+    one = parts.lifecycle.run(RunRequest(image="x", name="one", command=("sleep",)), Stdio())
+    parts.lifecycle.create(RunRequest(image="x", name="two"))
+    for name, wrong in (("two", AlreadyExists), ("one", AlreadyExists), ("/", Invalid)):
+        with pytest.raises(wrong):
+            parts.changing.rename("one", name)
+    assert parts.changing.rename("one", "new").name == "new"
+    assert parts.state.registry.find("new").id == one.id
+    with pytest.raises(NotFound):
+        parts.state.registry.find("one")
+    (told,) = [event for event in _events(parts) if event.topic == "container.renamed"]
+    assert (told.attributes["name"], told.attributes["old_name"]) == ("new", "one")
+    parts.lifecycle.create(RunRequest(image="x", name="one"))
+    crash(parts)
+    again = engine(tmp_path, world)
+    assert again.state.registry.find("new").id == one.id
+    assert again.state.request_of(again.state.registry.find("new")).name == "new"
+    again.close()
+
+
+def test_a_rename_that_is_not_stored_is_none(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts.lifecycle.create(RunRequest(image="x", name="one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.state.database, "transaction", _full)
+        with pytest.raises(OSError, match="no space"):
+            parts.changing.rename("one", "new")
+    assert parts.state.registry.find("one").view().name == "one"
+    assert parts.changing.rename("one", "new").name == "new"
+
+
+def test_update(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = parts.lifecycle.run(RunRequest(image="x", name="one", command=("sleep",), memory=64 << 20), Stdio())
+    idle = parts.lifecycle.create(RunRequest(image="x", name="idle"))
+    parts.changing.update("one", memory=128 << 20, pids_limit=7)
+    assert world.limits == {one.id: {"memory": {"limit": 128 << 20, "swap": 256 << 20}, "pids": {"limit": 7}}}
+    parts.changing.update("one", memory=0)
+    assert world.limits[one.id] == {"memory": {"limit": -1, "swap": -1}}
+    parts.changing.update("idle", cpus=0.5)
+    assert idle.id not in world.limits
+    assert parts.views.inspect("idle")["HostConfig"]["NanoCpus"] == 500_000_000
+    for wrong in ({}, {"memory": 1}, {"cpuset": "x"}, {"pids_limit": -2}):
+        with pytest.raises(Invalid):
+            parts.changing.update("one", **wrong)
+    world.limits.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.state.database, "transaction", _full)
+        with pytest.raises(OSError, match="no space"):
+            parts.changing.update("one", pids_limit=9)
+    assert world.limits == {one.id: {"pids": {"limit": 7}}}
+    assert parts.views.inspect("one")["HostConfig"]["PidsLimit"] == 7
+
+
+def _full(*_args: object, **_options: object) -> None:
+    raise OSError(errno.ENOSPC, "no space")
+
+
+def _events(parts: Parts) -> list[Event]:
+    return list(parts.state.bus.follow(parts.state.database, 0, follow=False))
 
 
 def test_inspect_tells_who_set_what(parts: Parts) -> None:

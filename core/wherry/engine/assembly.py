@@ -13,6 +13,7 @@ from attrs import define
 
 from wherry.api import Error, Event, FailedPrecondition
 from wherry.engine.attaching import Attaching
+from wherry.engine.changing import Changing
 from wherry.engine.collecting import present
 from wherry.engine.creation import Creation
 from wherry.engine.database import Database
@@ -51,6 +52,7 @@ class Parts:
     images: ImageRemoval
     networks: Networks
     joining: Joining
+    changing: Changing
     system: System
     recovery: Recovery
     reserve: Reserve
@@ -165,6 +167,7 @@ def combine(state: State, reserve: Reserve | None = None) -> Parts:
         images=ImageRemoval(state),
         networks=Networks(state),
         joining=Joining(state, creation, attaching),
+        changing=Changing(state),
         system=system,
         recovery=recovery,
         reserve=reserve or Reserve(state.root),

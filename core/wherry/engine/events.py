@@ -1,9 +1,9 @@
 """The event bus: stored events go to whoever follows them, in order and without gaps.
 
-Topics of the engine, whose id is the container's: container.created, container.removed, task.started (pid), task.exited (code, a
-number or "unknown", and oom_killed), task.paused, task.resumed, task.signalled (signal), exec.started (exec_id, command),
-exec.exited (exec_id, code), network.attached and network.detached (network, driver; the id is the sandbox's),
-network.created and network.removed (name, driver; the id is the network's). All of a
+Topics of the engine, whose id is the container's: container.created, container.renamed (old_name), container.updated,
+container.removed, task.started (pid), task.exited (code, a number or "unknown", and oom_killed), task.paused, task.resumed,
+task.signalled (signal), exec.started (exec_id, command), exec.exited (exec_id, code), network.attached and network.detached
+(network, driver; the id is the sandbox's), network.created and network.removed (name, driver; the id is the network's). All of a
 container carry its name and image. Drivers publish others.
 """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wherry.api import (
     ArchiveFormat,
     Container,
+    ContainerProcess,
     DiskUsage,
     Event,
     ExecRequest,
@@ -188,6 +189,33 @@ class Engine:
         self, container: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1
     ) -> Iterator[LogLine]:
         return self._p.streams.logs(container, follow=follow, since=since, until=until, tail=tail)
+
+    def processes(self, container: str) -> tuple[ContainerProcess, ...]:
+        return self._p.streams.processes(container)
+
+    def rename(self, container: str, name: str) -> Container:
+        return self._p.changing.rename(container, name)
+
+    def update(
+        self,
+        container: str,
+        *,
+        memory: int | None = None,
+        memory_swap: int | None = None,
+        cpus: float | None = None,
+        cpu_shares: int | None = None,
+        cpuset: str | None = None,
+        pids_limit: int | None = None,
+    ) -> Container:
+        return self._p.changing.update(
+            container,
+            memory=memory,
+            memory_swap=memory_swap,
+            cpus=cpus,
+            cpu_shares=cpu_shares,
+            cpuset=cpuset,
+            pids_limit=pids_limit,
+        )
 
     def stats(self, container: str) -> Mapping[str, int]:
         return self._p.streams.stats(container)

@@ -40,6 +40,19 @@ class Registry:
             self._names[record.name] = record
             self._records[record.id] = record
 
+    def rename(self, record: Record, name: str) -> None:
+        """Gives it another name, in memory. AlreadyExists when the name is taken, by the container itself too."""
+        with self._lock:
+            if (other := self._names.get(name)) is not None:
+                raise AlreadyExists(
+                    f'container name "{name}"',
+                    "is its own already" if other is record else f"in use by container {other.id[:12]}",
+                    "" if other is record else "remove that container, or choose another name",
+                )
+            del self._names[record.name]
+            record.apply({"name": name})
+            self._names[name] = record
+
     def drop(self, record: Record, *, remember: bool = True) -> None:
         """Takes a record out; ``grave`` still finds it for a while. Nothing happens when it is gone."""
         with self._lock:

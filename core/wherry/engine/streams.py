@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from wherry.api import FailedPrecondition, Invalid, LogLine, Stdio
+from wherry.api import ContainerProcess, FailedPrecondition, Invalid, LogLine, Stdio
+from wherry.engine import processes
 from wherry.engine.execs import Execs
 from wherry.engine.records import Record
 from wherry.engine.state import State
@@ -36,6 +37,10 @@ class Streams:
         record = self._live(name)
         counted = self._state.isolation(record).stats(record.id)
         return {**counted, **counters.of_network(record.pid)} if record.pid else counted
+
+    def processes(self, name: str) -> tuple[ContainerProcess, ...]:
+        record = self._live(name)
+        return processes.look(self._state.isolation(record).pids(record.id))
 
     def _live(self, name: str) -> Record:
         record = self._state.registry.find(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ class Views:
         if name == "id":
             return lambda record: any(record.id.startswith(value) for value in values)
         if name == "name":
-            return lambda record: any(value.removeprefix("/") in record.name for value in values)
+            return lambda record: any(_named(record, value) for value in values)
         if name == "status":
             wished = {_STATUS.get(value, value) for value in values}
             if unknown := wished - {"creating", "created", "running", "paused", "stopped"}:
@@ -57,6 +58,15 @@ class Views:
             return lambda record: record.status == "stopped" and record.exit_code in codes
         if name == "network":
             return lambda record: any(value in record.networks for value in values)
+        if name == "volume":
+            return lambda record: any(value in (use.name, use.target) for use in record.volumes for value in values)
+        if name == "publish":
+            ports = [_port(name, value) for value in values]
+            return lambda record: any(
+                port.host_port in numbers and protocol in ("", port.protocol)
+                for port in record.ports
+                for numbers, protocol in ports
+            )
         if name == "variant":
             return lambda record: record.variant in values
         if name in ("before", "since"):
@@ -67,7 +77,7 @@ class Views:
         raise Invalid(
             f'filter "{name}"',
             "no such filter",
-            "one of ancestor, before, exited, id, label, name, network, since, status, variant",
+            "one of ancestor, before, exited, id, label, name, network, publish, since, status, variant, volume",
         )
 
     def inspect(self, name: str) -> Mapping[str, Any]:
@@ -109,6 +119,26 @@ class Views:
             return ""
         path = self._state.kernel.log(record.log).sink(record.id, request.log_options).path
         return path if path and Path(path).exists() else ""
+
+
+def _named(record: Record, value: str) -> bool:
+    """A part of the name, or a regular expression of it, with or without docker's slash: "^web$" and "^/web$"."""
+    if value.removeprefix("/") in record.name:
+        return True
+    try:
+        return any(re.search(value, name) for name in (record.name, f"/{record.name}"))
+    except re.error:
+        return False
+
+
+def _port(name: str, value: str) -> tuple[range, str]:
+    """PORT[-PORT][/PROTOCOL] of a filter. Invalid for anything else."""
+    numbers, _, protocol = value.lower().partition("/")
+    first, _, last = numbers.partition("-")
+    try:
+        return range(int(first), int(last or first) + 1), protocol
+    except ValueError:
+        raise Invalid(f"filter {name}={value}", "not PORT[-PORT][/PROTOCOL]") from None
 
 
 def _descends(record: Record, image: str) -> bool:

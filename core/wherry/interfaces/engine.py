@@ -168,6 +168,26 @@ class Container:
 
 
 @frozen
+class ContainerProcess:
+    """A process of a container as the host sees it, by the host's numbers. started: ns since the epoch; cpu: ns; virtual and
+    resident: bytes of memory; state: the letter of proc_pid_stat(5); terminal: its name below /dev, "" for none."""
+
+    pid: int
+    parent: int
+    uid: int
+    gid: int
+    state: str
+    terminal: str
+    started: int
+    cpu: int
+    threads: int
+    virtual: int
+    resident: int
+    name: str
+    command: tuple[str, ...]
+
+
+@frozen
 class NetworkInfo:
     """A network as ``network ls`` shows it. id: 64 hex digits that follow from driver and name; builtin: it can't be removed.
 
@@ -323,6 +343,28 @@ class Engine(Protocol):
     def logs(
         self, container: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1
     ) -> Iterator[LogLine]: ...
+    def processes(self, container: str) -> tuple[ContainerProcess, ...]:
+        """What runs in it, by pid. FailedPrecondition when it does not run."""
+        ...
+
+    def rename(self, container: str, name: str) -> Container:
+        """AlreadyExists for a name that is taken. The resolver of its networks follows with its next start."""
+        ...
+
+    def update(
+        self,
+        container: str,
+        *,
+        memory: int | None = None,
+        memory_swap: int | None = None,
+        cpus: float | None = None,
+        cpu_shares: int | None = None,
+        cpuset: str | None = None,
+        pids_limit: int | None = None,
+    ) -> Container:
+        """Other limits, in the units of ``RunRequest``; None: as it is, 0: none. At once while it runs, and from then on."""
+        ...
+
     def stats(self, container: str) -> Mapping[str, int]:
         """Counters of a running container: what ``Isolation.stats`` has, and "network.rx_bytes", "network.rx_packets",
         "network.tx_bytes" and "network.tx_packets" of its own network namespace, lo aside, where it has one."""

@@ -1,12 +1,13 @@
-"""Images as documents under docker's names (Docker Engine API, ImageInspect); the engine makes those of containers."""
+"""Images and volumes as documents under docker's names (Docker Engine API, ImageInspect, VolumeInspect); the engine makes those of
+containers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from wherry.api import ImageInfo
+from wherry.api import Engine, ImageInfo
 from wherry.spec.reference import familiar
-from wherry_plugins.frontend.cli.human import iso
+from wherry_plugins.frontend.cli.human import iso, local
 
 NONE = "<none>"
 
@@ -35,4 +36,19 @@ def image_document(image: ImageInfo) -> dict[str, Any]:
         "RootFS": {"Type": "layers", "Layers": list((config.get("rootfs") or {}).get("diff_ids") or image.layers)},
         "Labels": dict(image.labels),
         "Descriptor": {"mediaType": image.target.media_type, "digest": image.target.digest, "size": image.target.size},
+    }
+
+
+def volume_document(engine: Engine, name: str) -> dict[str, Any]:
+    """As docker's, and which containers have it. NotFound."""
+    volume = engine.volume(name)
+    return {
+        "Name": volume.name,
+        "Driver": volume.driver,
+        "Mountpoint": volume.mountpoint,
+        "CreatedAt": local(volume.created),
+        "Labels": dict(volume.labels),
+        "Options": dict(volume.options),
+        "Scope": "local",
+        "UsedBy": list(engine.volume_users(name)),
     }

@@ -36,10 +36,15 @@ _CONTAINERS = {
     "attach": _at("attach", "Containers", "Connect to the streams of a running container"),
     "logs": _at("logs", "Containers", "Print what a container wrote"),
     "port": _at("port", "Containers", "Print where published ports are to be had"),
+    "top": _at("top", "Containers", "List the processes of a container"),
+    "rename": _at("rename", "Containers", "Give a container another name"),
+    "update": _at("update", "Containers", "Change the limits of containers"),
     "stats": _at("stats", "Containers", "Print what containers use of the machine"),
 }
 _PS = _at("ps", "Containers", "List containers")
-_INSPECT = _at("inspect", "Containers", "Print all that is known of containers and images, and who set what")
+_INSPECT = _at(
+    "inspect", "Containers", "Print all that is known of containers, images, networks and volumes, and who set what"
+)
 _IMAGES = {
     "pull": _at("pull", "Images", "Fetch an image"),
     "load": _at("load", "Images", "Load images from an archive"),

@@ -45,7 +45,7 @@ def _row(event: Event) -> dict[str, Any]:
 @option("--no-follow", is_flag=True, help="Stop at the last one there is")
 @option("--since", type=values.moment, default=0, metavar="TIME", help="Only after a time, replaying")
 @option("--until", type=values.moment, default=0, metavar="TIME", help="Stop at a time")
-@filter_option("topic, id, or an attribute", "-f")
+@filter_option("topic, event, type, container, image, network, id, or an attribute", "-f")
 @format_option("Print each by a Go template, or as JSON")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object a line")
 def command(
@@ -84,9 +84,37 @@ def _chosen(event: Event, wanted: dict[str, list[str]]) -> bool:
     return all(any(_matches(event, key, value) for value in alternatives) for key, alternatives in wanted.items())
 
 
+#: What docker calls an event, in our words (docker system events, "Object types").
+_DOCKER = {
+    "create": {"container.created", "network.created"},
+    "start": {"task.started"},
+    "die": {"task.exited"},
+    "destroy": {"container.removed", "network.removed"},
+    "kill": {"task.signalled"},
+    "pause": {"task.paused"},
+    "unpause": {"task.resumed"},
+    "exec_start": {"exec.started"},
+    "exec_die": {"exec.exited"},
+    "rename": {"container.renamed"},
+    "update": {"container.updated"},
+    "connect": {"network.attached"},
+    "disconnect": {"network.detached"},
+}
+_CONTAINERS = frozenset({"container", "task", "exec"})
+
+
 def _matches(event: Event, key: str, value: str) -> bool:
-    if key in {"topic", "event"}:
-        return event.topic == value or event.topic.partition(".")[2 if key == "event" else 0] == value
-    if key in {"id", "container"}:
+    family, _, what = event.topic.partition(".")
+    if key == "topic":
+        return value in {event.topic, family}
+    if key == "event":
+        return value in {event.topic, what} or event.topic in _DOCKER.get(value, ())
+    if key == "type":
+        return family in (_CONTAINERS if value == "container" else {value})
+    if key == "container":
+        return family in _CONTAINERS and (event.id.startswith(value) or event.attributes.get("name") == value)
+    if key == "id":
         return event.id.startswith(value) or event.attributes.get("name") == value
+    if key == "network" and family == "network":
+        return value in (event.attributes.get("network"), event.attributes.get("name")) or event.id.startswith(value)
     return event.attributes.get(key) == value

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
-from wherry.api import Error, FailedPrecondition, NotFound
+from wherry.api import Engine, Error, FailedPrecondition, NotFound
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.documents import image_document
+from wherry_plugins.frontend.cli.documents import image_document, volume_document
 from wherry_plugins.frontend.cli.listing import show_one, table
 from wherry_plugins.frontend.cli.main import report
+from wherry_plugins.frontend.cli.networking import network_document
 from wherry_plugins.frontend.cli.session import Session
 
 _FORM = option("-f", "--format", "form", metavar="TEMPLATE", default="", help="Print each by a Go template, or as JSON")
@@ -54,19 +55,23 @@ def _leaves(value: Any, pointer: str, owners: Mapping[str, str]) -> list[tuple[s
     return [leaf for key, item in items for leaf in _leaves(item, f"{pointer}/{key}", owners)]
 
 
+_LOOK: dict[str, Callable[[Engine, str], dict[str, Any]]] = {
+    "container": lambda engine, name: dict(engine.inspect(name)),
+    "image": lambda engine, name: image_document(engine.image(name)),
+    "network": lambda engine, name: network_document(engine.network(name)),
+    "volume": volume_document,
+}
+
+
 def _find(session: Session, name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """A container's document, else an image's. NotFound names both kinds."""
-    if "container" in kinds:
+    """The document of the first kind that has one of that name. NotFound names them all."""
+    for kind in kinds:
         try:
-            return dict(session.engine.inspect(name))
+            return _LOOK[kind](session.engine, name)
         except NotFound:
-            if kinds == ("container",):
+            if len(kinds) == 1:
                 raise
-    try:
-        return image_document(session.engine.image(name))
-    except NotFound as error:
-        what = f'{" or ".join(kinds)} "{name}"'
-        raise NotFound(what, error.cause if len(kinds) == 1 else "there is none of that name or id") from None
+    raise NotFound(f'{", ".join(kinds[:-1])} or {kinds[-1]} "{name}"', "there is none of that name or id")
 
 
 def _inspect(session: Session, names: tuple[str, ...], form: str, kinds: tuple[str, ...]) -> int:
@@ -83,18 +88,18 @@ def _inspect(session: Session, names: tuple[str, ...], form: str, kinds: tuple[s
 @click.command(
     "inspect",
     cls=Command,
-    help="Print all that is known of containers and images, under docker's names, as JSON.",
+    help="Print all that is known of containers, images, networks and volumes, under docker's names, as JSON.",
     examples="wherry inspect -f '{{.State.Status}} {{.State.Pid}}' web\nwherry inspect --explain web",
 )
 @_FORM
 @option("--explain", is_flag=True, help="Print each field of the OCI spec with who set it")
-@option("--type", "kind", type=click.Choice(("container", "image")), metavar="KIND", help="container or image")
+@option("--type", "kind", type=click.Choice(tuple(_LOOK)), metavar="KIND", help=", ".join(_LOOK))
 @_NAMES
 def command(session: Session, *, form: str, explain: bool, kind: str | None, names: tuple[str, ...]) -> int:
     """Prints an array, or a table with --explain."""
     if explain:
         return _explain(session, names)
-    return _inspect(session, names, form, (kind,) if kind else ("container", "image"))
+    return _inspect(session, names, form, (kind,) if kind else tuple(_LOOK))
 
 
 def _explain(session: Session, names: tuple[str, ...]) -> int:

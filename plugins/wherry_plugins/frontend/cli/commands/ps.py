@@ -83,7 +83,7 @@ def _json(container: Container) -> Mapping[str, Any]:
 @option("-a", "--all", "everything", is_flag=True, help="Those that do not run too")
 @option("-q", "--quiet", is_flag=True, help="Only ids")
 @option("--no-trunc", is_flag=True, help="Whole ids and commands")
-@filter_option("id, name, label, status, ancestor, exited ...", "-f")
+@filter_option("id, name, label, status, ancestor, exited, volume, network, publish ...", "-f")
 @option("-n", "--last", type=int, default=-1, metavar="N", help="The last N created, in any state")
 @option("-l", "--latest", is_flag=True, help="The last created, in any state")
 @format_option()

@@ -12,6 +12,7 @@ from attrs import asdict
 from wherry.api import Invalid, Volume
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, Group, argument, option
+from wherry_plugins.frontend.cli.documents import volume_document
 from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show, show_one
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
@@ -105,19 +106,7 @@ def inspect(session: Session, *, form: str, volumes: tuple[str, ...]) -> int:
     found: list[dict[str, Any]] = []
 
     def look(name: str) -> None:
-        volume = session.engine.volume(name)
-        found.append(
-            {
-                "Name": volume.name,
-                "Driver": volume.driver,
-                "Mountpoint": volume.mountpoint,
-                "CreatedAt": human.local(volume.created),
-                "Labels": dict(volume.labels),
-                "Options": dict(volume.options),
-                "Scope": "local",
-                "UsedBy": list(session.engine.volume_users(name)),
-            }
-        )
+        found.append(volume_document(session.engine, name))
 
     code = each(session, volumes, look)
     show_one(session, found, form)
