@@ -180,8 +180,11 @@ def test_a_blob_unlike_its_digest_never_shows(tmp_path: Path) -> None:
         assert target
 
 
-def test_hostile_layers_through_a_worker(tmp_path: Path) -> None:
-    """The worker's root is the snapshot: even a link that resolution followed could not lead out."""
+@BOTH
+def test_hostile_layers_through_a_worker(tmp_path: Path, snapshotter: str) -> None:
+    """The worker's root is the snapshot: even a link that resolution followed could not lead out. The link and what is written
+    through it also in layers of their own, which are unpacked side by side (CVE-2025-47290's kind). The twins are in test_layers_apply.
+    """
     canary = tmp_path / "canary"
     canary.mkdir()
     (canary / "file").write_bytes(b"canary")
@@ -191,9 +194,11 @@ def test_hostile_layers_through_a_worker(tmp_path: Path) -> None:
         [link("l", str(canary)), member("l/.wh.file")],
         [link("l", "/proc/1/root"), member(f"l{canary}/file", data=b"evil")],
     ]
-    with world(tmp_path / "w") as made:
-        for number, attack in enumerate(attacks):
-            image_layout(tmp_path / f"l{number}", [tar(*attack)])
+    images = [[tar(*attack)] for attack in attacks]
+    images += [[tar(one) for one in order] for attack in attacks for order in (attack, attack[::-1])]
+    with world(tmp_path / "w", snapshotter) as made:
+        for number, layers in enumerate(images):
+            image_layout(tmp_path / f"l{number}", layers)
             archive = pack(tmp_path / f"l{number}", tmp_path / f"{number}.tar")
             try:
                 made.images.ensure(f"archive:{archive}", made.drivers)

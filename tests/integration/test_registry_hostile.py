@@ -325,6 +325,7 @@ class TestLies:
             assert server.sent == 10 << 20, "all of it was read"  # type: ignore[attr-defined]
 
     def test_urls_of_foreign_layers_are_not_followed(self) -> None:
+        """CVE-2020-15157. There is no step that could be missing: nothing reads them."""
         kind = f"{LAYER.removesuffix('.tar')}.nondistributable.v1.tar+gzip".replace(
             ".v1.nondistributable", ".nondistributable"
         )

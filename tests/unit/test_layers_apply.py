@@ -427,6 +427,7 @@ _open, _stat, _link = os.open, os.stat, os.link
 def test_twin_that_takes_a_link_for_the_directory_it_names(
     root: Path, canary: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """CVE-2021-32760."""
     monkeypatch.setattr(paths, "open_at", plain)
     monkeypatch.setattr(apply_module.os, "open", careless_open)
     monkeypatch.setattr(apply_module.os, "stat", lambda path, *, dir_fd=None, **_: _stat(path, dir_fd=dir_fd))
