@@ -58,6 +58,7 @@ from wherry.interfaces.engine import (
     Progress,
     RunRequest,
     Span,
+    watching,
 )
 from wherry.interfaces.images import ArchiveFormat, ContainerUse, DiskUsage, ImageUse, LayerFile, LayerUse, VolumeUse
 from wherry.interfaces.isolation import Checkpointer, CreateRequest, Isolation
@@ -171,4 +172,5 @@ __all__ = [
     "hookspec",
     "span",
     "trace_events",
+    "watching",
 ]

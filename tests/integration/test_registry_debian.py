@@ -55,7 +55,14 @@ def test_pull_and_run(registry: DebianRegistry, busybox_image: Path, wherry: Whe
 
 def test_run_fetches_what_is_not_here(registry: DebianRegistry, busybox_image: Path, wherry: Wherry) -> None:
     name = ref(registry, busybox_image)
-    assert wherry("run", "--rm", name, "echo", "hello").stdout == "hello\n"
+    for options in ((), ("-q",)):
+        done = wherry("run", "--rm", *options, name, "echo", "hello")
+        assert done.stdout == "hello\n"
+        assert done.stderr.count(": Done\n") == (0 if options else 3), (
+            "manifest, config and layer are shown on their way"
+        )
+        assert wherry("run", "--rm", name, "true").stderr == "", "and what is here is not"
+        wherry("rmi", name)
     missing = wherry("run", "--rm", f"{registry.host}/box:2", "true", code=125).stderr
     assert f'image "{registry.host}/box:2"' in missing
     assert "manifest unknown" in missing

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from wherry.api import (
     LayerUse,
     NetworkConfig,
     NetworkInfo,
+    Progress,
     VolumeUse,
+    watching,
 )
 from wherry_plugins.frontend.cli.commands.images import _like
 
@@ -348,6 +352,49 @@ def test_filters_of_images() -> None:
     assert call(engine, "images", "--filter", "until=soon")[0] == 1
     code, _out, err = call(engine, "images", "a[z-a]")
     assert (code, err) == (1, 'wherry: pattern "a[z-a]": is none of a shell\'s\n')
+
+
+def test_run_and_create_show_what_they_fetch() -> None:
+    """On stderr, and only what comes from elsewhere. Steps come from several threads."""
+
+    def fetching(*_args: Any) -> Any:
+        tell = watching.get()
+        with ThreadPoolExecutor(2) as pool:
+            for digest in (A, B):
+                pool.submit(tell, Progress(digest, "fetching", 0, 10))
+                pool.submit(tell, Progress(digest, "done", 10, 10))
+        tell(Progress("docker.io/library/busybox:latest", "done"))
+        return container(id="1" * 64)
+
+    engine = FakeEngine(run=fetching, create=fetching)
+    for command in (("run", "-d"), ("create",)):
+        code, out, err = call(engine, *command, "busybox")
+        assert (code, out) == (0, "1" * 64 + "\n")
+        assert sorted(err.splitlines()) == ["a" * 12 + ": Done", "b" * 12 + ": Done"]
+        for options in (("-q", "busybox"), ("host:/bin/sh",), ("archive:/x.tar",)):
+            assert call(engine, *command, *options) == (0, "1" * 64 + "\n", "")
+    _code, out, err = call(engine, "run", "-d", "busybox", tty=(False, False, True))
+    assert "Fetching" in err
+    assert "\x1b[" not in out
+    assert "\x1b[?25h" in err, "bars on a terminal, and the cursor is back"
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_bars_end_before_the_container_writes(twin: bool) -> None:
+    """Else the last look at them would be drawn over its first lines. The twin is not told that all is here."""
+
+    def fetching(_request: Any, streams: Any) -> Any:
+        tell = watching.get()
+        tell(Progress(A, "fetching", 0, 10))
+        tell(Progress(A, "done", 10, 10))
+        if not twin:
+            tell(Progress("docker.io/library/busybox:latest", "done"))
+        os.write(streams.stderr, b"by the container\n")
+        return container(id="1" * 64)
+
+    _code, _out, err = call(FakeEngine(run=fetching), "run", "busybox", tty=(False, False, True))
+    assert "Fetching" in err
+    assert ("\x1b" in err.partition("by the container\n")[2]) is twin
 
 
 def test_one_image_that_two_manifests_name() -> None:

@@ -37,6 +37,7 @@ from wherry.engine.references import NAMELESS, familiar, normalize, repository, 
 from wherry.engine.saving import Saver
 from wherry.engine.sizes import Sizes
 from wherry.engine.unpacking import Unpacker
+from wherry.interfaces.engine import watching
 from wherry.interfaces.images import ArchiveFormat, DiskUsage, LayerFile, LayerUse
 from wherry.spec.distribution import host_platform
 
@@ -163,7 +164,9 @@ class Images:
                     if pull == "never" or not self._can_fetch(reference):
                         raise
             transport, rest = self._source(reference)
-            image, _content = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None)[0]
+            report = watching.get()
+            image, _content = self._fetch(transport, rest, platform, drivers, lease, report)[0]
+            report(Progress(image.name, "done"))
             return self._ready(image, drivers, platform, lease)
 
     # what is here

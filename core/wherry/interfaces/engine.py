@@ -6,7 +6,8 @@ of ``wherry.errors``: NotFound for an unknown container or image, FailedPrecondi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 from attrs import field, frozen
@@ -225,6 +226,11 @@ class Progress:
     status: str
     current: int = 0
     total: int = 0
+
+
+#: Told of each step when another verb than pull fetches an image on its way. Whoever calls a verb sets it, in the engine's own
+#: process; several threads may call it, and what it raises ends the work. The last step has the image's name and "done".
+watching: ContextVar[Callable[[Progress], None]] = ContextVar("wherry_watching", default=lambda progress: None)
 
 
 @frozen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from wherry.api import Progress
 from wherry_plugins.frontend.cli import human
@@ -16,13 +16,15 @@ _ROWS = 24
 class Bars:
     """Redrawn at most ten times a second, by whoever tells of a step: no thread of rich's writes to the client."""
 
-    def __init__(self, session: Session, words: Mapping[str, str], settled: Collection[str]) -> None:
+    def __init__(
+        self, session: Session, write: Callable[[str], None], words: Mapping[str, str], settled: Collection[str]
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Display
 
         console = Console(
-            file=_Stream(session),  # type: ignore[arg-type]  # rich calls write and flush
+            file=_Stream(write),  # type: ignore[arg-type]  # rich calls write and flush
             force_terminal=True,
             width=session.width,
             height=session.rows or _ROWS,
@@ -77,15 +79,15 @@ class Bars:
 
 
 class _Stream:
-    """The client's stdout as rich wants a file."""
+    """A stream of the client as rich wants a file."""
 
     encoding = "utf-8"
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
 
     def write(self, text: str) -> int:
-        self._session.out(text)
+        self._write(text)
         return len(text)
 
     def flush(self) -> None:

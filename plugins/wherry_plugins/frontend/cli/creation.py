@@ -32,6 +32,7 @@ _OPTIONS = (
     option("--stop-timeout", type=values.duration, default=10.0, metavar="SECONDS", help="How long stop waits before SIGKILL"),
     option("--platform", default="", metavar="OS/ARCH", help="Platform to choose of a multi-platform image"),
     option("--pull", type=_PULL, default="missing", metavar="WHEN", help="always, missing (the default) or never"),
+    option("-q", "--quiet", is_flag=True, help="Do not show how an image is fetched"),
     option("--cidfile", default="", metavar="FILE", help="Write the container's id to a new file"),
     option("-l", "--label", multiple=True, type=values.pair, metavar="KEY=VALUE", help="Set a label"),
     option("--label-file", multiple=True, metavar="FILE", help="Read labels from a file"),
@@ -135,10 +136,11 @@ def build_request(
     plugin_options: tuple[tuple[str, str], ...],
     detach: bool = False,
     cidfile: str = "",
+    quiet: bool = False,
     **plain: Any,
 ) -> RunRequest:
     """The request. Options that go into it unchanged arrive in plain, under their names there. Invalid, OSError."""
-    del cidfile  # written once there is an id
+    del cidfile, quiet  # the command's own
     no_new_privileges, seccomp = security(session, security_opt)
     ports = tuple(one for group in publish for one in group)
     wished = wishes(network, network_alias, (*ip, *ip6), mac_address)

@@ -13,6 +13,7 @@ from wherry_plugins.frontend.cli.creation import build_request, creation_options
 from wherry_plugins.frontend.cli.session import Session
 from wherry_plugins.frontend.cli.streams import write_cidfile
 from wherry_plugins.frontend.cli.tracefile import traced
+from wherry_plugins.frontend.cli.watching import shown
 
 
 @click.command(
@@ -31,7 +32,7 @@ def command(session: Session, **options: Any) -> int:
         raise AlreadyExists(
             f'file "{cidfile}"', "it exists and may belong to another container", "remove it or name another"
         )
-    with traced(session, options["trace"]):
+    with traced(session, options["trace"]), shown(session, request.image, quiet=options["quiet"]):
         container = session.engine.create(request)
     if cidfile:
         write_cidfile(session, cidfile, container.id)

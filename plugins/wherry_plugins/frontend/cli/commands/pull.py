@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import click
 
@@ -12,9 +12,6 @@ from wherry.api import Progress
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.session import Gone, Session
-
-if TYPE_CHECKING:
-    from wherry_plugins.frontend.cli.bars import Bars
 
 SETTLED = frozenset({"done", "exists"})
 WORDS = {
@@ -26,14 +23,14 @@ WORDS = {
 class Lines:
     """One line for each blob that is here, and nothing else: for files and pipes."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
         self.settled: set[str] = set()
 
     def show(self, progress: Progress) -> None:
         if progress.status in SETTLED and progress.id not in self.settled:
             self.settled.add(progress.id)
-            self.session.line(f"{label(progress.id)}: {WORDS[progress.status]}")
+            self.write(f"{label(progress.id)}: {WORDS[progress.status]}\n")
 
     def close(self) -> None:
         return
@@ -51,17 +48,26 @@ def label(id: str) -> str:
     return human.short(id) if id.startswith("sha256:") else id
 
 
+class Display(Protocol):
+    def show(self, progress: Progress) -> None: ...
+    def close(self) -> None: ...
+
+
+def display(session: Session, stream: int = 1, *, quiet: bool = False) -> Display:
+    """What shows the steps of a pull on stdout (1) or stderr (2): bars on a terminal, else lines."""
+    if quiet:
+        return Quiet()
+    write = session.out if stream == 1 else session.err
+    if not session.tty[stream]:
+        return Lines(write)
+    from wherry_plugins.frontend.cli.bars import Bars
+
+    return Bars(session, write, WORDS, SETTLED)
+
+
 def fetch(session: Session, steps: Iterable[Progress], *, quiet: bool) -> str:
     """Shows the steps of a pull; the name of the image."""
-    display: Lines | Quiet | Bars
-    if quiet:
-        display = Quiet()
-    elif session.tty[1]:
-        from wherry_plugins.frontend.cli.bars import Bars
-
-        display = Bars(session, WORDS, SETTLED)
-    else:
-        display = Lines(session)
+    shown = display(session, quiet=quiet)
     name = ""
     try:
         with closing(cast(Any, steps)):
@@ -69,9 +75,9 @@ def fetch(session: Session, steps: Iterable[Progress], *, quiet: bool) -> str:
                 if session.gone:
                     raise Gone
                 name = progress.id
-                display.show(progress)
+                shown.show(progress)
     finally:
-        display.close()
+        shown.close()
     return name
 
 

@@ -15,6 +15,7 @@ from wherry_plugins.frontend.cli.keys import keys_option, watched
 from wherry_plugins.frontend.cli.session import Gone, Session
 from wherry_plugins.frontend.cli.streams import background, follow, leaving, stdio, write_cidfile
 from wherry_plugins.frontend.cli.tracefile import traced, write_trace
+from wherry_plugins.frontend.cli.watching import shown
 
 
 @click.command(
@@ -37,14 +38,14 @@ from wherry_plugins.frontend.cli.tracefile import traced, write_trace
 @creation_options
 def command(session: Session, *, sig_proxy: bool, detach_keys: bytes, **options: Any) -> int:
     """The exit code of the container; 125 to 127 when it did not come to that, as docker's."""
-    cidfile, trace = options["cidfile"], options["trace"]
+    cidfile, trace, quiet = options["cidfile"], options["trace"], options["quiet"]
     request = build_request(session, **options)
     if cidfile and Path(session.path(cidfile)).exists():
         raise AlreadyExists(
             f'file "{cidfile}"', "it exists and may belong to another container", "remove it or name another"
         )
     if request.detach:
-        with traced(session, trace):
+        with traced(session, trace), shown(session, request.image, quiet=quiet):
             container = session.engine.run(request, background(interactive=request.interactive, tty=request.tty))
         if cidfile:
             write_cidfile(session, cidfile, container.id)
@@ -55,17 +56,17 @@ def command(session: Session, *, sig_proxy: bool, detach_keys: bytes, **options:
     with session.holding():
         streams = stdio(session, interactive=request.interactive, tty=request.tty)
         if not (request.tty and request.interactive):
-            return _foreground(session, request, streams, cidfile, trace, sig_proxy=sig_proxy)
+            return _foreground(session, request, streams, cidfile, trace, sig_proxy=sig_proxy, quiet=quiet)
         with watched(streams, detach_keys, leaving(session)) as streams:
-            return _foreground(session, request, streams, cidfile, trace, sig_proxy=sig_proxy)
+            return _foreground(session, request, streams, cidfile, trace, sig_proxy=sig_proxy, quiet=quiet)
 
 
 def _foreground(
-    session: Session, request: RunRequest, streams: Stdio, cidfile: str, trace: str, *, sig_proxy: bool
+    session: Session, request: RunRequest, streams: Stdio, cidfile: str, trace: str, *, sig_proxy: bool, quiet: bool
 ) -> int:
     engine = session.engine
     raw = request.tty and request.interactive
-    with traced(session, trace):
+    with traced(session, trace), shown(session, request.image, quiet=quiet):
         if not raw and not cidfile:
             identifier = engine.run(request, streams).id
         else:  # in two steps: messages of a pull want a cooked terminal, and the file is there before the process
