@@ -286,10 +286,10 @@ def test_a_power_cut_leaves_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def without_second_try(fetcher: Any) -> Any:
-    def ingest(self: Any, target: Any) -> None:
+    def ingest(self: Any, target: Any, arrival: Any) -> None:
         writer = self._store.ingest(f"fetch-{target.digest}", target)
         try:
-            self._write(writer, target)
+            self._write(writer, target, arrival)
         finally:
             writer.close()
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import resource
 import subprocess
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,19 +148,18 @@ def pool(tmp_path: Path) -> Iterator[WorkerPool]:
 def _peak(pool: WorkerPool, tmp_path: Path, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> int:
     """Unpacks, and answers how much memory the worker had at most, in KiB."""
     found: list[int] = []
-    ours = threading.get_ident()
+    real = WorkerPool._ask
 
-    def reap(pid: int, options: int) -> tuple[int, int]:
-        ended, status, usage = os.wait4(pid, options)
-        assert threading.get_ident() == ours
-        found.append(usage.ru_maxrss)
-        return ended, status
+    def asked(self: WorkerPool, *words: Any) -> bytes:
+        answer = real(self, *words)
+        found.append(json.loads(answer)["peak"])
+        return answer
 
     tree = tmp_path / digest(blob)[-12:]
     tree.mkdir()
     (tmp_path / "blob").write_bytes(blob)
     with monkeypatch.context() as patch, (tmp_path / "blob").open("rb") as stream:
-        patch.setattr(os, "waitpid", reap)
+        patch.setattr(WorkerPool, "_ask", asked)
         try:
             mounts = (Mount("bind", str(tree), "", ("rbind", "rw")),)
             pool.unpack(mounts, Descriptor("", digest(blob), len(blob)), stream, sync=False)  # type: ignore[arg-type]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from support import disks
 from support.images_area import World, image_layout, mounted, world
 from support.layers import digest, directory, hard, link, member, tar, tree
-from wherry.api import Error, Unavailable
-from wherry.engine import workers as module
+from wherry.api import Error, Mount, Unavailable
 
 ALL = bool(os.environ.get("WHERRY_TESTS_ALL"))
 BOTH = pytest.mark.parametrize("snapshotter", ["overlayfs", "vfs"])
@@ -29,24 +30,35 @@ LAYERS = [
     tar(directory("d"), member("d/.wh.2"), member("d/new", data=b"n"), directory("e"), member("e/.wh..wh..opq"), member("e/g")),
     tar(hard("second", "d/1"), member("l/through", data=b"t"), member(".wh.x")),
 ]  # fmt: skip
-#: What a worker changes by; each is one step at which it may end.
+#: What a worker changes by; each is one step at which it may end. Beside openat: at its fork the interpreter makes that call as well,
+#: and what it leaves is what the call after it finds.
 CALLS = (
-    "mkdirat", "openat", "write", "fchown", "fchmod", "utimensat", "linkat", "symlinkat", "mknodat,mknod", "fsetxattr",
+    "mkdirat", "write", "fchown", "fchmod", "utimensat", "linkat", "symlinkat", "mknodat,mknod", "fsetxattr",
     "unlinkat", "pivot_root", "move_mount", "fsmount",
 )  # fmt: skip
 OVERLAY_ONLY = ("fsmount", "mknodat,mknod")
 
 
-def killing(monkeypatch: pytest.MonkeyPatch, log: Path, calls: str, when: int) -> None:
-    """Workers die at their when-th call; what the interpreter does before it is a worker counts too."""
-    real = os.posix_spawn
-    strace = shutil.which("strace") or ""
-
-    def spawn(path: str, argv: list[str], env: Any, **more: Any) -> int:
-        inject = [f"--trace={calls}", f"--inject={calls}:signal=KILL:when={when}"]
-        return real(strace, ["strace", "-D", "-qq", "-o", str(log), *inject, *argv], env, **more)
-
-    monkeypatch.setattr(module.os, "posix_spawn", spawn)
+@contextmanager
+def killing(made: World, log: Path, calls: str, when: int) -> Iterator[None]:
+    """Workers die at their when-th call."""
+    made.workers.usage(
+        (Mount("bind", str(log.parent), "", ("bind", "ro")),)
+    )  # whoever forks them is there and has loaded all
+    stem = made.workers._nursery._stem
+    assert stem is not None
+    inject = [f"--trace={calls}", f"--inject={calls}:signal=KILL:when={when}"]
+    tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", str(log), *inject, "-p", str(stem[0])])
+    try:
+        deadline = time.monotonic() + 30
+        while f"TracerPid:\t{tracer.pid}\n" not in Path(f"/proc/{stem[0]}/status").read_text():
+            assert time.monotonic() < deadline
+            assert tracer.poll() is None
+            time.sleep(0.005)
+        yield
+    finally:
+        made.workers._nursery._idle()
+        tracer.wait(30)
 
 
 def ended(made: World, source: str) -> bool:
@@ -91,8 +103,7 @@ def test_a_worker_killed_at_each_step(tmp_path: Path, snapshotter: str) -> None:
             when = 1
             while True:
                 log = tmp_path / "strace"
-                with pytest.MonkeyPatch.context() as patch:
-                    killing(patch, log, calls, when)
+                with killing(made, log, calls, when):
                     if not ended(made, source):
                         break
                 kills += 1

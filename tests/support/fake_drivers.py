@@ -104,6 +104,9 @@ class FakeIngest:
         self.offset += len(data)
         return len(data)
 
+    def reader(self):
+        return io.BytesIO(self.data)
+
     def truncate(self):
         self.offset = 0
 

@@ -31,7 +31,7 @@ import wherry
 from support.images_area import World, image_layout, mounted, pack, world
 from support.layers import directory, hard, link, member, tar, tree
 from wherry.api import Error, NotFound, PluginFault
-from wherry.engine import workers
+from wherry.engine import nursery
 from wherry_plugins.store.local.ingest import LocalIngest
 from wherry_plugins.store.local.store import LocalStore
 
@@ -119,9 +119,10 @@ sys.addaudithook(_hook)
 """
 
 
-def arm_worker(at: int, error: int) -> None:
-    """Each worker dies at its step at, or has it fail."""
-    workers._START = WORKER.format(at=at, error=error) + workers._START
+def arm_worker(made: World, at: int, error: int) -> None:
+    """Each worker dies at its step at, those of what forked it counted too, or has it fail."""
+    made.workers._nursery._idle()  # one that is there would go on without
+    nursery._START = WORKER.format(at=at, error=error) + nursery._START
 
 
 def verb(made: World, name: str, source: str) -> None:
@@ -263,8 +264,8 @@ def attempt(
     with world(where, snapshotter) as made:
         prepare(made, name, source)
         if victim.startswith("worker"):
-            start = workers._START
-            arm_worker(at, number)
+            start = nursery._START
+            arm_worker(made, at, number)
             try:
                 verb(made, name, source)
             except (Error, OSError) as error:  # nothing else may come out
@@ -272,7 +273,8 @@ def attempt(
                     raise
             else:
                 return 0
-            workers._START = start
+            nursery._START = start
+            made.workers._nursery._idle()
             again(made, name, source)
             return 3
         steps = Steps(at, error=number)

@@ -360,7 +360,7 @@ def test_objects_and_streams_are_guarded(make: Make, hooks: dict[str, Any], tmp_
         def write(self, _: bytes) -> Any:
             return None
 
-        commit = truncate = close = raising(SystemExit(1))
+        reader = commit = truncate = close = raising(SystemExit(1))
 
     hooks["ingest"] = lambda *_: Bad()
     bad = store.ingest("r")
@@ -371,7 +371,9 @@ def test_objects_and_streams_are_guarded(make: Make, hooks: dict[str, Any], tmp_
     with pytest.raises(PluginFault, match=r"store.bad: close: raised SystemExit"):
         bad.close()
     hooks["ingest"] = lambda *_: object()
-    with pytest.raises(PluginFault, match="ingest: returned object without write, truncate, commit, close: not Ingest"):
+    with pytest.raises(
+        PluginFault, match="ingest: returned object without write, reader, truncate, commit, close: not Ingest"
+    ):
         store.ingest("r")
 
     class Stream:

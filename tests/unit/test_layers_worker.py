@@ -17,7 +17,7 @@ import pytest
 
 from support.layers import digest, link, member, tar
 from wherry.api import Descriptor, IdMap, Invalid, Mount, Unavailable
-from wherry.engine import workers as module
+from wherry.engine import nursery as module
 from wherry.engine.workers import WorkerPool
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
@@ -222,7 +222,7 @@ threading.Event().wait()
     worker = int(engine.stdout.readline())
     time.sleep(0.3)
     assert Path(f"/proc/{worker}").exists()
-    assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0) + 5
+    assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0)
     engine.send_signal(signal.SIGKILL)
     engine.wait()
     for _ in range(100):

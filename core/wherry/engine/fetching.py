@@ -9,7 +9,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from wherry.api import AlreadyExists, Descriptor, Digest, Ingest, InUse, Invalid, Progress, Store, Transport
+from wherry.api import AlreadyExists, Descriptor, Ingest, InUse, Invalid, Progress, Store, Transport
+from wherry.engine.arrivals import Arrival, Arrivals
 from wherry.engine.content import Content, Documents
 from wherry.engine.keyed import KeyedLocks
 from wherry.spec.distribution import Index, choose, host_platform
@@ -57,24 +58,34 @@ class Fetcher:
         return self._documents.content(self._store, target, platform, self._reference)
 
     @contextmanager
-    def layers(self, content: Content) -> Iterator[Callable[[str], None]]:
-        """Fetches the layers, some side by side, the lowest first. Inside, the function given waits for the one with a digest;
+    def layers(self, content: Content) -> Iterator[Arrivals]:
+        """Fetches the layers, some side by side, the lowest first. Inside, they can be waited for and read while they come;
         all are there when the block is left. A layer that fails, or the block, ends the others at their next piece."""
         layers = {layer.digest: layer for layer in content.manifest.layers}
+        arrivals = Arrivals(layers)
         with ThreadPoolExecutor(_AT_ONCE, "wherry-fetch") as pool:
-            tasks = {
-                digest: pool.submit(contextvars.copy_context().run, self._blob, layer)
+            tasks = [
+                pool.submit(contextvars.copy_context().run, self._layer, layer, arrivals.of(digest))
                 for digest, layer in layers.items()
-            }
+            ]
             try:
-                yield lambda digest: tasks[Digest(digest)].result()
-                for task in tasks.values():
+                yield arrivals
+                for task in tasks:
                     task.result()
             except BaseException:
                 self._over = True
-                for task in tasks.values():
+                arrivals.stop()
+                for task in tasks:
                     task.cancel()
                 raise
+
+    def _layer(self, target: Descriptor, arrival: Arrival) -> None:
+        try:
+            self._blob(target, arrival)
+        except BaseException as error:
+            arrival.end(error)
+            raise
+        arrival.end()
 
     def _tell(self, progress: Progress) -> None:
         if self._over:
@@ -88,12 +99,12 @@ class Fetcher:
             )
         self._blob(target)
 
-    def _blob(self, target: Descriptor) -> None:
+    def _blob(self, target: Descriptor, arrival: Arrival | None = None) -> None:
         self._hold(self._lease, f"blob/{target.digest}")
         with self._locks.hold(("blob", target.digest)):
             while True:
                 try:
-                    self._ingest(target)
+                    self._ingest(target, arrival)
                     return
                 except AlreadyExists:
                     self._tell(Progress(target.digest, "exists", target.size, target.size))
@@ -102,19 +113,21 @@ class Fetcher:
                     self._tell(Progress(target.digest, "waiting", 0, target.size))
                     time.sleep(_WAIT)
 
-    def _ingest(self, target: Descriptor) -> None:
+    def _ingest(self, target: Descriptor, arrival: Arrival | None) -> None:
         ref = f"fetch-{target.digest}"
         ingest = self._store.ingest(ref, target)
         try:
             resumed = ingest.offset > 0
             try:
-                self._write(ingest, target)
+                self._write(ingest, target, arrival)
             except Invalid:
                 if not resumed:
                     raise
                 # Not the source's fault perhaps: what was resumed may be what a power cut left, zeros for instance.
+                if arrival:
+                    arrival.restart()
                 ingest.truncate()
-                self._write(ingest, target)
+                self._write(ingest, target, arrival)
         except Invalid:
             ingest.close()
             with suppress(InUse):  # somebody began anew
@@ -125,10 +138,12 @@ class Fetcher:
             raise
         self._tell(Progress(target.digest, "done", target.size, target.size))
 
-    def _write(self, ingest: Ingest, target: Descriptor) -> None:
+    def _write(self, ingest: Ingest, target: Descriptor, arrival: Arrival | None) -> None:
         if ingest.offset > target.size:
             ingest.truncate()
         offset = ingest.offset
+        if arrival:
+            arrival.begin(ingest)
         self._tell(Progress(target.digest, "fetching", offset, target.size))
         if offset < target.size or not target.size:
             with self._transport.fetch(self._reference, target, offset) as stream:
@@ -137,7 +152,11 @@ class Fetcher:
                     if offset > target.size:
                         raise Invalid(f'blob "{target.digest}"', f"is longer than the {target.size} bytes announced")
                     ingest.write(chunk)
+                    if arrival:
+                        arrival.more()
                     self._tell(Progress(target.digest, "fetching", offset, target.size))
+        if arrival and offset == target.size:
+            arrival.all()
         ingest.commit(target.size, target.digest, {})
 
 

@@ -290,9 +290,9 @@ class Images:
         for named, name in found:
             self._kernel.verify(name, named.target)
             content = fetcher.documents(named.target, platform)
-            with fetcher.layers(content) as landed:
+            with fetcher.layers(content) as arrivals:
                 if unpack:
-                    self._unpacker.unpack(content, drivers, lease, report, landed)
+                    self._unpacker.unpack(content, drivers, lease, report, arrivals)
             result = (*result, (self._tag(drivers.store, name, named.target), content))
         return result
 

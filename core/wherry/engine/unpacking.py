@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 from attrs import frozen
 
 from wherry.api import (
     AlreadyExists,
     ApartLayer,
+    Descriptor,
     Digest,
     FailedPrecondition,
     InUse,
@@ -30,6 +31,7 @@ from wherry.api import (
     SnapshotOptions,
     Unavailable,
 )
+from wherry.engine.arrivals import Arrivals, Tap
 from wherry.engine.content import Content
 from wherry.engine.keyed import KeyedLocks
 from wherry.engine.writeback import WriteBack
@@ -47,6 +49,7 @@ UNSYNCED = "wherry.unsynced"
 _PATIENCE = 60.0  # seconds for a collector to end what it has begun
 _PAUSE = 0.02
 Report = Callable[[Progress], None]
+T = TypeVar("T")
 
 
 class Unpacker:
@@ -59,22 +62,24 @@ class Unpacker:
         self._hold = hold
         self._locks = KeyedLocks()
         self._disks: dict[str, WriteBack] = {}
+        #: As many workers may read along with a fetch; a further layer is unpacked when it is here.
+        self._along = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._working: set[str] = set()  # keys of this engine's unfinished layers
         self._sound: set[str] = set()  # snapshotters without remains of others and of errors
 
     def unpack(
-        self, content: Content, drivers: Drivers, lease: Lease, report: Report,
-        landed: Callable[[str], None] = lambda digest: None,
+        self, content: Content, drivers: Drivers, lease: Lease, report: Report, arrivals: Arrivals | None = None,
     ) -> str:  # fmt: skip
         """The chain-id of the whole, unpacked in drivers' snapshotter. Callers for the same chain wait for the first.
 
-        landed waits until a layer is in the store: while one is unpacked the next ones come. Invalid when a layer's diff-id is not
+        arrivals: the layers that are still being fetched; they are read while they come, and are nothing before they have
+        come whole. Invalid when a layer's diff-id is not
         the one that the config names; OSError when the disk took no more, or lost what was written.
         """
         chain = content.config.chain_ids()
         if not chain:
             return ""
-        job = _Job(content, drivers, lease, report, landed, drivers.ids["snapshotter"], chain)
+        job = _Job(content, drivers, lease, report, arrivals or Arrivals(), drivers.ids["snapshotter"], chain)
         self.clear(job)
         for name in chain:
             self._hold(lease, f"snapshot/{job.id}/{name}")
@@ -104,23 +109,63 @@ class Unpacker:
     def _layer(self, job: _Job, number: int) -> None:
         """Over its parents, which are there."""
         name, layer = job.chain[number], job.content.manifest.layers[number]
-        job.landed(layer.digest)
-        job.report(Progress(layer.digest, "unpacking", 0, layer.size))
-        begun = self._disks[job.id].word
-        key, mounts = self._prepare(job, name, job.chain[number - 1] if number else "")
-        later = False
-        try:
-            with job.drivers.store.open(layer.digest) as stream:
-                if "apply" in self._kernel.capabilities("snapshotter", job.id).provides:
-                    found = job.drivers.snapshotter.apply(key, layer, stream)
-                else:
-                    later = self._is_ours(job.id, mounts)
-                    found = self._workers.unpack(mounts, layer, stream, sync=not later)
-            job.check(number, found)
-            self._commit(job, name, key, begun, later=later)
-        finally:
-            self._let_go(job, key)
+        parent = job.chain[number - 1] if number else ""
+        if "apply" in self._kernel.capabilities("snapshotter", job.id).provides:
+            job.arrivals.landed(layer.digest)
+            begun = self._disks[job.id].word
+            key, _mounts = self._prepare(job, name, parent)
+            try:
+                with job.drivers.store.open(layer.digest) as stream:
+                    job.check(number, job.drivers.snapshotter.apply(key, layer, stream))
+                self._commit(job, name, key, begun, later=False)
+            finally:
+                self._let_go(job, key)
+        else:
+            with self._tapped(job, layer.digest) as tap, ExitStack() as undo:
+                made = self._worked(job, number, parent, tap, undo, self._workers.unpack)
+                job.check(number, made.found)
+                self._commit(job, name, made.key, made.begun, later=made.later)
         job.report(Progress(layer.digest, "done", layer.size, layer.size))
+
+    @contextmanager
+    def _tapped(self, job: _Job, digest: str) -> Iterator[Tap | None]:
+        """The layer while it comes, or None when it is in the store."""
+        with ExitStack() as stack:
+            if self._along.acquire(blocking=False):
+                stack.callback(self._along.release)
+                if tap := job.arrivals.tap(digest):
+                    stack.callback(tap.close)
+                    yield tap
+                    return
+            stack.close()
+            job.arrivals.landed(digest)
+            yield None
+
+    def _worked(
+        self, job: _Job, number: int, parent: str, tap: Tap | None, undo: ExitStack, unpack: Callable[..., T]
+    ) -> _Made[T]:
+        """What a worker says of a layer, which is in the store then; its key goes with undo, should it not be committed."""
+        name, layer = job.chain[number], job.content.manifest.layers[number]
+        if tap is None:
+            job.report(Progress(layer.digest, "unpacking", 0, layer.size))
+        begun = self._disks[job.id].word
+        key, mounts = self._prepare(job, name, parent)
+        undo.callback(self._let_go, job, key)
+        later = self._is_ours(job.id, mounts)
+        if tap is None:
+            with job.drivers.store.open(layer.digest) as stream:
+                return _Made(key, unpack(mounts, layer, stream, sync=not later), begun, later)
+        try:
+            found = unpack(mounts, layer, tap.stream, sync=not later, feed=tap.feed)
+        except (Invalid, Unavailable):
+            job.arrivals.landed(layer.digest)  # what is wrong with the bytes, or with their source, says the fetch
+            if tap.whole:
+                raise
+            self._let_go(job, key)  # the fetch had to begin anew
+            return self._worked(job, number, parent, None, undo, unpack)
+        job.arrivals.landed(layer.digest)
+        job.report(Progress(layer.digest, "unpacking", layer.size, layer.size))
+        return _Made(key, found, begun, later)
 
     def _prepare(self, job: _Job, name: str, parent: str) -> tuple[str, tuple[Mount, ...]]:
         key = f"{PREFIX}{secrets.token_hex(8)}-{name}"
@@ -174,6 +219,9 @@ class Unpacker:
         try:
             for number, task in tasks.items():
                 self._put_over(job, number, task.result())
+        except BaseException:
+            job.arrivals.stop()
+            raise
         finally:
             waiting = waiters.stop()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -184,27 +232,25 @@ class Unpacker:
     def _apart(self, job: _Job, number: int, marks: str, waiters: _Waiters) -> _Apart:
         """Takes the chain's lock, for whoever puts the layer over its parents to give back."""
         name, layer = job.chain[number], job.content.manifest.layers[number]
-        with ExitStack() as undo:
+        with ExitStack() as undo, ExitStack() as here:
             with waiters.wait(number):
                 undo.enter_context(self._locks.hold((job.id, name)))
                 is_there = self.find(job, name) is not None
-                if not is_there:
-                    job.landed(layer.digest)
+                tap = None if is_there else here.enter_context(self._tapped(job, layer.digest))
             if is_there:
                 return _Apart(undo.pop_all())
-            job.report(Progress(layer.digest, "unpacking", 0, layer.size))
-            begun = self._disks[job.id].word
-            key, mounts = self._prepare(job, name, "")
-            undo.callback(self._let_go, job, key)
-            later = self._is_ours(job.id, mounts)
+
+            def unpack(mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, **more: Any) -> ApartLayer:
+                return self._workers.unpack_apart(mounts, layer, stream, marks, **more)
+
             try:
-                with job.drivers.store.open(layer.digest) as stream:
-                    found = self._workers.unpack_apart(mounts, layer, stream, marks, sync=not later)
+                with ExitStack() as made_here:
+                    made = self._worked(job, number, "", tap, made_here, unpack)
+                    job.check(number, made.found.diff_id)
+                    undo.push(made_here.pop_all())
             except FailedPrecondition:
-                self._let_go(job, key)
                 return _Apart(undo.pop_all(), parents=True)
-            job.check(number, found.diff_id)
-            return _Apart(undo.pop_all(), key, found, begun, later)
+            return _Apart(undo.pop_all(), made)
 
     def _put_over(self, job: _Job, number: int, apart: _Apart) -> None:
         name, layer = job.chain[number], job.content.manifest.layers[number]
@@ -212,10 +258,10 @@ class Unpacker:
             if apart.parents:
                 if not self.find(job, name):
                     self._layer(job, number)
-            elif apart.layer is not None:
+            elif (made := apart.made) is not None:
                 if number:
-                    job.drivers.snapshotter.rebase(apart.key, job.chain[number - 1], apart.layer)
-                self._commit(job, name, apart.key, apart.begun, later=apart.later)
+                    job.drivers.snapshotter.rebase(made.key, job.chain[number - 1], made.found)
+                self._commit(job, name, made.key, made.begun, later=made.later)
                 job.report(Progress(layer.digest, "done", layer.size, layer.size))
 
     @staticmethod
@@ -334,7 +380,7 @@ class _Job:
     drivers: Drivers
     lease: Lease
     report: Report
-    landed: Callable[[str], None]
+    arrivals: Arrivals
     id: str
     chain: Sequence[str]
 
@@ -346,15 +392,23 @@ class _Job:
 
 
 @frozen
+class _Made(Generic[T]):
+    """A layer in an active snapshot. found: what the worker says; begun: the word of its disk before the first byte; later: it is
+    not known to be on disk."""
+
+    key: str
+    found: T
+    begun: str
+    later: bool
+
+
+@frozen
 class _Apart:
-    """A layer without its parents: undo gives back the lock, and removes key where it was not committed. layer None:
+    """A layer without its parents: undo gives back the lock, and removes the key where it was not committed. made None:
     there is nothing to do any more, or with parents, it has to be done over them."""
 
     undo: ExitStack
-    key: str = ""
-    layer: ApartLayer | None = None
-    begun: str = ""
-    later: bool = False
+    made: _Made[ApartLayer] | None = None
     parents: bool = False
 
 

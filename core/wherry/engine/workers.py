@@ -1,29 +1,25 @@
 """The pool of workers: short-lived processes that unpack, diff and measure, so that no thread of the engine has to.
 
-A worker is a bare interpreter (``-I -S``) started by posix_spawn(3): the engine itself never forks, unshares or mounts. What a
-worker does is in ``wherry.layers.worker``.
+What a worker does is in ``wherry.layers.worker``, how it is started in ``wherry.engine.nursery``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
-import importlib.util
 import json
 import os
-import sys
+import select
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from wherry.api import ApartLayer, Descriptor, Digest, Error, IdMap, Mount, Unavailable
+from wherry.engine.nursery import Nursery
 from wherry.errors import CLASSES
-from wherry.layers.worker import ANSWER, REQUEST, STREAM
 
-_FIRST_FREE = 10  # descriptors below are renumbered in the worker
-_START = "import sys; sys.path[:0] = sys.argv[1:]; from wherry.layers.worker import main; main()"
+_NICE = 5  # of what nobody waits for
 
 
 class WorkerPool:
@@ -33,8 +29,8 @@ class WorkerPool:
         self._point = run / "worker"
         self._slots = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._lock = threading.Lock()
-        self._pids: set[int] = set()
-        self._closed = False
+        self._pids: dict[int, int] = {}  # with their pidfds
+        self._nursery = Nursery()
         self._devices = _may_make_devices()
 
     def unpack(
@@ -45,18 +41,21 @@ class WorkerPool:
         idmap: IdMap = IdMap(),
         *,
         sync: bool = True,
+        feed: BinaryIO | None = None,
     ) -> Digest:
-        return Digest(str(self._unpack(mounts, layer, stream, idmap, "", sync)["diff_id"]))
+        return Digest(str(self._unpack(mounts, layer, stream, idmap, "", sync, feed)["diff_id"]))
 
     def unpack_apart(
-        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, marks: str, *, sync: bool = True
-    ) -> ApartLayer:
-        done = self._unpack(mounts, layer, stream, IdMap(), marks, sync)
+        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, marks: str, *, sync: bool = True,
+        feed: BinaryIO | None = None,
+    ) -> ApartLayer:  # fmt: skip
+        done = self._unpack(mounts, layer, stream, IdMap(), marks, sync, feed)
         return ApartLayer(Digest(str(done["diff_id"])), bool(done["root"]), tuple(done["removals"]))
 
     def _unpack(
-        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, idmap: IdMap, marks: str, sync: bool
-    ) -> Any:
+        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, idmap: IdMap, marks: str, sync: bool,
+        feed: BinaryIO | None,
+    ) -> Any:  # fmt: skip
         request = {
             "digest": layer.digest,
             "uids": idmap.uids,
@@ -64,8 +63,10 @@ class WorkerPool:
             "devices": self._devices,
             "marks": marks,
             "sync": sync,
+            "grows": feed is not None,
+            "nice": 0,
         }
-        return self._run("unpack", request, [mounts], stream)
+        return self._run("unpack", request, [mounts], stream, feed)
 
     def diff(self, lower: tuple[Mount, ...], upper: tuple[Mount, ...], sink: BinaryIO, media_type: str) -> Descriptor:
         sink.flush()
@@ -82,20 +83,22 @@ class WorkerPool:
     def close(self) -> None:
         """Kills what still works; later calls raise Unavailable."""
         with self._lock:
-            self._closed = True
-            for pid in self._pids:
+            for pidfd in self._pids.values():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, 9)  # not yet reaped, hence still ours
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self._nursery.close()
 
     def _run(
-        self, job: str, details: Mapping[str, Any], roots: Sequence[tuple[Mount, ...]], stream: BinaryIO | None
-    ) -> Any:
+        self, job: str, details: Mapping[str, Any], roots: Sequence[tuple[Mount, ...]], stream: BinaryIO | None,
+        feed: BinaryIO | None = None,
+    ) -> Any:  # fmt: skip
         # Without the map of an idmapped mount: on disk files have the ids of the image, and so they are in a layer.
         plain = [[(mount.type, mount.source, mount.target, mount.options) for mount in mounts] for mounts in roots]
-        request = {"job": job, "parent": os.getpid(), "point": str(self._point), "roots": plain, **details}
-        with self._slots:
+        request = {"job": job, "point": str(self._point), "roots": plain, "nice": _NICE, **details}
+        # One that reads what comes from elsewhere would keep others from working for as long as that takes.
+        with self._slots if feed is None else contextlib.nullcontext():
             self._point.mkdir(mode=0o700, exist_ok=True)
-            text = self._ask(json.dumps(request).encode(), stream)
+            text = self._ask(json.dumps(request).encode(), stream, feed)
         try:
             answer = json.loads(text)
         except ValueError:
@@ -107,64 +110,42 @@ class WorkerPool:
         name, what, cause, hint = answer["error"]
         raise CLASSES.get(name, Error)(what, cause, hint)
 
-    def _ask(self, request: bytes, stream: BinaryIO | None) -> bytes:
+    def _ask(self, request: bytes, stream: BinaryIO | None, feed: BinaryIO | None) -> bytes:
         """Starts a worker, gives it the request and answers what it wrote before it ended."""
-        with contextlib.ExitStack() as theirs:
-
-            def lend(fd: int) -> int:
-                """A copy above the numbers that a worker's descriptors have, so that dup2 overwrites none of them."""
-                copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
-                theirs.callback(os.close, copy)
-                return copy
-
+        with contextlib.ExitStack() as ours:
             memory = os.memfd_create("wherry-request", os.MFD_CLOEXEC)  # a pipe might not hold all of it
-            theirs.callback(os.close, memory)
+            ours.callback(os.close, memory)
             os.write(memory, request)
             os.lseek(memory, 0, os.SEEK_SET)
             reader, writer = os.pipe2(os.O_CLOEXEC)
-            ours = open(reader, "rb", buffering=0)  # noqa: SIM115 - a descriptor, closed below
-            theirs.callback(os.close, writer)
-            actions = [(os.POSIX_SPAWN_DUP2, lend(memory), REQUEST), (os.POSIX_SPAWN_DUP2, lend(writer), ANSWER)]
+            answer = ours.enter_context(open(reader, "rb", buffering=0))
+            theirs = [memory, writer]
             if stream is not None:
-                fd = stream.fileno()
+                theirs.append(stream.fileno())
                 with contextlib.suppress(OSError, ValueError):
-                    os.lseek(fd, stream.tell(), os.SEEK_SET)  # what Python has read ahead is the worker's to read
-                actions.append((os.POSIX_SPAWN_DUP2, lend(fd), STREAM))
+                    os.lseek(stream.fileno(), stream.tell(), os.SEEK_SET)  # what Python has read ahead is the worker's
+            if feed is not None:
+                theirs.append(feed.fileno())
             try:
-                pid = self._spawn(actions)
-            except BaseException:
-                ours.close()
-                raise
-        with ours:
-            try:
-                return b"".join(iter(lambda: ours.read(1 << 16), b""))
+                worker = ours.enter_context(self._nursery.worker(theirs))
             finally:
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                os.close(writer)
+            with self._lock:
+                self._pids[worker.pid] = worker.pidfd
+            try:
+                text = b"".join(iter(lambda: answer.read(1 << 16), b""))
+                _wait(worker.pidfd)
+            finally:
                 with self._lock:
-                    self._pids.discard(pid)
-                    os.waitpid(pid, 0)
-
-    def _spawn(self, actions: Sequence[tuple[int, int, int]]) -> int:
-        argv = [sys.executable, "-I", "-S", "-c", _START, *_search_path()]
-        with self._lock:
-            if self._closed:
-                raise Unavailable("worker", "the engine is stopping")
-            pid = os.posix_spawn(sys.executable, argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions, setsigmask=())
-            self._pids.add(pid)
-        return pid
+                    del self._pids[worker.pid]
+            return text
 
 
-@functools.cache
-def _search_path() -> tuple[str, ...]:
-    """Where a worker finds wherry and the decompressors: their directories, and no other site directory."""
-    found = []
-    for name in ("wherry", "isal", "backports"):
-        spec = importlib.util.find_spec(name)
-        for location in (spec.submodule_search_locations if spec else None) or ():
-            directory = str(Path(location).parent)
-            if directory not in found:
-                found.append(directory)
-    return tuple(found)
+def _wait(pidfd: int) -> None:
+    """Until the process has ended, and its mounts with it."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
 
 
 def _may_make_devices() -> bool:

@@ -20,7 +20,11 @@ API = 1
 class Workers(Protocol):
     """Short-lived processes, at most one per CPU, each in a mount namespace whose root is the mounts given.
 
-    Streams need fileno(). A worker is nice 5 and cannot see the host's tree.
+    Streams need fileno(). A worker cannot see the host's tree; it is nice 5 but for unpacking, which somebody waits for.
+
+    A layer can be unpacked while it is fetched: stream is what has come (``Ingest.reader``), feed a pipe that has "+" when there is
+    more and "." when that is all. The bytes are not compared with layer.digest then, whoever fetches them does, and such a worker
+    is beyond the one per CPU, since it mostly waits. Unavailable where the pipe ends without ".".
     """
 
     def unpack(
@@ -31,6 +35,7 @@ class Workers(Protocol):
         idmap: IdMap = IdMap(),
         *,
         sync: bool = True,
+        feed: BinaryIO | None = None,
     ) -> Digest:
         """Applies one layer and answers its diff-id; Invalid when the bytes do not match layer.digest or break a layer rule.
 
@@ -38,8 +43,9 @@ class Workers(Protocol):
         ...
 
     def unpack_apart(
-        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, marks: str, *, sync: bool = True
-    ) -> ApartLayer:
+        self, mounts: tuple[Mount, ...], layer: Descriptor, stream: BinaryIO, marks: str, *, sync: bool = True,
+        feed: BinaryIO | None = None,
+    ) -> ApartLayer:  # fmt: skip
         """``unpack`` into a tree that has no parents yet. Removals are written as overlayfs has them, marks being the prefix of its
         xattrs ("trusted.overlay."); "" writes none, for a layer that never has parents. FailedPrecondition when the layer can't
         be understood without what is below it."""

@@ -55,6 +55,11 @@ class Ingest(Protocol):
     offset: int
 
     def write(self, data: bytes | memoryview, /) -> int: ...
+    def reader(self) -> BinaryIO:
+        """A stream with fileno() of what was written from the beginning on, and of what will be: a layer is unpacked while it
+        comes. It stays good when the write ends, however that is, but for a truncate."""
+        ...
+
     def truncate(self) -> None:
         """Throws away what was written; offset is 0 again."""
         ...

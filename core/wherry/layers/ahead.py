@@ -1,10 +1,11 @@
-"""Reads a layer a little ahead: one thread inflates and digests while another writes files; either needs the interpreter for little."""
+"""Reads a layer a little ahead: one thread inflates, one digests, and one writes files; each needs the interpreter for little."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Any, Protocol
 
 _PIECE = 1 << 20
 _PIECES = 4
@@ -61,4 +62,35 @@ class ReadAhead:
                 return
 
 
-__all__ = ["ReadAhead"]
+class Beside:
+    """A digest (hashlib) that a thread of its own takes over: update hardly ever waits for it."""
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+        self._room = threading.Semaphore(_PIECES)
+        self._pieces: SimpleQueue[bytes] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="digest", daemon=True)
+        self._thread.start()
+
+    def update(self, piece: bytes) -> None:
+        if piece:
+            self._room.acquire()
+            self._pieces.put(piece)
+
+    def close(self) -> None:
+        """Nothing comes any more; the thread ends when it has done what has come. Idempotent."""
+        self._pieces.put(b"")
+
+    def hexdigest(self) -> str:
+        """Of all that was given; ends it."""
+        self.close()
+        self._thread.join()
+        return str(self._digest.hexdigest())
+
+    def _run(self) -> None:
+        while piece := self._pieces.get():
+            self._digest.update(piece)
+            self._room.release()
+
+
+__all__ = ["Beside", "ReadAhead"]

@@ -12,13 +12,14 @@ writers do; a layer whose meaning depends on what is below says so by FailedPrec
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection
 
 from wherry.errors import FailedPrecondition, Invalid
 from wherry.layers import archive
-from wherry.layers.ahead import ReadAhead
+from wherry.layers.ahead import Beside, ReadAhead
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer, Readable
 from wherry.layers.paths import Directory, Tree, clean, remove, show
@@ -60,16 +61,25 @@ class Applied:
 
 
 def apply(
-    root: int, raw: Readable, *, uids: Ids = int, gids: Ids = int, devices: bool = True, marks: bytes = b""
-) -> Applied:
+    root: int, raw: Readable, *, uids: Ids = int, gids: Ids = int, devices: bool = True, marks: bytes = b"",
+    digested: bool = True,
+) -> Applied:  # fmt: skip
     """Unpacks the layer that raw yields below the directory root (a descriptor).
 
     uids and gids turn the archive's ids into those to write; devices False leaves device nodes out, as a user namespace has
     to. marks: root is empty and its parents are elsewhere; removals are written as overlayfs has them, with xattrs that begin so
-    ("trusted.overlay."). Raises Invalid for what breaks a layer rule, OSError for what the file system refuses, with marks
-    FailedPrecondition for what only the parents could tell. The umask has to be 0.
+    ("trusted.overlay."). digested: whether the digest of the blob is wanted as well. Raises Invalid for what breaks a layer rule,
+    OSError for what the file system refuses, with marks FailedPrecondition for what only the parents could tell. The umask has
+    to be 0.
     """
-    layer = Layer(raw)
+    inner = Beside(hashlib.sha256())
+    try:
+        return _apply(root, Layer(raw, digested=digested, inner=inner), uids, gids, devices=devices, marks=marks)
+    finally:
+        inner.close()
+
+
+def _apply(root: int, layer: Layer, uids: Ids, gids: Ids, *, devices: bool, marks: bytes) -> Applied:
     source = ReadAhead(layer)
     members = Archive(source)
     work = _Unpacker(root, uids, gids, devices=devices, marks=marks)

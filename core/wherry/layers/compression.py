@@ -28,15 +28,17 @@ class Readable(Protocol):
 class Layer:
     """Reads a layer's tar out of its blob; ``digest`` and ``diff_id`` are right once read() has answered b"".
 
-    Raises Invalid when the data is damaged, ends early, or yields more than the bounds allow.
+    Raises Invalid when the data is damaged, ends early, or yields more than the bounds allow. digested False: nobody asks for
+    the digest of the blob. inner: takes what comes out in the place of hashlib's SHA-256.
     """
 
-    def __init__(self, raw: Readable) -> None:
+    def __init__(self, raw: Readable, *, digested: bool = True, inner: Any = None) -> None:
         self._raw = raw
-        self._outer = hashlib.sha256()
-        self._inner = hashlib.sha256()
+        self._outer = hashlib.sha256() if digested else None
         self._input = self._take()
         self.compression = compression_of(self._input)
+        #: Of what comes out; where that is what goes in, one digest is enough.
+        self._inner = inner or hashlib.sha256() if self.compression or not digested else None
         self._decoder = _decoder(self.compression)
         self._fresh = True  # at the start of a member or frame
         self.compressed = 0
@@ -45,11 +47,13 @@ class Layer:
 
     @property
     def digest(self) -> str:
-        return f"sha256:{self._outer.hexdigest()}"
+        """ "" where it was not asked for."""
+        return f"sha256:{self._outer.hexdigest()}" if self._outer else ""
 
     @property
     def diff_id(self) -> str:
-        return f"sha256:{(self._inner if self.compression else self._outer).hexdigest()}"
+        found = self._inner or self._outer
+        return f"sha256:{found.hexdigest()}" if found else ""
 
     def read(self, size: int = CHUNK, /) -> bytes:
         """Up to about size bytes; b"" at the end."""
@@ -57,6 +61,8 @@ class Layer:
             data, self._input = self._input, self._take()
             self._count_input()
             self.size += len(data)
+            if self._inner:
+                self._inner.update(data)
             return data
         while True:
             if not self._input and self._needs_input():
@@ -68,7 +74,8 @@ class Layer:
                     return b""
             data = self._decode(size)
             if data:
-                self._inner.update(data)
+                if self._inner:
+                    self._inner.update(data)
                 self.size += len(data)
                 if self.size > FREE and self.size > FREE + RATIO * self.compressed:
                     raise Invalid(
@@ -100,7 +107,8 @@ class Layer:
 
     def _take(self) -> bytes:
         data = self._raw.read(CHUNK)
-        self._outer.update(data)
+        if self._outer:
+            self._outer.update(data)
         return data
 
     def _count_input(self) -> None:

@@ -1,8 +1,8 @@
-"""The worker: one process for one job on one tree, started by ``wherry.engine.workers``.
+"""The worker: one process for one job on one tree, forked by ``wherry.layers.stem``.
 
-fd 0 carries the request (JSON), fd 1 takes the answer (JSON), fd 3 is the stream of the job. It goes into a mount namespace of its
-own whose root becomes the tree, and forgets how to import before it reads a byte of the image: from then on any file found by
-name is the image's. It dies with the engine.
+fd 0 carries the request (JSON), fd 1 takes the answer (JSON), fd 3 is the stream of the job, fd 4 the feed of a stream that still
+grows. It goes into a mount namespace of its own whose root becomes the tree, and forgets how to import before it reads a byte of the
+image: from then on any file found by name is the image's. It dies with the engine.
 """
 
 from __future__ import annotations
@@ -10,19 +10,15 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wherry.errors import Error, Invalid, Unavailable
+from wherry.errors import Error, Invalid
 from wherry.layers import mounts
 from wherry.linux import userns
-from wherry.linux.process import close_from, prctl
 
-REQUEST, ANSWER, STREAM = 0, 1, 3
-_PR_SET_PDEATHSIG = 1
-_NICE = 5
+REQUEST, ANSWER, STREAM, FEED = 0, 1, 3, 4
 _MEMORY = 1 << 30  # of address space; a job that needs more is an attack or a bug
 Range = tuple[int, int, int]
 
@@ -30,7 +26,6 @@ Range = tuple[int, int, int]
 def main() -> None:
     """Does what fd 0 asks for and leaves."""
     try:
-        close_from(STREAM + 1)  # whatever the engine's own program may have left open for children
         with open(REQUEST, "rb") as file:
             request = json.load(file)
         answer: dict[str, Any] = {"ok": _run(request)}
@@ -44,21 +39,26 @@ def main() -> None:
         answer = {"error": ["Invalid", "tree", "is nested too deeply", ""]}
     except MemoryError:
         answer = {"error": ["Invalid", "layer", f"needs more than {_MEMORY >> 20} MiB of memory", ""]}
+    answer["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open(ANSWER, "wb") as file:
         file.write(json.dumps(answer).encode())
     os._exit(0)
 
 
+def load() -> None:
+    """Imports what any job needs, and what the libraries need only when they are used."""
+    from wherry.layers import apply, compression, diff, usage  # noqa: F401
+
+    compression.preload()
+
+
 def _run(request: Mapping[str, Any]) -> object:
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != request["parent"]:
-        raise Unavailable("worker", "its engine is gone")
-    os.nice(_NICE)
+    os.nice(request["nice"])
     os.umask(0)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a diff holds two descriptors for each level
     sys.setrecursionlimit(20_000)
-    job = _JOBS[request["job"]](request)  # imports what it needs
+    job = _JOBS[request["job"]](request)  # opens what it needs
     mounts.enter(request["point"])
     roots, write = request["roots"], request["job"] == "unpack"
     if len(roots) == 1:
@@ -85,22 +85,25 @@ Job = Callable[[Sequence[int]], object]
 
 def _unpack(request: Mapping[str, Any]) -> Job:
     from wherry.layers.apply import apply
-    from wherry.layers.compression import preload
+    from wherry.layers.growing import Growing
     from wherry.layers.mounts import syncfs
 
-    stream = open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
-    preload()
+    grows = request["grows"]
+    stream: Any = Growing(STREAM, FEED) if grows else open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - for life
     uids, gids = _mapper(request["uids"], "uid_map"), _mapper(request["gids"], "gid_map")  # while /proc is there
 
     def job(roots: Sequence[int]) -> object:
         marks = request["marks"].encode()
         try:
-            done = apply(roots[0], stream, uids=uids, gids=gids, devices=request["devices"], marks=marks)
+            # Bytes that still come are digested by whoever writes them.
+            done = apply(
+                roots[0], stream, uids=uids, gids=gids, devices=request["devices"], marks=marks, digested=not grows
+            )
         except Error as error:
             if error.what == "layer" and request["digest"]:
                 error.what = f'layer "{request["digest"]}"'  # an image has several
             raise
-        if request["digest"] and done.digest != request["digest"]:
+        if not grows and done.digest != request["digest"]:
             raise Invalid(f'layer "{request["digest"]}"', f"the bytes have the digest {done.digest}")
         if request["sync"]:
             syncfs(roots[0])
@@ -134,14 +137,12 @@ def _usage(_request: Mapping[str, Any]) -> Job:
 def _populate(request: Mapping[str, Any]) -> Job:
     """What an image has at a path, into a volume: written as a layer to the stream, a file, and unpacked from there."""
     from wherry.layers.apply import apply
-    from wherry.layers.compression import preload
     from wherry.layers.diff import diff
     from wherry.layers.mounts import syncfs
     from wherry.linux.path import open_in
 
     path, devices = request["path"], request["devices"]
     stream = open(STREAM, "r+b", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
-    preload()
 
     def job(roots: Sequence[int]) -> object:
         image, volume, empty = roots

@@ -60,6 +60,16 @@ class StoreContract(References):
         ingest.close()
         assert walked(driver) == []
 
+    def test_partial_blob_can_be_read(self, driver: Store) -> None:
+        ingest = driver.ingest("read along")
+        ingest.write(b"early, ")
+        with ingest.reader() as stream:
+            assert os.pread(stream.fileno(), 100, 0) == b"early, "
+            ingest.write(b"late")
+            assert os.pread(stream.fileno(), 100, 0) == b"early, late"
+            ingest.commit(None, digest_of(b"early, late"), {})
+            assert os.pread(stream.fileno(), 100, 0) == b"early, late"
+
     def test_wrong_digest_is_invalid_and_not_visible(self, driver: Store) -> None:
         ingest = driver.ingest("wrong")
         ingest.write(b"these bytes")

@@ -38,6 +38,9 @@ class FileIngest:
         self.offset += written
         return written
 
+    def reader(self) -> BinaryIO:
+        return self.path.open("rb")
+
     def truncate(self) -> None:
         self.path.write_bytes(b"")
         self.offset = 0

@@ -9,7 +9,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.api import BlobInfo, Digest, FailedPrecondition, InUse, Invalid, Labels
 from wherry.linux.path import fsync_directory
@@ -96,6 +96,10 @@ class LocalIngest:
         finally:
             self.offset += written
         return written
+
+    def reader(self) -> BinaryIO:
+        # By its descriptor: the name may be a blob's by now, or gone.
+        return open(f"/proc/self/fd/{self._fd()}", "rb")
 
     def truncate(self) -> None:
         fd = self._fd()

@@ -1,0 +1,147 @@
+"""Starts workers, by one process that has loaded what they need and forks them: ``wherry.layers.stem``. The engine itself never forks,
+unshares or mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from wherry.api import Unavailable
+
+_START = "import sys; sys.path[:0] = sys.argv[1:]; from wherry.layers.stem import main; main()"
+_LINGER = 10.0  # seconds that the stem waits for the next job
+
+
+@frozen
+class Born:
+    """A worker that runs. pidfd is the caller's to close."""
+
+    pid: int
+    pidfd: int
+
+
+class Nursery:
+    """Has at most one stem, started with the first job and ended a while after the last. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stem: tuple[int, socket.socket] | None = None
+        self._busy = 0
+        self._timer: threading.Timer | None = None
+        self._closed = False
+
+    @contextlib.contextmanager
+    def worker(self, fds: Sequence[int]) -> Iterator[Born]:
+        """A worker with these descriptors, for the block. Unavailable where none can be had, or after ``close``."""
+        with self._lock:
+            self._busy += 1
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        try:
+            with self._lock:
+                born = self._bear(fds)
+            try:
+                yield born
+            finally:
+                os.close(born.pidfd)
+        finally:
+            with self._lock:
+                self._busy -= 1
+                if not self._busy and self._stem is not None:
+                    self._timer = threading.Timer(_LINGER, self._idle)
+                    self._timer.daemon = True
+                    self._timer.start()
+
+    def close(self) -> None:
+        """Ends the stem, and with it all workers. Later ones are refused. Idempotent."""
+        with self._lock:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._drop()
+
+    def _idle(self) -> None:
+        with self._lock:
+            if not self._busy:
+                self._drop()
+
+    def _bear(self, fds: Sequence[int]) -> Born:
+        for _attempt in range(2):  # the stem of before may have been killed since
+            if self._closed:
+                raise Unavailable("worker", "the engine is stopping")
+            fresh = self._stem is None
+            if self._stem is None:
+                self._stem = _spawn()
+            answer, pidfd = _ask(self._stem[1], fds)
+            word, _, number = answer.partition(" ")
+            if word == "pid" and pidfd >= 0:
+                return Born(int(number), pidfd)
+            if pidfd >= 0:
+                os.close(pidfd)
+            if word == "errno":
+                raise OSError(int(number), os.strerror(int(number)), "fork")
+            self._drop()
+            if fresh:
+                break
+        raise Unavailable("worker", "it ended without an answer", "see the engine's log")
+
+    def _drop(self) -> None:
+        if self._stem is None:
+            return
+        pid, channel = self._stem
+        self._stem = None
+        channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # not yet reaped, hence still ours
+        os.waitpid(pid, 0)
+
+
+def _ask(channel: socket.socket, fds: Sequence[int]) -> tuple[str, int]:
+    """(the stem's answer, a pidfd or -1); ("", -1) where there is no stem any more."""
+    try:
+        socket.send_fds(channel, [b"job"], list(fds))
+        data, found, _flags, _address = socket.recv_fds(channel, 64, 1, socket.MSG_CMSG_CLOEXEC)
+    except (BrokenPipeError, ConnectionResetError):
+        return "", -1
+    return data.decode("ascii", "replace"), found[0] if found else -1
+
+
+def _spawn() -> tuple[int, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        argv = [sys.executable, "-I", "-S", "-c", _START, *_search_path()]
+        actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
+        try:
+            pid = os.posix_spawn(sys.executable, argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions, setsigmask=())
+        except BaseException:
+            ours.close()
+            raise
+    return pid, ours
+
+
+@functools.cache
+def _search_path() -> tuple[str, ...]:
+    """Where a worker finds wherry and the decompressors: their directories, and no other site directory."""
+    found = []
+    for name in ("wherry", "isal", "backports"):
+        spec = importlib.util.find_spec(name)
+        for location in (spec.submodule_search_locations if spec else None) or ():
+            directory = str(Path(location).parent)
+            if directory not in found:
+                found.append(directory)
+    return tuple(found)
+
+
+__all__ = ["Born", "Nursery"]
