@@ -35,6 +35,7 @@ UID = GID = 30_000 + random.SystemRandom().randrange(30_000)
 FIRST, COUNT = 7_000_000, 65536
 _FILES = ("passwd", "group", "subuid", "subgid")
 #: Devices that distributions let everybody open, and this kind of machine only root: (major, minor).
+_TOOLS = ("pytest", "pytest-timeout", "hypothesis")
 _DEVICES = {"/dev/net/tun": (10, 200), "/dev/fuse": (10, 229)}
 
 
@@ -121,14 +122,15 @@ os.execv(sys.executable, [sys.executable, "-I", *sys.argv[2:]])
 """
 
 
-def inside(user: User, *argv: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
-    """Runs python with arguments as the user, in namespaces such as the user's engine lives in."""
+def inside(user: User, *argv: str, timeout: float = 110, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs python with arguments as the user, in namespaces such as the user's engine lives in. more: of the environment."""
     directory = user.home / "inside"
     directory.mkdir(mode=0o700, exist_ok=True)
     os.chown(directory, user.uid, user.gid)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHERRY_", "XDG_", "PYTEST_"))}
     return subprocess.run(
-        [user.program.parent / "python3", "-I", "-c", _ENTER, directory, *argv], cwd=directory, env={**kept, "HOME": str(user.home)},
+        [user.program.parent / "python3", "-I", "-c", _ENTER, directory, *argv],
+        cwd=directory, env={**kept, "HOME": str(user.home), **more},
         capture_output=True, text=True, timeout=timeout, check=False, **user.identity,
     )  # fmt: skip
 
@@ -137,7 +139,7 @@ def inside(user: User, *argv: str, timeout: float = 110) -> subprocess.Completed
 
 
 def _stamp() -> str:
-    digest = hashlib.sha256(f"{sys.version} {Path(sys.executable).resolve()}".encode())
+    digest = hashlib.sha256(f"{_TOOLS} {sys.version} {Path(sys.executable).resolve()}".encode())
     for root in ("core", "plugins"):
         for path in sorted((TOP / root).rglob("*")):
             if path.suffix != ".pyc" and path.is_file():
@@ -208,7 +210,8 @@ def _install(venv: Path) -> None:
     target = Path(sysconfig.get_path("purelib", "venv", variables))
     found: dict[str, importlib.metadata.Distribution] = {}
     _needed("wherry", found)
-    _needed("pytest", found)
+    for name in _TOOLS:
+        _needed(name, found)
     found.pop("wherry")
     for distribution in found.values():
         for file in distribution.files or ():

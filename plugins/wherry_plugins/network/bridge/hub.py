@@ -24,8 +24,8 @@ class Hub:
         self._context = context
         self._lock = threading.Lock()
         self._made = False
-        self._uplink: Uplink | None = None
         self.sandbox_id = "" if owns_network() else f"{context.id}.hub"
+        self._uplink = Uplink(context, self.sandbox_id) if self.sandbox_id else None
 
     def rtnl(self) -> Rtnl:
         """A conversation in the hub."""
@@ -40,7 +40,6 @@ class Hub:
             if self.sandbox_id and not self._made:
                 self._context.shim.create_sandbox(Sandbox(self.sandbox_id, ipc=False, uts=False))
                 self._made = True
-                self._uplink = self._uplink or Uplink(self._context, self.sandbox_id)
 
     def connect(self) -> None:
         """The hub's way out is there, where there is one that is not the host's own."""
