@@ -63,7 +63,7 @@ class Creation:
         packed = pack_request(request)
         if request.userns or record.sandbox_id != record.id:
             with state.ranges:
-                self._take_ids(record, request, drivers)
+                self._take_ids(record, request)
                 state.registry.reserve(record)
         else:
             state.registry.reserve(record)
@@ -164,7 +164,7 @@ class Creation:
             traced=request.trace,
         )
 
-    def _take_ids(self, record: Record, request: RunRequest, drivers: Drivers) -> None:
+    def _take_ids(self, record: Record, request: RunRequest) -> None:
         """The map of its user namespace: that of the sandbox it joins, else what the request asks for."""
         state = self._state
         members = [other for other in state.registry if other.sandbox_id == record.sandbox_id]

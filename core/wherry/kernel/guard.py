@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, BinaryIO, get_args, get_origin
 
-from wherry.errors import DeadlineExceeded, Error, PluginFault, Unavailable
+from wherry.errors import DeadlineExceeded, Error, PluginFault
 from wherry.interfaces.engine import Span
 from wherry.interfaces.tracing import CURRENT as SPANS
 from wherry.interfaces.tracing import describe, new_id
@@ -427,8 +427,3 @@ class GuardedStream:
         if not line:
             raise StopIteration
         return line
-
-
-def unavailable(plugin: str, name: str, cause: str, hint: str = "") -> Unavailable:
-    """A driver that can't be asked now."""
-    return Unavailable(f"{plugin}: {name}", cause, hint, plugin=plugin)

@@ -154,12 +154,6 @@ class Kernel:
         collector = self._collectors.get(key)
         return tuple(collector.spans) if collector else ()
 
-    def rename_spans(self, old: str, new: str) -> None:
-        """Moves what was collected under one key to another: for a container whose id came later than the trace."""
-        with self._lock:
-            if old in self._collectors:
-                self._collectors[new] = self._collectors.pop(old)
-
     def drop_spans(self, key: str) -> None:
         """Forgets what was collected under key."""
         with self._lock:

@@ -20,7 +20,6 @@ from wherry.linux import mount, namespaces, process
 DEVICE = "/dev/fuse"
 #: The type of a mount that a program of that name serves begins so, as in mount.fuse3(8).
 PREFIX = "fuse."
-_PR_SET_PDEATHSIG = 1
 _CHANNEL = 3
 #: Options whose directories are parts of one tree, topmost first.
 _UPPER, _WORK, _LOWER = "upperdir=", "workdir=", "lowerdir="
@@ -68,7 +67,7 @@ def serve(program: str, options: Sequence[str], attributes: int = 0) -> int:
             parent = os.getpid()
             if os.fork() == 0:
                 try:
-                    process.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                    process.prctl(process.PR_SET_PDEATHSIG, signal.SIGKILL)
                     if os.getppid() == parent:
                         _become(program, options, device)
                 finally:

@@ -1,4 +1,4 @@
-"""Processes by descriptor: pidfd_open(2), pidfd_send_signal(2), pidfd_getfd(2) and PIDFD_GET_INFO."""
+"""Processes by descriptor: pidfd_open(2), pidfd_send_signal(2) and PIDFD_GET_INFO."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ _GET_INFO = (3 << 30) | (_INFO_SIZE << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOC
 
 _open = call("pidfd_open", Int, Uint)
 _send_signal = call("pidfd_send_signal", Int, Int, Pointer, Uint)
-_getfd = call("pidfd_getfd", Int, Int, Uint)
 
 
 def open(pid: int) -> int:
@@ -26,11 +25,6 @@ def open(pid: int) -> int:
 def send_signal(fd: int, signal: int) -> None:
     """pidfd_send_signal(2). ProcessLookupError when the process was reaped."""
     check(_send_signal(fd, signal, None, 0), "pidfd_send_signal")
-
-
-def getfd(fd: int, target: int) -> int:
-    """pidfd_getfd(2): a duplicate, close-on-exec, of descriptor target of that process."""
-    return check(_getfd(fd, target, 0), "pidfd_getfd")
 
 
 def exit_status(fd: int) -> int | None:

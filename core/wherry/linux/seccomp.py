@@ -36,9 +36,3 @@ _seccomp = call("seccomp", Uint, Uint, Pointer)
 def load(program: Program, flags: int = 0) -> None:
     """Adds the filter to this thread for good; it needs CAP_SYS_ADMIN or no_new_privs."""
     check(_seccomp(SET_MODE_FILTER, flags, ctypes.byref(program)), "seccomp")
-
-
-def action_available(action: int) -> bool:
-    """SECCOMP_GET_ACTION_AVAIL: whether the kernel knows a SECCOMP_RET_* action."""
-    value = ctypes.c_uint32(action)
-    return bool(_seccomp(2, 0, ctypes.byref(value)) == 0)

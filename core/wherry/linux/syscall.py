@@ -44,7 +44,6 @@ NUMBERS: dict[str, int] = {
     "clone3": 435,
     "close_range": 436,
     "openat2": 437,
-    "pidfd_getfd": 438,
     "mount_setattr": 442,
 }
 

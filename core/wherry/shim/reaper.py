@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 _STRAYS = 256  # ends nobody has asked for yet: a child of an intermediate's may end before its pid is known here
 
 
-def code_of(status: int) -> int:
-    """0-255, or 128+n for signal n, of a wait status."""
-    code = os.waitstatus_to_exitcode(status)
-    return 128 - code if code < 0 else code
-
-
 def _collected(handle: int) -> bool:
     """Whether a child was waited for: alive or a zombie, waitid(2) still knows it."""
     try:

@@ -9,13 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-#: Ends by name: "stdin" is written to, "stdout" and "stderr" are read, "master" is both.
-ENDS = ("stdin", "stdout", "stderr", "master")
-
 
 class Streams:
-    """ends: the container's pipes or pty master. kept: the logger's staging pipes, by the names it gave them. log is a LogSink as JSON
-    text, "" for none.
+    """ends: the container's pipes or pty master, by name: "stdin" is written to, "stdout" and "stderr" are read, "master" is both.
+    kept: the logger's staging pipes, by the names it gave them. log is a LogSink as JSON text, "" for none.
 
     attached: token -> stream name -> the client's descriptor. A token is a name, the client's own or made here, behind a letter: "s"
     for those given at spawn ("" alone where the client gave none), "h" and "a" for those attached later, whose stdin is held open
