@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -232,7 +232,7 @@ def _error(error: Error) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def short_path(directory: Path, name: str) -> Any:
+def short_path(directory: Path, name: str) -> Iterator[str]:
     """A path to name that fits into sockaddr_un (unix(7)), through /proc/self/fd where the plain one is too long."""
     plain = str(directory / name)
     if len(os.fsencode(plain)) <= _PATH_LIMIT:
