@@ -90,7 +90,8 @@ static int filesystem(const char *type, const char *const *options, unsigned att
 {
 	int fs = must(syscall(SYS_fsopen, type, FSOPEN_CLOEXEC), type);
 	for (; options && *options; options += 2)
-		must(syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, options[0], options[1], 0), options[0]);
+		must(syscall(SYS_fsconfig, fs, *options[1] ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, options[0],
+			     *options[1] ? options[1] : NULL, 0), options[0]);
 	must(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "fsconfig create");
 	int tree = must(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, attributes), "fsmount");
 	close(fs);
@@ -123,7 +124,8 @@ static void set_mounts(struct life *life)
 	const unsigned no = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 	char path[600];
 	must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "make / private");
-	const char *overlay[] = {"source", "overlay", "lowerdir", rootfs, "upperdir", life->upper, "workdir", life->scratch, NULL};
+	const char *overlay[] = {"source", "overlay", "lowerdir", rootfs, "upperdir", life->upper, "workdir", life->scratch,
+				 "volatile", "", NULL};
 	int root = filesystem("overlay", overlay, 0);
 	must(syscall(SYS_move_mount, root, "", AT_FDCWD, rootfs, MOVE_MOUNT_F_EMPTY_PATH), "root");
 	must(fchdir(root), "root");
@@ -348,6 +350,12 @@ static void finish(struct life *life)
 		snprintf(path, sizeof path, "%s/%s/%s", hierarchy[i], group, life->name);
 		must(rmdir(path), path);
 	}
+	snprintf(path, sizeof path, "%s/incompat/volatile/dirty", life->scratch);
+	must(unlink(path), path);
+	snprintf(path, sizeof path, "%s/incompat/volatile", life->scratch);
+	must(rmdir(path), path);
+	snprintf(path, sizeof path, "%s/incompat", life->scratch);
+	must(rmdir(path), path);
 	snprintf(path, sizeof path, "%s/work", life->scratch);
 	must(rmdir(path), path);
 	must(rmdir(life->scratch), "work");

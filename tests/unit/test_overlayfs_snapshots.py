@@ -12,6 +12,7 @@ import pytest
 
 from support.images_area import mounted
 from wherry.api import FailedPrecondition, Invalid, NotFound, SnapshotOptions
+from wherry.layers.stacked import ONCE
 from wherry.testing.harness import LocalContext
 from wherry_plugins.snapshotter import overlayfs
 from wherry_plugins.snapshotter.overlayfs import OverlayConfig
@@ -103,6 +104,37 @@ def test_options_follow_the_config(open_driver: Open) -> None:
     driver = open_driver()
     (mount,) = driver.prepare("d", "one")
     assert {"index=off", "metacopy=off", "redirect_dir=off"} <= set(mount.options)
+
+
+def test_what_is_mounted_once_is_not_synced(open_driver: Open) -> None:
+    driver = open_driver()
+    layer(driver, "one", "")
+    once = SnapshotOptions(labels={ONCE: "true"}, durable=False)
+    made = driver.prepare("c", "one", once)
+    assert "volatile" in made[0].options
+    assert "volatile" not in driver.prepare("d", "one", SnapshotOptions(durable=False))[0].options
+    both = SnapshotOptions(labels={ONCE: "true", UNPACK: "x"}, durable=False)
+    assert "volatile" not in driver.prepare("u", "one", both)[0].options, "a layer's files have to reach the disk"
+    driver = open_driver()
+    assert driver.mounts("c") == made
+    driver.commit("kept", "c", {})
+    assert ONCE not in driver.stat("kept").labels
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_a_volatile_mount_leaves_is_deleted(open_driver: Open, written: bool) -> None:
+    driver = open_driver()
+    layer(driver, "one", "")
+    (mount,) = driver.prepare("c", "one", SnapshotOptions(labels={ONCE: "true"}, durable=False))
+    work, upper = (Path(_option(mount.options, name)) for name in ("workdir", "upperdir"))
+    (work / "work").mkdir()
+    (work / "incompat/volatile").mkdir(parents=True)
+    (work / "incompat/volatile/dirty").touch()
+    if written:
+        (upper / "file").write_text("x")
+    driver.remove("c")
+    driver.cleanup()
+    assert not work.parent.exists()
 
 
 def test_a_prepare_that_was_cut_short_leaves_its_number_usable(open_driver: Open, tmp_path: Path) -> None:

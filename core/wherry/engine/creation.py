@@ -17,6 +17,7 @@ from wherry.engine.records import Record, pack_request
 from wherry.engine.specs.builder import RESERVED, check_hostname
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import Undo
+from wherry.layers.stacked import ONCE
 from wherry.linux.userns import confined
 from wherry.spec import runtime
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _LABEL_LIMIT = 64 << 10
 _HEX = frozenset("0123456789abcdef")
 _DURABLE, _FLEETING = SnapshotOptions(), SnapshotOptions(durable=False)
+_ONCE = SnapshotOptions(labels={ONCE: "true"}, durable=False)
 
 
 @define
@@ -88,13 +90,15 @@ class Creation:
             ready = state.images.ensure(request.image, drivers, request.platform, request.pull)
             image = ready.config.get("config") or {}
             self._take_image(record, request, ready, image)
-            options = _DURABLE if durable else _FLEETING
+            # A worker that fills volumes mounts it as well, and an overlay that is volatile can be mounted but once.
+            fills = bool(image.get("Volumes")) or any(wish.type == "volume" for wish in request.mounts)
+            options = _DURABLE if durable else _FLEETING if fills else _ONCE
             if (idmap := userns.shifted(record.idmap)).uids:
                 options = evolve(options, idmap=idmap)
             mounts = drivers.snapshotter.prepare(record.id, ready.chain_id, options)
             undo.add("snapshot", lambda: drivers.snapshotter.remove(record.id))
             created = Created(record, request, drivers, begun.packed, image, mounts)
-            if image.get("Volumes") or any(wish.type == "volume" for wish in request.mounts):
+            if fills:
                 state.volumes.provide(created, undo)
         return created
 

@@ -20,6 +20,8 @@ from wherry.layers.overlaid import drop_idle_removals
 from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
 
 UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
+#: A label: this snapshot is mounted once, for a run that it ends with. Nothing of it need ever be on the disk.
+ONCE = "wherry.once"
 _MARKS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
 
 
@@ -82,7 +84,7 @@ class StackedSnapshotter(DirectorySnapshotter):
         return self._mounts(row)
 
     def commit(self, name: str, key: str, labels: Labels) -> None:
-        self._rows.commit(name, key, {UNPACK: None, **labels})
+        self._rows.commit(name, key, {UNPACK: None, ONCE: None, **labels})
 
     # directories
 
@@ -153,10 +155,17 @@ class StackedSnapshotter(DirectorySnapshotter):
 
     @staticmethod
     def _erase_empty(directory: str) -> bool:
-        """Deletes that of a container that wrote nothing, in a tenth of the time; False when there is something in it. work/work
-        is made by the kernel's mount."""
+        """Deletes that of a container that wrote nothing, in a tenth of the time; False when there is something in it. What is in
+        work/ is made by the kernel's mount, incompat/ by a volatile one."""
         try:
-            for name in ("/work/work", "/work", "/fs", ""):
+            for name in ("/work/work", "/fs"):
+                with suppress(FileNotFoundError):
+                    os.rmdir(directory + name)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{directory}/work/incompat/volatile/dirty")
+                for name in ("/work/incompat/volatile", "/work/incompat"):
+                    os.rmdir(directory + name)
+            for name in ("/work", ""):
                 with suppress(FileNotFoundError):
                     os.rmdir(directory + name)
         except OSError:
@@ -175,4 +184,4 @@ def _dress(path: str, root: Root) -> None:
     os.utime(path, ns=(root.mtime, root.mtime))
 
 
-__all__ = ["UNPACK", "StackedSnapshotter"]
+__all__ = ["ONCE", "UNPACK", "StackedSnapshotter"]

@@ -25,7 +25,8 @@ class OverlayConfig:
     index: keep hard links together over a copy-up; off, because it ties an upper directory to its lowers' inodes. metacopy: a chown
     or chmod copies up no data. redirect_dir: a directory of a lower layer can be renamed. With either of the last two an upper
     directory no longer holds all of its change by itself. xino: "on", "off" or "auto", "" leaves it to the kernel. volatile: skip
-    every sync of a container's files (never while unpacking); after a power cut such a container can't be started again.
+    every sync of any container's files (never while unpacking); after a power cut such a container can't be started again. One that
+    removes itself is always mounted so, unless volumes are filled from its image.
     """
 
     index: bool = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wherry.api import Context, IdMap, Mount
 from wherry.layers.snapshots import Row
-from wherry.layers.stacked import UNPACK, StackedSnapshotter
+from wherry.layers.stacked import ONCE, UNPACK, StackedSnapshotter
 from wherry.linux import userns
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ class OverlaySnapshotter(StackedSnapshotter):
         lower = f"lowerdir={':'.join(lowers)}"
         if not own:
             return Mount("overlay", "overlay", "", ("ro", lower, *self._options), idmap)
-        extra = ("volatile",) if self._volatile and UNPACK not in row.labels else ()
-        options = (lower, f"upperdir={own}/fs", f"workdir={own}/work", *self._options, *extra)
+        options = (lower, f"upperdir={own}/fs", f"workdir={own}/work", *self._options)
+        # Else the end of the mount syncs the whole file system that the upper directory is on, whoever wrote to it.
+        if (self._volatile or ONCE in row.labels) and UNPACK not in row.labels:
+            options = (*options, "volatile")
         return Mount("overlay", "overlay", "", options, idmap)
 
 
