@@ -300,7 +300,7 @@ def test_its_process_loads_no_more_than_it_uses() -> None:
     }
     assert {name.partition(".")[0] for name in found} & heavy == set()
     parts = {name.removeprefix("wherry.linux.") for name in found if name.startswith("wherry.linux.")}
-    assert parts <= {"caps", "framing", "loop", "process", "syscall"}
+    assert parts <= {"caps", "framing", "loop", "netlink", "process", "syscall"}
     assert {name for name in found if name.startswith("wherry.")} == {
         "wherry.linux",
         *(f"wherry.linux.{part}" for part in parts),

@@ -189,3 +189,21 @@ def test_threads_never_get_one_address(tmp_path: Path) -> None:
     assert place.sandbox_id == "s200"
     assert again.network("n") is not None
     again.close()
+
+
+def test_a_network_that_was_changed_is_looked_up_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path, tmp_path)
+    assert store.network("web") is None
+    first, second = (
+        NetworkConfig("web", ("10.0.0.0/24",), ("10.0.0.1",)),
+        NetworkConfig("web", ("10.0.1.0/24",), ("10.0.1.1",)),
+    )
+    for config in (first, second):
+        store.keep(config, chosen=False)
+        for _time in range(2):
+            found = store.network("web")
+            assert found is not None
+            assert found.config == config
+    store.drop("web")
+    assert store.network("web") is None
+    store.close()

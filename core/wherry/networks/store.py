@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,8 @@ class Store:
     def __init__(self, root: Path, run: Path) -> None:
         self._networks = Database(root / "networks.db", _NETWORKS, 1)
         self._places = Database(run / "places.db", _PLACES, 1)
+        self._changing = threading.Lock()
+        self._known: dict[str, Stored] = {}  # that were asked for; nobody else writes the database
 
     def close(self) -> None:
         self._networks.close()
@@ -76,12 +80,29 @@ class Store:
         return [_stored(row) for row in self._networks.all("SELECT config, chosen FROM networks ORDER BY name")]
 
     def network(self, name: str) -> Stored | None:
-        row = self._networks.row("SELECT config, chosen FROM networks WHERE name = ?", (name,))
-        return None if row is None else _stored(row)
+        """None where there is none of that name."""
+        with suppress(KeyError):
+            return self._known[name]
+        with self._changing:
+            row = self._networks.row("SELECT config, chosen FROM networks WHERE name = ?", (name,))
+            if row is None:
+                return None
+            self._known[name] = _stored(row)
+            return self._known[name]
+
+    @contextmanager
+    def _changed(self, name: str) -> Iterator[Any]:
+        """A transaction after which that network is looked up anew."""
+        with self._changing:
+            try:
+                with self._networks.write() as execute:
+                    yield execute
+            finally:
+                self._known.pop(name, None)
 
     def keep(self, config: NetworkConfig, chosen: bool) -> None:
         """Adds a network, or changes it."""
-        with self._networks.write() as execute:
+        with self._changed(config.name) as execute:
             execute(
                 "INSERT OR REPLACE INTO networks VALUES (?, ?, ?)",
                 (config.name, json.dumps(attrs.asdict(config)), int(chosen)),
@@ -90,7 +111,7 @@ class Store:
             execute("DELETE FROM cursors WHERE network = ?", (config.name,))
 
     def drop(self, name: str) -> None:
-        with self._networks.write() as execute:
+        with self._changed(name) as execute:
             execute("DELETE FROM networks WHERE name = ?", (name,))
         with self._places.write(durable=False) as execute:
             execute("DELETE FROM cursors WHERE network = ?", (name,))

@@ -65,8 +65,9 @@ class BridgeNetwork:
 
     def _tell(self, place: Place, claims: Claims | None) -> None:
         config = self._ready(place.network)
-        alone = len(self._store.places("sandbox = ?", (place.sandbox_id,))) == 1
-        self._services.endpoint(place, config, claims, named=self._named(config), alone=alone)
+        named = self._named(config)
+        alone = named and len(self._store.places("sandbox = ?", (place.sandbox_id,))) == 1
+        self._services.endpoint(place, config, claims, named=named, alone=alone)
 
     def close(self) -> None:
         """Lets go of what this process holds; networks and containers stay as they are."""

@@ -8,18 +8,14 @@ opened there; the library for such text works only in the namespace of its calle
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
-from collections.abc import Iterable
 
-from wherry.linux.netlink import ACK, APPEND, CREATE, EXCL, REQUEST, attribute, be32, message, nest, text
+from wherry.linux.netlink import APPEND, CREATE, EXCL, attribute, be32, nest, text
+from wherry_plugins.network.bridge.transaction import DELTABLE, IPV4, NEWCHAIN, NEWRULE, NEWTABLE, transact
 
 TABLE, CHAIN = "wherry-names", "output"
 _PORT = 53
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0xA00, 0xA02, 0xA03, 0xA06
-_BEGIN, _END = 0x10, 0x11
-_IPV4 = 2  # NFPROTO_IPV4
 _LOCAL_OUT = 3
 _NETWORK, _TRANSPORT = 1, 2  # where a payload's offset counts from
 #: protocol -> its number, and where its checksum is
@@ -36,7 +32,7 @@ def exchange(fd: int, address: str, ports: dict[int, int]) -> None:
     name = text(1, TABLE)
     hook = be32(1, _LOCAL_OUT) + be32(2, 0)
     chain = name + text(3, CHAIN) + nest(4, hook) + text(7, "filter")
-    messages = [(_NEWCHAIN, CREATE, chain)]
+    messages = [(NEWCHAIN, CREATE, chain)]
     for kind, number in ports.items():
         protocol, checksum = _PROTOCOLS[socket.SocketKind(kind)]
         for at, port, old, new in ((_DESTINATION, 2, _PORT, number), (_SOURCE, 0, number, _PORT)):
@@ -51,34 +47,14 @@ def exchange(fd: int, address: str, ports: dict[int, int]) -> None:
                 ),
             ]
             expressions = b"".join(nest(1, one) for one in rule)
-            messages.append((_NEWRULE, CREATE | APPEND, text(1, TABLE) + text(2, CHAIN) + nest(4, expressions)))
+            messages.append((NEWRULE, CREATE | APPEND, text(1, TABLE) + text(2, CHAIN) + nest(4, expressions)))
     with socket.socket(fileno=fd) as sock:
         sock.settimeout(30)
         try:
-            _send(sock, [(_NEWTABLE, CREATE | EXCL, name), *messages], 0)
+            transact(sock, IPV4, [(NEWTABLE, CREATE | EXCL, name), *messages])
         except FileExistsError:
             # An engine before this one has written them. Taking a table away costs the kernel some milliseconds.
-            _send(sock, [(_DELTABLE, 0, name), (_NEWTABLE, CREATE | EXCL, name), *messages], 100)
-
-
-def _send(sock: socket.socket, messages: Iterable[tuple[int, int, bytes]], number: int) -> None:
-    """One transaction. The kernel acknowledges each message or tells which ones it refuses, and then does none. number: below those
-    of its messages, and above those of a transaction before it on the same socket."""
-    batch = struct.pack(">BBH", 0, 0, 10)  # NFNL_SUBSYS_NFTABLES
-    data, waiting = message(_BEGIN, REQUEST, number, batch), set()
-    for type, flags, body in messages:
-        number += 1
-        waiting.add(number)
-        data += message(type, REQUEST | ACK | flags, number, struct.pack(">BBH", _IPV4, 0, 0) + body)
-    sock.send(data + message(_END, REQUEST, number + 1, batch))
-    while waiting:
-        said = sock.recv(1 << 16)
-        while len(said) >= 20:
-            length, type, _flags, sequence, _port, code = struct.unpack_from("=IHHIIi", said)
-            said = said[(length + 3) & ~3 :]
-            if type == 2 and code and sequence in waiting:  # NLMSG_ERROR
-                raise OSError(-code, os.strerror(-code), "rules of the resolver")
-            waiting.discard(sequence)
+            transact(sock, IPV4, [(DELTABLE, 0, name), (NEWTABLE, CREATE | EXCL, name), *messages], 100)
 
 
 def _expression(name: str, data: bytes) -> bytes:

@@ -15,10 +15,10 @@ from wherry_plugins.network.bridge.hub import Hub
 from wherry_plugins.network.bridge.netd.client import Netd
 from wherry_plugins.network.bridge.ports import Claims, claim
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
+from wherry_plugins.network.bridge.transaction import PROTOCOL
 
 #: Where a container's resolver is, inside its own network namespace; as Docker's.
 RESOLVER = "127.0.0.11"
-_NETLINK_NETFILTER = 12
 _BACKLOG = 64
 #: So long the kernel may take to end a process that was killed, on a busy machine.
 _DYING = 10.0
@@ -88,7 +88,7 @@ class Services:
             made[1].listen(_BACKLOG)
             ports = {int(one.type): one.getsockname()[1] for one in made}
             raw = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-            redirect.exchange(shim.socket(sandbox_id, socket.AF_NETLINK, raw, _NETLINK_NETFILTER), RESOLVER, ports)
+            redirect.exchange(shim.socket(sandbox_id, socket.AF_NETLINK, raw, PROTOCOL), RESOLVER, ports)
         except BaseException:
             for one in made:
                 one.close()

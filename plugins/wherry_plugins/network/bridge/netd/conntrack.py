@@ -12,12 +12,13 @@ import struct
 import sys
 
 from wherry.linux.netlink import attribute, nest
+from wherry_plugins.network.bridge.transaction import PROTOCOL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_NETLINK_NETFILTER, _SUBSYSTEM = 12, 1
+_SUBSYSTEM = 1
 _GET, _DELETE = 1, 2
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
@@ -56,7 +57,7 @@ def forget(wanted: Callable[[Flow], bool]) -> int:
     """Forgets the flows of UDP that are wanted; their number. What goes wrong is told on stderr: the port works for others."""
     count = 0
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, PROTOCOL) as sock:
             sock.settimeout(5)
             for family in (socket.AF_INET, socket.AF_INET6):
                 for flow in [flow for flow in _flows(sock, family) if flow.protocol == _UDP and wanted(flow)]:

@@ -11,11 +11,12 @@ import os
 import socket
 import struct
 
+from wherry_plugins.network.bridge.transaction import PROTOCOL
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NETLINK_NETFILTER = 12
 _GROUP_NFTABLES = 7
 _SUBSYSTEM_NFTABLES = 10
 _NEWTABLE, _DELTABLE, _DELCHAIN, _DELRULE, _DELSET, _DELSETELEM, _NEWGEN = 0, 2, 5, 8, 11, 14, 15
@@ -32,7 +33,7 @@ class Monitor:
 
     def __init__(self) -> None:
         self.socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, PROTOCOL
         )
         for option in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):
             try:

@@ -9,12 +9,13 @@ from collections import Counter
 
 from wherry.linux.loop import IN
 from wherry_plugins.network.bridge.netd import rules
+from wherry_plugins.network.bridge.netd.elements import PLAIN, Elements
 from wherry_plugins.network.bridge.netd.libnftables import Nft, NftError
 from wherry_plugins.network.bridge.netd.monitor import Monitor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from wherry.linux.loop import Loop, Timer
@@ -32,6 +33,7 @@ class Ruleset:
         self._loop = loop
         self.name = name
         self._nft = Nft()
+        self._elements = Elements(name)
         self._monitor = Monitor()
         self._held: Counter[Element] = Counter()
         self._built = False
@@ -59,8 +61,8 @@ class Ruleset:
             if not self._built:
                 self._build()
             elif new:
-                self._run(rules.add(self.name, new))
-        except NftError:
+                self._change(rules.add, self._elements.add, new)
+        except (NftError, OSError):
             try:
                 self._build()  # the table may have lost a set a moment ago
             except NftError:
@@ -75,9 +77,22 @@ class Ruleset:
         gone = [element for element in dict.fromkeys(elements) if not self._held[element]]
         if gone and self._built:
             try:
-                self._run(rules.delete(self.name, gone))
-            except NftError:
+                self._change(rules.delete, self._elements.delete, gone)
+            except (NftError, OSError):
                 self._rebuild()
+
+    def _change(
+        self,
+        words: Callable[[str, Sequence[Element]], str],
+        messages: Callable[[Sequence[Element]], None],
+        elements: Sequence[Element],
+    ) -> None:
+        """Those of containers by messages, which are quicker; those of networks in words."""
+        if all(where in PLAIN for where, _element in elements):
+            messages(elements)
+            self._look()
+        else:
+            self._run(words(self.name, elements))
 
     def _run(self, commands: str) -> None:
         self._nft.run(commands)
@@ -166,6 +181,7 @@ class Ruleset:
             sys.stderr.write(f"table inet {self.name}: {error}\n")
         self._loop.remove(self._monitor.socket.fileno())
         self._monitor.close()
+        self._elements.close()
         self._nft.close()
 
 
