@@ -105,6 +105,10 @@ def test_update(harness: IsolationHarness, resources: dict[str, Any]) -> None:
     assert driver.stats(task.id)["memory.max"] == 32 << 20
     assert (group(task, "cpu") / "cpu.cfs_quota_us").read_text() == "20000\n"
     assert len((group(task, "cpu") / "cgroup.procs").read_text().split()) >= 1
+    driver.update(
+        task.id, {"memory": {"limit": -1, "swap": -1}, "cpu": {"quota": -1, "period": 100_000}, "pids": {"limit": -1}}
+    )
+    assert not {"memory.max", "pids.max"} & driver.stats(task.id).keys()
 
 
 def test_cpuset(harness: IsolationHarness, resources: dict[str, Any]) -> None:

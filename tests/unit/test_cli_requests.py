@@ -62,6 +62,9 @@ def test_options_end_at_the_image() -> None:
         (["-it"], {"interactive": True, "tty": True}),
         (["-ti", "--rm"], {"interactive": True, "tty": True, "remove": True}),
         (["--rm=false", "-i=true"], {"remove": False, "interactive": True}),
+        (["--memory-reservation", "64m", "--oom-score-adj=-500"], {"memory_reservation": 64 << 20, "oom_score_adj": -500}),
+        (["--cpu-quota", "50000"], {"cpus": 0.5}),
+        (["--cpu-quota", "50000", "--cpu-period", "20000"], {"cpus": 2.5}),
         (["-m", "512m", "--memory-swap=-1"], {"memory": 512 << 20, "memory_swap": -1}),
         (["-m512m", "--cpus=1.5", "-c", "512"], {"memory": 512 << 20, "cpus": 1.5, "cpu_shares": 512}),
         (["--cpuset-cpus", "0-1", "--pids-limit", "-1"], {"cpuset": "0-1", "pids_limit": -1}),
@@ -515,7 +518,7 @@ def test_top() -> None:
 def test_update_gives_what_was_given() -> None:
     engine = FakeEngine()
     assert call(engine, "update", "--memory", "1g", "--cpus", "1.5", "a", "b")[1] == "a\nb\n"
-    none = dict.fromkeys(("memory_swap", "cpu_shares", "cpuset", "pids_limit"))
+    none = dict.fromkeys(("memory_swap", "memory_reservation", "cpu_shares", "cpuset", "pids_limit"))
     assert engine.calls[0] == ("update", ("a",), {"memory": 1 << 30, "cpus": 1.5, **none})
 
 

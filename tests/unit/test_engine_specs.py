@@ -125,6 +125,8 @@ def test_limits() -> None:
         {"memory": 1},
         {"memory": 64 << 20, "memory_swap": 1 << 20},
         {"memory_swap": 1 << 20},
+        {"memory": 64 << 20, "memory_reservation": 65 << 20},
+        {"oom_score_adj": 1001},
         {"cpus": 10_000.0},
         {"cpus": -1.0},
         {"cpuset": "0-"},

@@ -16,8 +16,14 @@ from wherry.engine.undo import attempt
 
 #: Fields of a request that ``update`` may give, each with the part of the OCI ``linux.resources`` that it belongs to.
 _LIMITS = {
-    "memory": "memory", "memory_swap": "memory", "cpus": "cpu", "cpu_shares": "cpu", "cpuset": "cpu", "pids_limit": "pids",
-}  # fmt: skip
+    "memory": "memory",
+    "memory_swap": "memory",
+    "memory_reservation": "memory",
+    "cpus": "cpu",
+    "cpu_shares": "cpu",
+    "cpuset": "cpu",
+    "pids_limit": "pids",
+}
 
 
 class Changing:

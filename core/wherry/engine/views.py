@@ -200,6 +200,8 @@ def _host_config(record: Record, request: RunRequest) -> dict[str, Any]:
         "ExtraHosts": list(request.extra_hosts),
         "Memory": request.memory,
         "MemorySwap": request.memory_swap or 2 * request.memory,
+        "MemoryReservation": request.memory_reservation,
+        "OomScoreAdj": request.oom_score_adj or 0,
         "NanoCpus": int(request.cpus * 1_000_000_000),
         "CpuShares": request.cpu_shares,
         "CpusetCpus": request.cpuset,

@@ -50,7 +50,8 @@ class RunRequest:
     """What a user asks of one container; the same for create and run. None in entrypoint, command: the image's.
 
     image: a reference, with or without a transport's prefix. env: "KEY=value". user: "name[:group]" or "uid[:gid]". memory in
-    bytes, cpus in cores, pids_limit a count; 0: no limit (pids_limit -1 too). shm_size in bytes. stop_timeout in seconds.
+    bytes, cpus in cores, pids_limit a count; 0: no limit (pids_limit -1 too). memory_reservation in bytes: what it keeps when memory is
+    short. shm_size in bytes. oom_score_adj as in proc_pid_oom_score_adj(5), None: the isolation driver's. stop_timeout in seconds.
     userns: "" or "host", "auto[:size=N]", "nomap", "keep-id[:uid=N,gid=N]" (podman-run(1)).
     network: "" is the variant's default, "none", "host", "container:ID" or the name of a network; aliases, addresses and mac are for
     that one, networks are those besides it. variant, snapshotter,
@@ -80,11 +81,13 @@ class RunRequest:
     mounts: tuple[Bind, ...] = ()
     memory: int = 0
     memory_swap: int = 0
+    memory_reservation: int = 0
     cpus: float = 0.0
     cpu_shares: int = 0
     cpuset: str = ""
     pids_limit: int = 0
     shm_size: int = 64 << 20
+    oom_score_adj: int | None = None
     ulimits: tuple[tuple[str, int, int], ...] = ()
     sysctls: Labels = field(factory=dict)
     devices: tuple[str, ...] = ()
@@ -402,6 +405,7 @@ class Engine(Protocol):
         *,
         memory: int | None = None,
         memory_swap: int | None = None,
+        memory_reservation: int | None = None,
         cpus: float | None = None,
         cpu_shares: int | None = None,
         cpuset: str | None = None,

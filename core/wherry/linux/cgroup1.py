@@ -139,7 +139,7 @@ class Group1(cgroup.Group):
         if swap and os.path.exists(f"{path}/memory.memsw.limit_in_bytes"):
             writes.append(("memory.memsw.limit_in_bytes", swap))
             now = number(f"{path}/memory.memsw.limit_in_bytes") or _UNLIMITED
-            if limit and limit > 0 and limit > now:
+            if limit and (limit < 0 or limit > now):
                 writes.reverse()
         if memory.get("reservation"):
             writes.append(("memory.soft_limit_in_bytes", memory["reservation"]))

@@ -119,6 +119,11 @@ def _process(inputs: Inputs, argv: tuple[str, ...], owners: dict[str, str]) -> d
     if request.ulimits:
         result["rlimits"] = process.rlimits(request.ulimits)
         owners["/process/rlimits"] = "request"
+    if request.oom_score_adj is not None:
+        if not -1000 <= request.oom_score_adj <= 1000:
+            raise Invalid(f"oom score {request.oom_score_adj}", "not between -1000 and 1000")
+        result["oomScoreAdj"] = request.oom_score_adj
+        owners["/process/oomScoreAdj"] = "request"
     if request.tty:
         owners["/process/terminal"] = "request"
     return result

@@ -35,6 +35,10 @@ def limits(request: RunRequest) -> dict[str, Any]:
         resources["memory"] = {"limit": request.memory, "swap": request.memory_swap or 2 * request.memory}
     elif request.memory_swap > 0:
         raise Invalid("memory swap limit", "set without a memory limit", "add --memory")
+    if request.memory_reservation:
+        if request.memory_reservation < 0 or 0 < request.memory < request.memory_reservation:
+            raise Invalid(f"memory reservation {request.memory_reservation}", "negative, or more than the memory limit")
+        resources.setdefault("memory", {})["reservation"] = request.memory_reservation
     cpu: dict[str, Any] = {}
     if request.cpus:
         count = os.cpu_count() or 1

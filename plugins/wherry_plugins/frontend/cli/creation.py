@@ -46,7 +46,11 @@ _OPTIONS = (
     option("--device", multiple=True, metavar="SRC[:DST[:rwm]]", help="Give it a device", section="Files"),
     option("-m", "--memory", type=values.size, default=0, metavar="SIZE", help="Limit of memory", section="Limits"),
     option("--memory-swap", type=values.swap, default=0, metavar="SIZE", help="Memory plus swap; -1: no limit", section="Limits"),
+    option("--memory-reservation", type=values.size, default=0, metavar="SIZE", help="Kept when memory is short", section="Limits"),
+    option("--oom-score-adj", type=int, metavar="N", help="How soon the kernel ends it, -1000 to 1000", section="Limits"),
     option("--cpus", type=values.cpus, default=0.0, metavar="N", help="Limit of CPU time, in cores", section="Limits"),
+    option("--cpu-quota", type=int, default=0, metavar="US", help="The same in microseconds of each period", section="Limits"),
+    option("--cpu-period", type=int, default=0, metavar="US", help="Period of --cpu-quota (100000)", section="Limits"),
     option("-c", "--cpu-shares", type=int, default=0, metavar="N", help="Share of CPU time; 1024 is one", section="Limits"),
     option("--cpuset-cpus", default="", metavar="LIST", help='CPUs it may run on, "0-2,4"', section="Limits"),
     option("--pids-limit", type=int, default=0, metavar="N", help="Limit of processes; -1: none", section="Limits"),
@@ -122,6 +126,9 @@ def build_request(
     add_host: tuple[str, ...],
     log_driver: str,
     log_opt: tuple[tuple[str, str], ...],
+    cpus: float,
+    cpu_quota: int,
+    cpu_period: int,
     cpuset_cpus: str,
     ulimit: tuple[tuple[str, int, int], ...],
     device: tuple[str, ...],
@@ -174,6 +181,7 @@ def build_request(
         extra_hosts=tuple(map(_host, add_host)),
         log=log_driver,
         log_options=dict(log_opt),
+        cpus=cores(cpus, cpu_quota, cpu_period),
         cpuset=cpuset_cpus,
         ulimits=ulimit,
         devices=device,
@@ -228,6 +236,15 @@ def _lines(session: Session, name: str) -> list[str]:
     """A file's lines without empty ones and comments (docker, "--env-file")."""
     lines = [line.lstrip() for line in session.read(name).splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def cores(cpus: float, quota: int, period: int) -> float:
+    """--cpus, or what quota and period, in microseconds, come to. Invalid for both at once (docker, "--cpus")."""
+    if cpus and (quota or period):
+        raise Invalid('option "--cpus"', "says the same as --cpu-quota and --cpu-period", "leave one of them out")
+    if period and not 1000 <= period <= 1_000_000:
+        raise Invalid('option "--cpu-period"', f"{period} is not between 1000 and 1000000 microseconds")
+    return quota / (period or 100_000) if quota > 0 else cpus
 
 
 def labels(session: Session, given: tuple[tuple[str, str], ...], files: tuple[str, ...]) -> Mapping[str, str]:

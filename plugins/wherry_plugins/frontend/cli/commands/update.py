@@ -20,6 +20,7 @@ from wherry_plugins.frontend.cli.streams import each
 )
 @option("-m", "--memory", type=values.size, metavar="SIZE", help="Limit of memory; 0: none")
 @option("--memory-swap", type=values.swap, metavar="SIZE", help="Memory plus swap; -1: no limit")
+@option("--memory-reservation", type=values.size, metavar="SIZE", help="Kept when memory is short; 0: nothing")
 @option("--cpus", type=values.cpus, metavar="N", help="Limit of CPU time, in cores; 0: none")
 @option("-c", "--cpu-shares", type=int, metavar="N", help="Weight of CPU time, 1024 is usual")
 @option("--cpuset-cpus", "cpuset", metavar="LIST", help='CPUs it may run on, "0-2,4"')
