@@ -350,11 +350,11 @@ static void finish(struct life *life)
 		snprintf(path, sizeof path, "%s/%s/%s", hierarchy[i], group, life->name);
 		must(rmdir(path), path);
 	}
-	snprintf(path, sizeof path, "%s/incompat/volatile/dirty", life->scratch);
+	snprintf(path, sizeof path, "%s/work/incompat/volatile/dirty", life->scratch);
 	must(unlink(path), path);
-	snprintf(path, sizeof path, "%s/incompat/volatile", life->scratch);
+	snprintf(path, sizeof path, "%s/work/incompat/volatile", life->scratch);
 	must(rmdir(path), path);
-	snprintf(path, sizeof path, "%s/incompat", life->scratch);
+	snprintf(path, sizeof path, "%s/work/incompat", life->scratch);
 	must(rmdir(path), path);
 	snprintf(path, sizeof path, "%s/work", life->scratch);
 	must(rmdir(path), path);

@@ -121,22 +121,6 @@ def test_what_is_mounted_once_is_not_synced(open_driver: Open) -> None:
     assert ONCE not in driver.stat("kept").labels
 
 
-@pytest.mark.parametrize("written", [False, True])
-def test_what_a_volatile_mount_leaves_is_deleted(open_driver: Open, written: bool) -> None:
-    driver = open_driver()
-    layer(driver, "one", "")
-    (mount,) = driver.prepare("c", "one", SnapshotOptions(labels={ONCE: "true"}, durable=False))
-    work, upper = (Path(_option(mount.options, name)) for name in ("workdir", "upperdir"))
-    (work / "work").mkdir()
-    (work / "incompat/volatile").mkdir(parents=True)
-    (work / "incompat/volatile/dirty").touch()
-    if written:
-        (upper / "file").write_text("x")
-    driver.remove("c")
-    driver.cleanup()
-    assert not work.parent.exists()
-
-
 def test_a_prepare_that_was_cut_short_leaves_its_number_usable(open_driver: Open, tmp_path: Path) -> None:
     driver = open_driver()
     layer(driver, "one", "")

@@ -158,14 +158,13 @@ class StackedSnapshotter(DirectorySnapshotter):
         """Deletes that of a container that wrote nothing, in a tenth of the time; False when there is something in it. What is in
         work/ is made by the kernel's mount, incompat/ by a volatile one."""
         try:
-            for name in ("/work/work", "/fs"):
-                with suppress(FileNotFoundError):
-                    os.rmdir(directory + name)
             with suppress(FileNotFoundError):
-                os.unlink(f"{directory}/work/incompat/volatile/dirty")
-                for name in ("/work/incompat/volatile", "/work/incompat"):
+                os.rmdir(directory + "/fs")
+            with suppress(FileNotFoundError):
+                os.unlink(directory + "/work/work/incompat/volatile/dirty")
+                for name in ("/work/work/incompat/volatile", "/work/work/incompat"):
                     os.rmdir(directory + name)
-            for name in ("/work", ""):
+            for name in ("/work/work", "/work", ""):
                 with suppress(FileNotFoundError):
                     os.rmdir(directory + name)
         except OSError:

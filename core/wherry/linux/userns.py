@@ -9,8 +9,12 @@ _WHOLE = [(0, 0, 0xFFFFFFFF)]
 
 def id_map(name: str = "uid_map", pid: int | str = "self") -> list[tuple[int, int, int]]:
     """(inside, outside, size) of each line of /proc/PID/uid_map or gid_map. OSError."""
-    with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
-        return [(int(inside), int(outside), int(size)) for inside, outside, size in map(str.split, file)]
+    fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)  # half the system calls of a file object's
+    try:
+        text = b"".join(iter(lambda: os.read(fd, 4096), b""))
+    finally:
+        os.close(fd)
+    return [(int(inside), int(outside), int(size)) for inside, outside, size in map(bytes.split, text.splitlines())]
 
 
 def confined() -> bool:
