@@ -57,12 +57,21 @@ def test_out(made: Driven, kind: socket.SocketKind) -> None:
     assert seen in {HOST[0], OUTSIDE[0]}
 
 
-def test_out_by_ipv6() -> None:
-    with uplink(), driven("pasta") as made:
+def test_out_by_ipv6(made: Driven) -> None:
+    attach(made)
+    (one,) = made.open().inspect(network(made))[1]
+    assert [":" in each for each in (*one.addresses, *one.gateways)] == [False, True, False, True]
+    made.open().check("s-1", network(made))
+    six = socket.AF_INET6
+    seen = echo(socket.socket(six), made.socket("s-1", six), (OUTSIDE[1], 7010), (OUTSIDE[1], 7010))
+    assert seen in {HOST[1], OUTSIDE[1]}
+
+
+def test_no_ipv6_where_the_host_has_none() -> None:
+    with uplink(six=False), driven("slirp4netns") as made:
         attach(made)
-        six = socket.AF_INET6
-        seen = echo(socket.socket(six), made.socket("s-1", six), (OUTSIDE[1], 7010), (OUTSIDE[1], 7010))
-        assert seen in {HOST[1], OUTSIDE[1]}
+        (one,) = made.open().inspect("slirp4netns")[1]
+        assert not any(":" in each for each in (*one.addresses, *one.gateways))
 
 
 @pytest.mark.parametrize("kind", [TCP, UDP])

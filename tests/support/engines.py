@@ -20,6 +20,9 @@ from support.isolation import isolated
 from support.rootless import User
 from wherry.api import Engine
 
+#: By how much this machine is slower than others; contrib/vm says it of an emulated one.
+SLOW = float(os.environ.get("WHERRY_TESTS_SLOW", "1"))
+
 
 class EngineDirs(NamedTuple):
     """An engine's two directories, on paths short enough for a socket's name (unix(7): 108 bytes). user: whose it is, if not root's."""
@@ -127,7 +130,7 @@ class Wherry:
             input=input,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * SLOW,
             env={**self.dirs.environ, **(env or {})},
             cwd=cwd or (self.dirs.root.parent if self.dirs.user else None),
             check=False,

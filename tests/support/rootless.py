@@ -33,6 +33,7 @@ NAME = "wherrytest"
 #: Another one in each process: files in /tmp that are named by it are shared with other runs on this machine.
 UID = GID = 30_000 + random.SystemRandom().randrange(30_000)
 FIRST, COUNT = 7_000_000, 65536
+_PATIENCE = 600  # seconds, on an emulated processor
 _FILES = ("passwd", "group", "subuid", "subgid")
 #: Devices that distributions let everybody open, and this kind of machine only root: (major, minor).
 _TOOLS = ("pytest", "pytest-timeout", "hypothesis")
@@ -187,7 +188,7 @@ def installed() -> Path:
 
 def _install(venv: Path) -> None:
     def run(*command: str) -> None:
-        done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=110, check=False)
+        done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=_PATIENCE, check=False)
         assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
 
     with tempfile.TemporaryDirectory(prefix="wherry-wheel-") as directory:
@@ -198,7 +199,7 @@ def _install(venv: Path) -> None:
             shutil.copy(TOP / name, source)
         build = subprocess.run(
             [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", directory],
-            cwd=source, capture_output=True, text=True, timeout=110, check=False,
+            cwd=source, capture_output=True, text=True, timeout=_PATIENCE, check=False,
         )  # fmt: skip
         assert build.returncode == 0, build.stderr
         (wheel,) = Path(directory).glob("*.whl")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from vm.user import NAME
+from vm.user import refused as refused_to_a_user
+
 
 def refused() -> str:
     """Why they can't run here, or ""."""
@@ -24,3 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.path.parent == Path(__file__).parent:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def user() -> str:
+    """The machine's ordinary user, by name."""
+    if reason := refused_to_a_user():
+        pytest.skip(reason)
+    return NAME

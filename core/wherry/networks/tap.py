@@ -90,12 +90,12 @@ def _spec(port: Port) -> str:
 
 
 def slirp(how: Started, program: str, tap: Tap, *, api: str = "", options: Sequence[str] = ()) -> None:
-    """Returns when the interface is there: its address is the one of its subnet that ends in 100. api: the path of its socket.
-    FailedPrecondition has what it said."""
-    (cidr,) = tap.addresses
+    """Returns when the interface is there: its IPv4 address is the one of its subnet that ends in 100. api: the path of its socket.
+    Addresses of IPv6 are the caller's to add: the program only moves its packets. FailedPrecondition has what it said."""
+    (cidr,) = (each for each in tap.addresses if ":" not in each)
     address, _, prefix = cidr.partition("/")
     subnet = f"{address.rpartition('.')[0]}.0/{prefix}"
-    argv = [program, f"--mtu={tap.mtu}", f"--cidr={subnet}"]
+    argv = [program, f"--mtu={tap.mtu}", f"--cidr={subnet}", *(["--enable-ipv6"] if len(tap.addresses) > 1 else [])]
     if tap.configure:
         argv += ["--configure", *([f"--macaddress={tap.mac}"] if tap.mac else [])]
     argv += ["--disable-host-loopback", "--enable-sandbox", "--enable-seccomp", "--netns-type=path", "--ready-fd=3"]

@@ -30,12 +30,14 @@ from wherry.api import (
 )
 from wherry.networks import interfaces, netlink, sandboxes
 from wherry.networks.claims import PortClaims
+from wherry.networks.netlink import Rtnl
 from wherry.networks.records import Key, Records, need_id, plain, restore
 from wherry.networks.single import OneNetwork
 from wherry.networks.tap import Started, Tap
 from wherry.programs import Programs
 
 _LOCKS = 64
+_PERMANENT, _BY_ROUTER = 0x80, 9  # IFA_F_PERMANENT, RTPROT_RA
 _TUN = "/dev/net/tun"
 FIRST = "eth0"
 
@@ -245,6 +247,11 @@ class UserModeNetwork(OneNetwork):
 
     # inside
 
+    def add(self, place: Place, tap: Tap) -> None:
+        """Adds addresses and routes to an interface that the program has set up."""
+        with sandboxes.inside(self._shim, place.reservation.request.sandbox_id) as rtnl:
+            interfaces.furnish(rtnl, tap.interface, tap.addresses, tap.gateways, six=True)
+
     def _furnish(self, sandbox_id: str, tap: Tap) -> None:
         with sandboxes.inside(self._shim, sandbox_id) as rtnl:
             attributes = [("IFLA_ADDRESS", tap.mac), ("IFLA_MTU", tap.mtu)]
@@ -254,20 +261,23 @@ class UserModeNetwork(OneNetwork):
             interfaces.furnish(rtnl, tap.interface, tap.addresses, tap.gateways, six=six)
 
     def _look(self, sandbox_id: str, interface: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-        """(hardware address, addresses, gateways) as the program has made them."""
+        """(hardware address, addresses, gateways) as the program has made them; not what came of a router's advertisement."""
         with sandboxes.inside(self._shim, sandbox_id) as rtnl:
             index = rtnl.index(interface)
             links = [one for one in rtnl.dump(netlink.GETLINK, netlink.link()) if one["index"] == index]
             addresses = tuple(
                 f"{one.get_attr('IFA_ADDRESS')}/{one['prefixlen']}"
                 for one in rtnl.dump(netlink.GETADDR, netlink.address())
-                if one["index"] == index and not ip_address(one.get_attr("IFA_ADDRESS")).is_link_local
+                if one["index"] == index
+                and one["flags"] & _PERMANENT
+                and not ip_address(one.get_attr("IFA_ADDRESS")).is_link_local
             )
             gateways = tuple(
                 gateway
                 for one in rtnl.dump(netlink.GETROUTE, netlink.route())
                 if not one["dst_len"]
                 and one["type"] == 1
+                and one["proto"] != _BY_ROUTER
                 and one.get_attr("RTA_OIF") == index
                 and (gateway := one.get_attr("RTA_GATEWAY"))
             )
@@ -283,4 +293,13 @@ def _granted(request: AttachRequest, addresses: Collection[str]) -> None:
             )
 
 
-__all__ = ["Place", "UserModeNetwork", "reason"]
+def routes_six() -> bool:
+    """Whether the host has an IPv6 default route: without one there is no IPv6 by such a program."""
+    with Rtnl() as rtnl:
+        return any(
+            one["family"] == 10 and not one["dst_len"] and one["type"] == 1 and one.get_attr("RTA_OIF")
+            for one in rtnl.dump(netlink.GETROUTE, netlink.route())
+        )
+
+
+__all__ = ["Place", "UserModeNetwork", "reason", "routes_six"]

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 from wherry.api import AttachRequest, Context, InUse, Invalid, NetworkConfig
 from wherry.networks import addresses as ip
-from wherry.networks import netlink
-from wherry.networks.netlink import Rtnl
 from wherry.networks.tap import Tap, pasta
-from wherry.networks.usermode import FIRST, Place, UserModeNetwork
+from wherry.networks.usermode import FIRST, Place, UserModeNetwork, routes_six
 
 if TYPE_CHECKING:
     from wherry_plugins.network.pasta import PastaConfig
@@ -53,7 +51,7 @@ class PastaNetwork(UserModeNetwork):
         if request.mac:
             ip.check_mac(request.mac)
         for port in request.ports:
-            if ":" in port.host_ip and not _routes_six():
+            if ":" in port.host_ip and not routes_six():
                 raise Invalid(
                     f'port "[{port.host_ip}]:{port.host_port}/{port.protocol}"',
                     "pasta has no IPv6 here: the host has no IPv6 route out",
@@ -64,7 +62,7 @@ class PastaNetwork(UserModeNetwork):
         used = {int(ip.address(text.partition("/")[0])) for text in taken}
         made = []
         for net, gateway in ((self._subnet, self._gateway), (self._six, str(ip.first_host(self._six)))):
-            if net.version == 6 and not _routes_six():
+            if net.version == 6 and not routes_six():
                 continue
             wish = wished.get(net.version)
             if wish is not None and int(wish) in used:
@@ -96,12 +94,3 @@ class PastaNetwork(UserModeNetwork):
         program = shutil.which(self._config.program or "pasta") or "pasta"
         pasta(place.how, program, tap, ports=place.reservation.ports, options=self._config.options)
         return tap, (self._nameserver,)
-
-
-def _routes_six() -> bool:
-    """Whether the host has an IPv6 default route: without one pasta does no IPv6."""
-    with Rtnl() as rtnl:
-        return any(
-            one["family"] == 10 and not one["dst_len"] and one["type"] == 1 and one.get_attr("RTA_OIF")
-            for one in rtnl.dump(netlink.GETROUTE, netlink.route())
-        )

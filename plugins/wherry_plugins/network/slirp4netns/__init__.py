@@ -17,12 +17,14 @@ class SlirpConfig:
     """Where slirp4netns is and what sandboxes get by it.
 
     program: its path, "" for the one in $PATH. subnet: is cut into one /24 for each sandbox, whose address ends in 100 there. mtu in
-    bytes. patience: seconds until a sandbox must be connected. options: more of its own, e.g. ["--outbound-addr=192.0.2.1"].
+    bytes. ipv6: also an address of fd00::/64 and a way out by it, where the host has a route for IPv6; ports are published by IPv4.
+    patience: seconds until a sandbox must be connected. options: more of its own, e.g. ["--outbound-addr=192.0.2.1"].
     """
 
     program: str = ""
     subnet: str = "10.86.0.0/16"
     mtu: int = 65520
+    ipv6: bool = True
     patience: float = 20.0
     options: tuple[str, ...] = ()
 

@@ -8,10 +8,12 @@ import socket
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from wherry.api import AttachRequest, Context, FailedPrecondition, InUse, Invalid, NetworkConfig, Port
 from wherry.networks import addresses as ip
 from wherry.networks.tap import Tap, slirp
-from wherry.networks.usermode import FIRST, Place, UserModeNetwork
+from wherry.networks.usermode import FIRST, Place, UserModeNetwork, routes_six
 
 if TYPE_CHECKING:
     from wherry_plugins.network.slirp4netns import SlirpConfig
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _PREFIX = 24
 #: slirp4netns(1): the sandbox is .100 of its subnet, the gateway .2, the nameserver .3
 _OWN, _GATEWAY, _NAMESERVER = 100, 2, 3
+_SIX = ip.subnet("fd00::/64")  # that of every sandbox, which are alone there; the gateway is ::2
 _TIMEOUT = 10.0
 
 
@@ -35,7 +38,10 @@ class SlirpNetwork(UserModeNetwork):
             raise Invalid(f'subnet "{config.subnet}"', f"is no IPv4 subnet of /{_PREFIX} or larger")
 
     def described(self) -> NetworkConfig:
-        return NetworkConfig(self.name, subnets=(str(self._subnet),))
+        return NetworkConfig(self.name, subnets=(str(self._subnet), *([str(_SIX)] if self._six() else [])))
+
+    def _six(self) -> bool:
+        return self._config.ipv6 and routes_six()
 
     def judge(self, request: AttachRequest) -> None:
         if request.addresses:
@@ -63,20 +69,20 @@ class SlirpNetwork(UserModeNetwork):
 
     def addresses(self, request: AttachRequest, taken: Collection[str]) -> tuple[str, ...]:
         for net in self._subnet.subnets(new_prefix=_PREFIX):
-            cidr = f"{net.network_address + _OWN}/{_PREFIX}"
-            if cidr not in taken:
-                return (cidr,)
+            address = net.network_address + _OWN
+            if (cidr := f"{address}/{_PREFIX}") not in taken:
+                return (cidr, *([f"{_SIX.network_address + int(address)}/{_SIX.prefixlen}"] if self._six() else []))
         raise InUse('network "slirp4netns"', f"every /{_PREFIX} of {self._subnet} is taken")
 
     def run(self, place: Place) -> tuple[Tap, tuple[str, ...]]:
         request = place.reservation.request
-        (cidr,) = place.reservation.addresses
+        cidr, *six = place.reservation.addresses
         address = ip.address(cidr.partition("/")[0])
         net = ip.around(str(address), _PREFIX)
         tap = Tap(
             request.interface,
-            (cidr,),
-            (str(net.network_address + _GATEWAY),),
+            (cidr, *six),
+            tuple(str(each.network_address + _GATEWAY) for each in (net, _SIX))[: 1 + len(six)],
             mac=request.mac or ip.mac_of(address),
             mtu=self._config.mtu,
             configure=request.interface == FIRST,
@@ -84,6 +90,8 @@ class SlirpNetwork(UserModeNetwork):
         api = f"{place.how.files}.s"
         program = shutil.which(self._config.program or "slirp4netns") or "slirp4netns"
         slirp(place.how, program, tap, api=api, options=self._config.options)
+        if six and tap.configure:
+            self.add(place, attrs.evolve(tap, addresses=tap.addresses[1:], gateways=tap.gateways[1:]))
         self.let_go(place, "udp")  # libslirp sets SO_REUSEADDR on TCP only
         for port in place.reservation.ports:
             _publish(api, port)
