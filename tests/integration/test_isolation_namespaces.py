@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -242,3 +243,35 @@ def test_bad_specs_leave_nothing(harness: IsolationHarness, monkeypatch: pytest.
         assert [
             point for point in set(layout.v1.values()) if Path(f"{point}/wherry-test-{os.getpid()}/bad").exists()
         ] == []
+
+
+_TOLD = (
+    "cat /proc/self/status /proc/self/cgroup /proc/self/limits /proc/self/oom_score_adj; "
+    "for kind in cgroup ipc mnt net pid uts user; do readlink /proc/self/ns/$kind; done; "
+    "umask; pwd; id; env; set -- $(cat /proc/$$/stat); test $5 = $$ && test $6 = $$ && echo leads its session; "
+    "grep -q _ses. /proc/keys && echo keyring; ls -l /proc/self/fd; echo all told"
+)
+
+
+def test_an_exec_that_starts_at_once_is_like_one_that_is_held(harness: IsolationHarness) -> None:
+    """The one is born at the very end, the other at the beginning: nothing that can be read from inside tells them apart."""
+
+    def told(start: bool) -> list[str]:
+        more = harness.exec(task, "sh", "-c", _TOLD, start=start, oomScoreAdj=300)
+        if not start:
+            more.start()
+        text = more.expect(b"all told\n").decode()
+        assert more.code() == 0
+        plain = re.sub(
+            r"(?m)^(Pid|Tgid|Ngid|NSpid|NStgid|NSsid|NSpgid|PPid|Vm\w+|Rss\w+|voluntary\S+|nonvoluntary\S+|Cpus\S*):.*",
+            "",
+            text,
+        )
+        return [
+            re.sub(r"[0-9a-f]{8,}|\d+", "n", line) if "_ses" in line or "->" in line else line
+            for line in plain.splitlines()
+        ]
+
+    task = harness.launch("sleep", "1000")
+    for _ in range(3):  # by a process of its own, then by one that waited
+        assert told(True) == told(False)

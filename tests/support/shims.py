@@ -230,10 +230,19 @@ class Shimmed:
         )
         return self.client.spawn(id, "", plan, stdio)
 
-    def exec(self, id: str, exec_id: str, script: str, stdio: Stdio = Stdio()) -> TaskState:
+    def exec(
+        self,
+        id: str,
+        exec_id: str,
+        script: str,
+        stdio: Stdio = Stdio(),
+        *,
+        start: bool = False,
+        argv: tuple[str, ...] = (),
+    ) -> TaskState:
         spec = {"linux": {"namespaces": [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts")]}}
-        made = compile.exec(id, spec, self._process(script, (), False), compile.Host())
-        plan = Plan(argv=made.argv, env=made.env, steps=tuple(made.steps), target=id)
+        made = compile.exec(id, spec, self._process(script, argv, False), compile.Host(spawns=True), start=start)
+        plan = Plan(argv=made.argv, env=made.env, steps=tuple(made.steps), target=id, start=start)
         return self.client.spawn(id, exec_id, plan, stdio)
 
     def exit(self, id: str, exec_id: str = "") -> Event:

@@ -111,6 +111,37 @@ def test_an_exec_is_seen_late_where_others_may_look() -> None:
         assert names(compiled)[:4] == ["cgroup", "enter", "pidns", "setsid"]
 
 
+def test_an_exec_that_starts_at_once_is_born_last() -> None:
+    """In the pid namespace, with all that the process is to have: nothing of the host's is ever seen inside."""
+    host = compile.Host(filter=(b"\0" * 8, 0), spawns=True)
+    compiled = compile.exec("id", SPEC, SPEC["process"], host, start=True)
+    assert names(compiled) == [
+        "cgroup", "enter", "user", "own_stdio", "keyring", "umask", "bounding", "filter", "identity", "signals", "chdir", "spawn",
+    ]  # fmt: skip
+    (enter,) = (step for step in compiled.steps if step.name == "enter")
+    assert enter[0] & namespaces.NEWPID
+    limits = [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 9}]
+    assert "spawn" in names(compile.exec("id", SPEC, {**SPEC["process"], "rlimits": limits}, host, start=True))
+
+
+def test_an_exec_is_not_born_last_where_that_is_no_good() -> None:
+    process = SPEC["process"]
+    few = [{"type": "RLIMIT_AS", "soft": 1 << 20, "hard": 1 << 20}]
+    sees = {**SPEC, "process": {**process, "capabilities": {"bounding": ["CAP_SYS_PTRACE"]}}}
+    aware = compile.Host(spawns=True, apparmor=True)
+    for container, wanted, host, start in (
+        (SPEC, process, aware, False),
+        (SPEC, process, compile.Host(filter=(b"\0" * 8, 0)), True),  # a filter of the user's own
+        (SPEC, {**process, "terminal": True}, aware, True),
+        (SPEC, {**process, "rlimits": few}, aware, True),
+        (SPEC, {**process, "apparmorProfile": "p"}, aware, True),
+        (sees, process, aware, True),  # its processes could look into the one that waits for the birth
+    ):
+        compiled = names(compile.exec("id", container, wanted, host, start=start))
+        assert compiled[-1] == "execute"
+        assert "created" in compiled
+
+
 def test_steps_are_frozen_data_that_travel() -> None:
     for step in made().steps:
         read: Step = step

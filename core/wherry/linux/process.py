@@ -6,7 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterable, Sequence
 
-from wherry.linux.syscall import Int, Pointer, Text, Uint, Ulong, bind, call, check
+from wherry.linux.syscall import Int, Pointer, Text, Uint, Ulong, bind, call, check, libc
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 4, 8, 15, 23, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
@@ -14,6 +14,7 @@ PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 CLOSE_RANGE_CLOEXEC = 4
 _KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_SETPERM, _KEYCTL_DESCRIBE = 1, 5, 6
 _LAST = 0xFFFFFFFF
+_SPAWN_SETSIGMASK, _SPAWN_SETSID, _SPAWN_SETCGROUP = 0x08, 0x80, 0x100  # <spawn.h>
 
 #: prctl(2) with all five arguments, its result unchecked.
 raw_prctl = bind("prctl", Int, Ulong, Ulong, Ulong, Ulong)
@@ -21,6 +22,7 @@ _close_range = call("close_range", Uint, Uint, Int)
 _keyctl = call("keyctl", Int, Text, Ulong, Ulong, Ulong)
 _execveat = call("execveat", Int, Text, Pointer, Pointer, Int)
 _execve = bind("execve", Text, Pointer, Pointer)
+_posix_spawn = bind("posix_spawn", Pointer, Text, Pointer, Pointer, Pointer, Pointer)
 _sethostname = bind("sethostname", Text, ctypes.c_size_t)
 _setfsuid = bind("setfsuid", Uint)
 _setfsgid = bind("setfsgid", Uint)
@@ -109,3 +111,49 @@ def execve_fd(fd: int, argv: Sequence[str | bytes], env: Sequence[str | bytes]) 
     arguments = strings([os.fsencode(item) for item in argv])
     environment = strings([os.fsencode(item) for item in env])
     check(_execveat(fd, b"", arguments, environment, 0x1000), "execveat")
+
+
+class SpawnAttributes:
+    """posix_spawnattr_t for ``spawn``: a session of its own and no blocked signal."""
+
+    __slots__ = ("_buffer", "address")
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(1024)  # more than any C library's
+        self.address = ctypes.addressof(self._buffer)
+        for name, argument in (
+            ("posix_spawnattr_init", None),
+            ("posix_spawnattr_setsigmask", ctypes.create_string_buffer(128)),
+        ):
+            _succeed(getattr(libc, name)(*([self._buffer] if argument is None else [self._buffer, argument])), name)
+        self._set_flags(_SPAWN_SETSIGMASK | _SPAWN_SETSID)
+
+    def _set_flags(self, flags: int) -> None:
+        _succeed(libc.posix_spawnattr_setflags(self._buffer, ctypes.c_short(flags)), "posix_spawnattr_setflags")
+
+    def set_cgroup(self, fd: int) -> None:
+        """The process is born in that cgroup v2 directory; see ``spawns_into_cgroups``."""
+        _succeed(libc.posix_spawnattr_setcgroup_np(self._buffer, fd), "posix_spawnattr_setcgroup_np")
+        self._set_flags(_SPAWN_SETSIGMASK | _SPAWN_SETSID | _SPAWN_SETCGROUP)
+
+
+def spawns_into_cgroups() -> bool:
+    """Whether the C library has posix_spawnattr_setcgroup_np: glibc from 2.39 on."""
+    return hasattr(libc, "posix_spawnattr_setcgroup_np")
+
+
+def spawn(
+    path: bytes, argv: ctypes.Array[ctypes.c_char_p], env: ctypes.Array[ctypes.c_char_p], attributes: SpawnAttributes
+) -> int:
+    """posix_spawn(3) with arrays made by ``strings``: the pid, once execve has succeeded. OSError says why it did not.
+
+    The process has this one's memory until then, so nothing is copied, and everything else that a child inherits.
+    """
+    pid = ctypes.c_int(0)
+    _succeed(_posix_spawn(ctypes.addressof(pid), path, None, attributes.address, argv, env), path)
+    return pid.value
+
+
+def _succeed(error: int, what: str | bytes) -> None:
+    if error:
+        raise OSError(error, os.strerror(error), what)

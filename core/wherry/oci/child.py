@@ -14,6 +14,8 @@ import os
 import socket
 from collections.abc import Callable
 
+from wherry.linux import process
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -33,9 +35,9 @@ class Child:
     """One process on its way; the executors read and write its slots. Descriptors are -1 where there is none."""
 
     __slots__ = (
-        "argv", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "fresh", "gid", "groups", "home", "idmap",
-        "inherited", "master", "namespaces", "path", "pidns", "proc", "program", "pts", "ready", "root", "search", "sockets", "source",
-        "starts", "stdio", "sys", "target", "tasks", "uid", "wants_home",
+        "argv", "attributes", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "fresh", "gid", "groups", "home",
+        "idmap", "inherited", "master", "namespaces", "path", "pidns", "proc", "program", "pts", "ready", "root", "search",
+        "sockets", "source", "starts", "stdio", "sys", "target", "tasks", "uid", "unified", "wants_home",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -44,6 +46,8 @@ class Child:
         self.stdio: tuple[int, int, int] = (-1, -1, -1)
         self.fds: tuple[int, ...] = ()
         self.tasks: list[int] = []
+        self.unified = -1  # the cgroup v2 directory that the process is still to be born in
+        self.attributes: process.SpawnAttributes | None = None  # made ahead
         self.namespaces: dict[str, int] = {}
         self.target = -1
         self.pidns = -1  # the pid namespace that the second process of two is born in

@@ -23,6 +23,8 @@ from wherry.oci.tree import Host, MountLike, Tree, id_map
 __all__ = ["Compiled", "Host", "container", "exec", "id_maps"]
 
 _PTRACE = "CAP_SYS_PTRACE"
+#: RLIMIT_FSIZE, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_MEMLOCK: what needs memory or a process goes on under them.
+_HARMLESS_LIMITS = {1, 4, 7, 8}
 _SHARED_TYPES = {"network": "net", "ipc": "ipc", "uts": "uts"}
 
 
@@ -308,14 +310,28 @@ def _ptrace(spec: Mapping[str, Any]) -> bool:
     return _PTRACE in (sets.get("bounding") or ()) or _PTRACE in (sets.get("permitted") or ())
 
 
-def exec(id: str, spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) -> Compiled:
-    """The plan of one more process in a running container; spec is the container's own."""
+def _spawned(spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) -> bool:
+    """Whether one more process can be born at the very end, by posix_spawn(3): where nobody can look into it meanwhile, and nothing
+    that was set before would stop it, or be lost."""
+    limits = {number for number, _soft, _hard in reading.rlimits(process)}
+    return (
+        host.spawns
+        and limits <= _HARMLESS_LIMITS
+        and not _ptrace(spec)
+        and not process.get("terminal")  # which belongs to a session's leader
+        and not process.get("apparmorProfile")  # of this process's own next execve
+    )
+
+
+def exec(id: str, spec: Mapping[str, Any], process: Mapping[str, Any], host: Host, *, start: bool = False) -> Compiled:
+    """The plan of one more process in a running container; spec is the container's own. start: nothing waits before its execve."""
     _unsupported({"process": process})
     result = Compiled(process)
     own = _namespaces(spec)
+    spawned = start and _spawned(spec, process, host)
     flags = ns.NEWNS
     for kind in own:
-        if kind != "pid":  # in which this process was born, or is born again
+        if kind != "pid" or spawned:  # else this process was born in it, or is born again
             flags |= ns.TYPES[kind][0]
     add = result.steps.append
     add(s.Cgroup())
@@ -324,10 +340,15 @@ def exec(id: str, spec: Mapping[str, Any], process: Mapping[str, Any], host: Hos
     add(s.Enter(flags))
     if "pid" in own and _ptrace(spec):
         add(s.PidNamespace())
-    add(s.Setsid())
+    if not spawned:
+        add(s.Setsid())
     add(s.User(*reading.user(process)))
     if process.get("terminal"):
         add(s.Console(*_size(process), 0))
     add(s.OwnStdio())
     _tail(result, id, spec, process, host, "", hooks=False)
+    if spawned:
+        result.steps = [step for step in result.steps if step.name not in ("created", "execute")]
+        add = result.steps.append
+        add(s.Spawn())
     return result

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import resource
+import select
 import socket
 import stat
 import struct
@@ -18,10 +19,13 @@ from wherry.oci.child import Child, Failure, Function, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _SIGNALS = range(1, 32)
+#: So long, in milliseconds, one that had a process spawned waits for its end: the shim hears of a short life the sooner.
+_LINGER = 20
 _LAST_CAPABILITY = caps.last()
 #: setgroups(2) is denied where the shim lives: groups stay what they were, and none of the image's can be had.
 _KEEPS_GROUPS = groups_denied()
@@ -41,7 +45,7 @@ def stdio(child: Child) -> None:
         verify_stream(number)
     keep = [0, 1, 2, child.channel, *child.fds, *child.tasks, *child.namespaces.values()]
     keep += [fd for _key, fd in child.ready]
-    keep += [fd for fd in (child.target, child.pidns) if fd >= 0]
+    keep += [fd for fd in (child.target, child.pidns, child.unified) if fd >= 0]
     process.close_others(keep)
 
 
@@ -346,7 +350,45 @@ def verify_cwd(name: bytes) -> None:
 
 
 def execute(child: Child) -> None:
-    """execve, of each candidate in turn; only 0, 1, 2 and the passed descriptors survive it."""
+    """execve, of each candidate in turn."""
+    _pass_on(child)
+    _first_of(child, lambda candidate: process.execve(candidate, child.argv, child.env))
+
+
+def spawn(child: Child) -> None:
+    """A second process executes it, by posix_spawn(3), in the pid namespace that was entered; this one tells and ends.
+
+    It is born with all that was set before, and shares this one's memory until its execve: there is nothing to copy, and none of
+    the host's left but that memory. So this is not for where somebody may look into it (CAP_SYS_PTRACE), nor for filters that refuse
+    what is called here: the plan says "pidns" and "execute" then.
+    """
+    attributes = child.attributes or process.SpawnAttributes()
+    if child.unified >= 0:
+        attributes.set_cgroup(child.unified)
+    _pass_on(child)
+    born: list[int] = []
+
+    def attempt(candidate: bytes) -> None:
+        if child.search:
+            os.stat(candidate)  # much cheaper than a process for each directory of PATH
+        born.append(process.spawn(candidate, child.argv, child.env, attributes))
+
+    _first_of(child, attempt)
+    pid = born[0]
+    pidfd = os.pidfd_open(pid)
+    child.send({"pid": pid, "created": {"user": f"{child.uid}:{child.gid}"}, "running": True}, (pidfd,))
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if poll.poll(_LINGER):
+        # Only said, not collected: that is for the shim, once this process has ended, which takes a while.
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if end is not None:
+            child.send({"ended": end.si_status if end.si_code == os.CLD_EXITED else 128 + end.si_status})
+    os._exit(0)
+
+
+def _pass_on(child: Child) -> None:
+    """Only 0, 1, 2 and the passed descriptors survive the execve to come."""
     first = 3 + len(child.fds)
     if child.fds:
         child.channel = fcntl.fcntl(child.channel, fcntl.F_DUPFD_CLOEXEC, 2 * first)
@@ -356,10 +398,15 @@ def execute(child: Child) -> None:
     process.close_from(first, process.CLOSE_RANGE_CLOEXEC)
     if child.wants_home:
         child.env[child.env_count] = b"HOME=" + child.home
+
+
+def _first_of(child: Child, attempt: Callable[[bytes], None]) -> None:
+    """Tries each candidate until one does not fail. Failure says why none could be executed."""
     denied: OSError | None = None
     for candidate in child.candidates:
         try:
-            process.execve(candidate, child.argv, child.env)
+            attempt(candidate)
+            return
         except OSError as error:
             if child.search and error.errno in (errno.ENOENT, errno.ENOTDIR):
                 continue
@@ -410,4 +457,5 @@ STEPS: dict[str, Function] = {
     "signals": signals,
     "chdir": chdir,
     "execute": execute,
+    "spawn": spawn,
 }

@@ -9,6 +9,7 @@ Packets of the child, JSON:
 - ``{"error": {"class", "what", "cause", "hint", "errno"}}``, the last one;
 - ``{"hooks": "createRuntime"}``: run plan["hooks"]["prestart"] and plan["hooks"]["createRuntime"] with plan["hooks"]["state"] and the
   pid in it on stdin, and answer ``b"h"``, or kill the child when one fails;
+- ``{"pid": n, "created": {...}, "running": true}`` with the pidfd, in place of all others: a plan that ends by "spawn" has done so;
 - end of file after the start: execve succeeded.
 
 Packets to the child: ``b"s"`` starts it; an exec whose plan says "start" does not wait for it.
@@ -208,8 +209,9 @@ def spawn(
         ours, theirs = pair[0].detach(), pair[1].detach()
         child.channel = theirs
         names = [step[0] for step in child.program]
-        two_stage = "userns" in names or "pidns" in names
-        pid_namespace = child.namespaces.pop("pid", target)
+        spawns = "spawn" in names
+        two_stage = spawns or "userns" in names or "pidns" in names
+        pid_namespace = -1 if spawns else child.namespaces.pop("pid", target)
         if pid_namespace >= 0:
             child.flags &= ~ns.NEWPID  # the members of a sandbox share one
             if "pidns" in names or userns.confined():

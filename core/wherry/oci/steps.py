@@ -376,3 +376,9 @@ class Execute(Step):
     """The end."""
 
     name, words = "execute", "execve"
+
+
+class Spawn(Step):
+    """Another end: by a second process, which is born there, in the pid namespace that was entered."""
+
+    name, words = "spawn", "posix_spawn"

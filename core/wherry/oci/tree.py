@@ -41,12 +41,23 @@ class Host:
 
     sandboxed: the sandbox lends network, ipc and uts, and its user namespace where the spec wants one; else the plan
     makes its own. unified: cgroup v2. cgroup_binds: on v1, (name below /sys/fs/cgroup, host directory) to show inside;
-    cgroup_links: (link, target) beside them. filter: BPF and seccomp(2) flags, None for no filter. apparmor: whether it is on.
+    cgroup_links: (link, target) beside them. filter: BPF and seccomp(2) flags, None for no filter.
+    spawns: whether posix_spawn(3) is known to go under that filter. apparmor: whether it is on.
     confined: the shim is in a user namespace of its own, in which no device node can be made. gids: (inside, outside, size) of the
     groups that there are then, empty for all.
     """
 
-    __slots__ = ("apparmor", "cgroup_binds", "cgroup_links", "confined", "filter", "gids", "sandboxed", "unified")
+    __slots__ = (
+        "apparmor",
+        "cgroup_binds",
+        "cgroup_links",
+        "confined",
+        "filter",
+        "gids",
+        "sandboxed",
+        "spawns",
+        "unified",
+    )
 
     def __init__(
         self,
@@ -56,6 +67,7 @@ class Host:
         cgroup_binds: Sequence[tuple[str, str]] = (),
         cgroup_links: Sequence[tuple[str, str]] = (),
         filter: tuple[bytes, int] | None = None,
+        spawns: bool = False,
         apparmor: bool = False,
         confined: bool = False,
         gids: Sequence[tuple[int, int, int]] = (),
@@ -65,6 +77,7 @@ class Host:
         self.cgroup_binds = cgroup_binds
         self.cgroup_links = cgroup_links
         self.filter = filter
+        self.spawns = spawns
         self.apparmor = apparmor
         self.confined = confined
         self.gids = gids

@@ -1,4 +1,5 @@
-"""What the next container will need, made while nobody waits: the namespaces of one sandbox, and one spare process (wherry.oci.spare).
+"""What comes next, made while nobody waits: the namespaces of one sandbox, and one process each for a container (wherry.oci.spare) and
+for one more in a running container (wherry.oci.runner).
 
 Each is handed out once, is never used again, and belongs to the shim's own user namespace. There is at most one of each, made right
 after one was needed, and let go of when none is needed for a while. They end with the shim: nothing outside knows of them.
@@ -10,6 +11,7 @@ import os
 import time
 
 from wherry.oci import sandbox as oci
+from wherry.oci.runner import Runner, fits
 from wherry.oci.spare import Spare, shared
 
 TYPE_CHECKING = False
@@ -24,22 +26,25 @@ if TYPE_CHECKING:
 
 #: Seconds after which what nobody has used is let go of.
 KEEP = 60.0
-_LULL = 0.02  # a sandbox is followed by a spawn: the child's work is a better moment
+_LULL = 0.02  # a sandbox is followed by a spawn, and an exec ends in a moment, mostly: better moments
 _SANDBOX = {"netns": "", "ipc": True, "uts": True}
 
 
 class Reserve:
-    """sandbox: namespaces by type, None for none. spare: a process that waits, None for none."""
+    """sandbox: namespaces by type, None for none. spare, runner: processes that wait, None for none."""
 
     def __init__(self, loop: Loop, reaper: Reaper) -> None:
         self._loop = loop
         self._reaper = reaper
         self.sandbox: dict[str, int] | None = None
         self.spare: Spare | None = None
+        self.runner: Runner | None = None
+        self._like: Mapping[str, Any] | None = None  # a plan of the last exec
         self._early: Steps | None = None  # what the next spare is to do ahead
         self._wants_sandbox = False
         self._used = 0.0
         self._ageing = False
+        self._due = False  # there is a timer for the next filling
 
     def namespaces(self, record: Mapping[str, Any]) -> dict[str, int]:
         """Those of a sandbox, as make_sandbox: the ones that are ready where they fit, else new ones."""
@@ -49,7 +54,7 @@ class Reserve:
         ):  # else its name would be the host's of long ago
             return oci.make_sandbox(record)
         self._wants_sandbox = True
-        self._loop.later(_LULL, self.fill)
+        self._fill_later()
         ready, self.sandbox = self.sandbox, None
         if ready is None:
             return oci.make_sandbox(record)
@@ -83,6 +88,33 @@ class Reserve:
             self._reaper.unexpect(spare.pid)
         return held
 
+    def exec(self, plan: Mapping[str, Any], **given: Any) -> Held | None:
+        """Gives a plan for a running container to the runner, as Runner.spawn. None when there is none, or the plan is not for one."""
+        if not fits(plan):
+            return None
+        self._like = plan
+        self._fill_later()  # or sooner, if the process ends before
+        runner = self.runner
+        if runner is None:
+            return None
+        try:
+            held = runner.spawn(plan, **given)
+        except (BrokenPipeError, ConnectionError):  # it was killed, and its end is on the way
+            self._drop_runner()
+            return None
+        if held is not None:
+            self.runner = None
+        return held
+
+    def _fill_later(self) -> None:
+        if not self._due:
+            self._due = True
+            self._loop.later(_LULL, self._fill_due)
+
+    def _fill_due(self) -> None:
+        self._due = False
+        self.fill()
+
     def fill(self) -> None:
         """Makes what was used up. What cannot be made is not missed: a start makes its own, and says why it could not."""
         self._used = time.monotonic()
@@ -90,6 +122,9 @@ class Reserve:
             if self.spare is None and self._early is not None:
                 self.spare = Spare(self._early)
                 self._reaper.expect(self.spare.pid, self._ended, self.spare)
+            if self.runner is None and self._like is not None:
+                self.runner = Runner(self._like)
+                self._reaper.expect(self.runner.pid, self._runner_ended, self.runner)
             if self.sandbox is None and self._wants_sandbox:
                 self.sandbox = oci.make_sandbox(_SANDBOX)
         except OSError:
@@ -111,15 +146,26 @@ class Reserve:
         if self.spare is spare:
             self._drop_spare()
 
+    def _runner_ended(self, runner: Runner, _code: int) -> None:
+        """Used, or killed before it was."""
+        if self.runner is runner:
+            self._drop_runner()
+
+    def _drop_runner(self) -> None:
+        if self.runner is not None:
+            self.runner.close()
+            self.runner = None
+
     def _drop_spare(self) -> None:
         if self.spare is not None:
             self.spare.close()
             self.spare = None
 
     def close(self) -> None:
-        """Lets go of both; the next start makes its own, and then there are new ones."""
-        self._early, self._wants_sandbox = None, False
+        """Lets go of all; who needs one makes its own, and then there are new ones."""
+        self._early, self._like, self._wants_sandbox = None, None, False
         self._drop_spare()
+        self._drop_runner()
         if self.sandbox is not None:
             _close(self.sandbox)
             self.sandbox = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,10 +20,11 @@ import time
 from wherry.linux import pidfd
 from wherry.linux.loop import IN, report
 from wherry.oci import spawn as oci
+from wherry.shim import foreign
 from wherry.shim.hooks import HookRun
 from wherry.shim.stdio import open_streams
 from wherry.shim.supervise import reset_oom
-from wherry.shim.task import Task, exit_code, plain_spawn
+from wherry.shim.task import Task, plain_spawn
 from wherry.shim.wire import Fault, describe
 
 TYPE_CHECKING = False
@@ -119,7 +119,9 @@ class Tasks:
             else:
                 stdin, stdout, stderr = child.fds
                 held = None
-                if target < 0:
+                if target >= 0:
+                    held = self._shim.reserve.exec(plan, stdio=child.fds, fds=given, target=target)
+                else:
                     held = self._shim.reserve.spawn(plan, stdio=child.fds, fds=given, namespaces=namespaces)
                 if held is None:
                     held = oci.spawn(
@@ -147,18 +149,18 @@ class Tasks:
             task.waiting = (*task.waiting, reply)
             self._shim.loop.add(task.channel.fileno(), IN, lambda _events: self._packet(task))
         if task.pid:
-            self._found(task)
+            self._known(task)
+            self._shim.reaper.expect(task.pid, self._ended, task, handle=task.pidfd)
         if task.channel is None:
             self._note(task)
             self._answer(reply, task)
 
-    def _found(self, task: Task) -> None:
+    def _known(self, task: Task) -> None:
         """The pid is known."""
         with contextlib.suppress(ProcessLookupError):
             task.start_time = pidfd.start_time(task.pid)
         if task.protected:
             reset_oom(task.pid)
-        self._shim.reaper.expect(task.pid, self._ended, task, handle=task.pidfd)
 
     def _adopt_plan(self, task: Task, plan: dict[str, Any]) -> None:
         """A process that is there already; FailedPrecondition when the pid is another's by now."""
@@ -210,14 +212,22 @@ class Tasks:
         """fds: what is taken out of it is the task's, the rest is closed by the caller."""
         if "error" in message:
             self._failed(task, message["error"])
-        elif "pid" in message:
+            return
+        if "pid" in message:
             task.pid = message["pid"]
             task.pidfd = fds.pop() if fds else pidfd.open(task.pid)
-            self._found(task)
-        elif "hooks" in message:
+            self._known(task)
+        if "hooks" in message:
             self._hooks(task, message["hooks"])
-        elif "created" in message:
+        if "created" in message:
             self._created(task, message["created"], fds)
+        if "running" in message:
+            self._running(task)
+        if "pid" in message:  # last, as it may have ended long since
+            self._shim.reaper.expect(task.pid, self._ended, task, handle=task.pidfd)
+        if "ended" in message and task.status == "running":
+            self._shim.reaper.unexpect(task.pid)  # it is a zombie, and the shim's in a moment
+            self.ended(task, message["ended"])
 
     def _hooks(self, task: Task, moment: str) -> None:
         hooks = task.hooks or {}
@@ -263,18 +273,22 @@ class Tasks:
         for reply in waiting:
             self._answer(reply, task)
 
+    def _running(self, task: Task) -> None:
+        """execve succeeded, or it ends before."""
+        task.starting = False
+        if task.status == "created":
+            task.status = "running"
+            self._note(task)
+        if task.hooks:
+            self._late_hooks(task, "poststart", lambda: self._started(task))
+        else:
+            self._started(task)
+
     def _silent(self, task: Task) -> None:
         """End of file: execve succeeded, or the child has died, which its end will tell."""
         self._unchannel(task)
         if task.starting and task.error is None:
-            task.starting = False
-            if task.status == "created":
-                task.status = "running"
-                self._note(task)
-            if task.hooks:
-                self._late_hooks(task, "poststart", lambda: self._started(task))
-            else:
-                self._started(task)
+            self._running(task)
         elif task.status == "creating" and task.pid == 0 and task.error is None:  # the intermediate died
             self._failed(task, describe(Fault("Error", task.name, "its first process ended before it was ready")))
 
@@ -358,23 +372,7 @@ class Tasks:
         """Waits for the end of a process that may not be our child."""
         task.foreign = True
         self._shim.reaper.expect(task.pid, self._ended, task)
-        self._shim.loop.add(task.pidfd, IN, lambda _events: self._foreign_end(task, 0))
-
-    def _foreign_end(self, task: Task, tries: int) -> None:
-        self._shim.loop.remove(task.pidfd)
-        self._shim.reaper.collect()
-        if task.status == "stopped":
-            return
-        code: int | None = None
-        try:
-            code = exit_code(task.pidfd)
-        except OSError as error:
-            tries = 100 if error.errno in (errno.ENOTTY, errno.EINVAL) else tries
-        if code is None and tries < 100:  # its parent has not reaped it yet
-            self._shim.loop.later(0.002 + tries * 0.001, lambda: self._foreign_end(task, tries + 1))
-            return
-        self._shim.reaper.unexpect(task.pid)
-        self.ended(task, code)
+        foreign.watch(self._shim, task)
 
     def ended(self, task: Task, code: int | None) -> None:
         """The process has been reaped."""
@@ -402,6 +400,8 @@ class Tasks:
         task.code = code
         task.stopped_at = time.time_ns()
         self._note(task)
+        if task.direct:
+            self._shim.loop.soon(self._shim.reserve.fill)
         if task.error is not None:
             self._tell_failure(task)
         streams = task.streams

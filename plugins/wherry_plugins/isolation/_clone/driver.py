@@ -59,6 +59,12 @@ def _prune(parents: set[str]) -> None:
                 os.rmdir(path)
 
 
+def _own_filter(spec: Mapping[str, Any]) -> bool:
+    """Whether it is Docker's default profile, or none."""
+    profile = (spec.get("annotations") or {}).get(_SECCOMP, "unconfined")
+    return not (spec.get("linux") or {}).get("seccomp") and profile in ("default", "unconfined")
+
+
 class Options(Protocol):
     """A driver's config, as far as both have it."""
 
@@ -132,18 +138,25 @@ class Clones:
         self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
     ) -> TaskState:
         record = self._record(id)
-        try:
-            host = self._host({**record.spec, "process": process}, record.group)
-            compiled = compile.exec(id, record.spec, process, host)
-        except SpecError as error:
-            raise Invalid(error.what, error.cause, error.hint) from None
+        plan = self._exec_plan(record, process, start)
         if record.paused and record.group.frozen():
             raise FailedPrecondition(f'container "{id}"', "is paused", "resume it first")
         record.gone.discard(exec_id)
-        state = self._spawn(id, exec_id, self._plan(compiled, record.group, target=id, start=start), stdio)
+        state = self._spawn(id, exec_id, plan, stdio)
         if exec_id not in record.gone:  # it may have ended, and been deleted, before this thread had the answer
             record.pids[exec_id] = (state.pid, state.start_time)
         return state
+
+    def _exec_plan(self, record: Record, process: Mapping[str, Any], start: bool) -> Plan:
+        """The last one again where nothing differs, as with a health check."""
+        if record.plan is None or record.plan[:2] != (process, start):
+            try:
+                host = self._host({**record.spec, "process": process}, record.group)
+                compiled = compile.exec(record.id, record.spec, process, host, start=start)
+            except SpecError as error:
+                raise Invalid(error.what, error.cause, error.hint) from None
+            record.plan = process, start, self._plan(compiled, record.group, target=record.id, start=start)
+        return record.plan[2]
 
     def _spawn(self, id: str, exec_id: str, plan: Plan, stdio: Stdio) -> TaskState:
         state = self._shim.spawn(id, exec_id, plan, stdio)
@@ -183,6 +196,7 @@ class Clones:
             cgroup_binds=binds,
             cgroup_links=links,
             filter=self._filter(spec),
+            spawns=_own_filter(spec),
             apparmor=self._apparmor,
         )
 
@@ -451,7 +465,9 @@ class Clones:
                     self._shim.signal(record.id, exec_id, _KILL)
                 except Error:
                     pass  # it ended by itself meanwhile
-            known = self._ended(record, exec_id, patience=self._config.kill_patience)
+                known = self._ended(record, exec_id, patience=self._config.kill_patience)
+            else:
+                known = self._seen(record, state).exit
         record.exits.pop(exec_id, None)
         record.pids.pop(exec_id, None)
         record.gone.add(exec_id)

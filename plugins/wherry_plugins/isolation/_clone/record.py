@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from wherry.api import Exit, FailedPrecondition
+from wherry.api import Exit, FailedPrecondition, Plan
 from wherry.linux.cgroup import Group
 
 
@@ -27,6 +27,9 @@ class Record:
         self.pids: dict[str, tuple[int, int]] = {}
         self.gone: set[str] = set()  # deleted execs that the shim may not have forgotten yet
         self.paused = False
+        self.plan: tuple[Mapping[str, Any], bool, Plan] | None = (
+            None  # of the last exec: process, whether it starts at once
+        )
 
 
 class Links:

@@ -1,0 +1,128 @@
+"""A process cloned before it is asked for, which makes one more process in a running container: exec.
+
+It is in the shim's own namespaces, holds nothing of any container, and waits for a plan that ends by "spawn". Then it enters the
+container and has the process born there (wherry.oci.execute_process.spawn). The pages of the shim's that it changes it has copied
+before anybody waits. It serves one plan, or none, and ends with the shim, whose end of the channel it watches.
+"""
+
+from __future__ import annotations
+
+import array
+import marshal
+import os
+import socket
+from collections.abc import Mapping, Sequence
+
+from wherry.linux import namespaces as ns
+from wherry.linux import process
+from wherry.oci import spawn as oci
+from wherry.oci import users
+from wherry.oci.child import Child, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LARGEST = 1 << 16  # of one packet
+_DESCRIPTORS = 200
+
+
+def fits(plan: Mapping[str, Any]) -> bool:
+    """Whether a plan is one for a runner."""
+    steps = plan.get("steps") or []
+    return bool(steps) and steps[-1][0] == "spawn" and bool(plan.get("target")) and not plan.get("join")
+
+
+class Runner:
+    """pid and pidfd of one that waits."""
+
+    __slots__ = ("_channel", "pid", "pidfd")
+
+    def __init__(self, like: Mapping[str, Any]) -> None:
+        """like: a plan as those to come may be, to get used to. OSError when it cannot be cloned."""
+        if oci.stray():
+            raise OSError(1, os.strerror(1), "clone3")
+        child = Child()
+        child.program = [("warm", _warm, (like,)), ("adopt", _adopt, ())]
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel, theirs = pair[0].detach(), pair[1].detach()
+        child.channel = theirs
+        try:
+            self.pid, self.pidfd = ns.clone3(ns.CLONE_CLEAR_SIGHAND)
+            if self.pid == 0:
+                run(child)
+        except BaseException:
+            os.close(self._channel)
+            raise
+        finally:
+            os.close(theirs)
+
+    def spawn(
+        self, plan: Mapping[str, Any], *, stdio: Sequence[int], fds: Sequence[int], target: int
+    ) -> oci.Held | None:
+        """Gives it a plan, as wherry.oci.spawn.spawn does. None when it cannot serve this one, and is still there.
+
+        OSError when it has ended, or a file of the plan cannot be opened.
+        """
+        child = Child()
+        unified = -1
+        try:
+            unified = oci.open_cgroups(child, plan.get("cgroups") or ())
+            if unified >= 0 and not process.spawns_into_cgroups():
+                return None
+            given = [*(fd for fd in stdio if fd >= 0), *fds, *child.tasks, target, *([unified] if unified >= 0 else [])]
+            data = marshal.dumps(
+                (plan["steps"], plan["argv"], plan["env"], [fd >= 0 for fd in stdio], len(fds), len(child.tasks))
+            )
+            if len(data) > _LARGEST or len(given) > _DESCRIPTORS:
+                return None
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self._channel) as sock:
+                try:
+                    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given))])
+                finally:
+                    sock.detach()
+        finally:
+            for fd in (*child.tasks, unified):
+                if fd >= 0:
+                    os.close(fd)
+        os.close(self.pidfd)
+        return oci.Held(0, -1, self._channel, self.pid)
+
+    def close(self) -> None:
+        """It ends by itself, and is to be reaped."""
+        os.close(self._channel)
+        os.close(self.pidfd)
+
+
+def _warm(child: Child, like: Mapping[str, Any]) -> None:
+    """Does once, to no effect, what a plan will ask for: a page of the shim's costs 2 us to copy at its first change."""
+    process.close_others((0, 1, 2, child.channel))
+    child.attributes = process.SpawnAttributes()
+    steps, argv, env = marshal.loads(marshal.dumps((like["steps"], like["argv"], like["env"])))  # noqa: S302 (our own)
+    trial = Child()
+    oci.bind(steps)
+    oci.set_command(trial, argv, env)
+    users.resolve(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), b"", 0, 0, ())
+
+
+def _adopt(child: Child) -> None:
+    """Waits for a plan, which follows this step."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, child.channel) as sock:
+        data, ancillary, _flags, _address = sock.recvmsg(
+            _LARGEST, socket.CMSG_SPACE(4 * _DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+        )
+        sock.detach()
+    if not data:
+        os._exit(125)
+    fds = array.array("i")
+    for _level, _kind, payload in ancillary:
+        fds.frombytes(payload)
+    steps, argv, env, stdio, more, tasks = marshal.loads(data)  # noqa: S302 (the shim's own)
+    left = iter(fds)
+    child.stdio = tuple([next(left) if present else -1 for present in stdio])  # type: ignore[assignment]  # three of them
+    child.fds = tuple([next(left) for _ in range(more)])
+    child.tasks = [next(left) for _ in range(tasks)]
+    child.target = next(left)
+    child.unified = next(left, -1)
+    oci.set_command(child, argv, env)
+    child.program += oci.bind(steps)

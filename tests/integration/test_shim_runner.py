@@ -1,0 +1,151 @@
+"""The process that the shim has ready for the next exec: it makes one, and never another; and how such an exec ends and fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.shims import Shimmed, eventually, read_all, shimmed
+from wherry.api import CommandNotExecutable, CommandNotFound, Stdio
+
+
+@pytest.fixture
+def made() -> Iterator[Shimmed]:
+    with shimmed() as made:
+        made.container("c", "exec sleep 1000")
+        made.client.start("c", "")
+        yield made
+        made.end("c")
+
+
+def runner_of(made: Shimmed) -> int:
+    """The pid of the one that waits, once there is one: unlike a spare, or one that was used, it is in the shim's own namespaces."""
+    shim = made.client.pid
+    found: list[int] = []
+
+    def there() -> bool:
+        known = {made.client._call("hello")[0]["logger"], *[state.pid for state in made.client.list()]}
+        own = [os.readlink(f"/proc/{shim}/ns/{kind}") for kind in ("pid", "mnt")]
+        found[:] = []
+        for word in Path(f"/proc/{shim}/task/{shim}/children").read_text().split():
+            try:
+                theirs = [os.readlink(f"/proc/{word}/ns/{kind}") for kind in ("pid", "mnt")]
+                if int(word) not in known and theirs == own:
+                    found.append(int(word))
+            except FileNotFoundError:
+                continue
+        return len(found) == 1 and len(os.listdir(f"/proc/{found[0]}/fd")) > 3
+
+    eventually(there)
+    return found[0]
+
+
+def done(made: Shimmed, exec_id: str, script: str) -> tuple[str, str]:
+    """Runs an exec to its end: what it wrote, and its exit code."""
+    reader, writer = os.pipe()
+    state = made.exec("c", exec_id, script, Stdio(stdout=writer, stderr=writer), start=True)
+    os.close(writer)
+    assert (state.status, state.user) == ("running", "0:0")
+    said = read_all(reader).decode()
+    os.close(reader)
+    code = made.exit("c", exec_id).attributes["code"]
+    made.client.forget("c", exec_id)
+    return said, code
+
+
+def test_with_and_without_one(made: Shimmed) -> None:
+    """The first has to do without; what comes of it is the same."""
+    for exec_id in ("one", "two", "three"):
+        said, code = done(
+            made, exec_id, "readlink /proc/self/ns/pid; readlink /proc/self/root; echo $(ls /proc/self/fd); exit 7"
+        )
+        first = made.client.list("c")
+        (pid,) = (state.pid for state in first if not state.exec_id)
+        assert said.splitlines()[0] == os.readlink(f"/proc/{pid}/ns/pid")
+        assert said.splitlines()[1:] == ["/", "0 1 2 3"]
+        assert code == "7"
+        runner_of(made)
+
+
+def test_each_serves_once(made: Shimmed) -> None:
+    done(made, "one", "true")
+    seen = {runner_of(made)}
+    for number in range(3):
+        done(made, f"x{number}", "true")
+        seen.add(runner_of(made))
+    assert len(seen) == 4
+
+
+def test_a_long_one_is_the_shim_s_child_in_the_end(made: Shimmed) -> None:
+    done(made, "one", "true")
+    runner = runner_of(made)
+    state = made.exec("c", "long", "exec sleep 1000", start=True)
+    eventually(lambda: not Path(f"/proc/{runner}").exists())
+    parent = Path(f"/proc/{state.pid}/stat").read_text().rpartition(")")[2].split()[1]
+    assert int(parent) == made.client.pid
+    made.client.signal("c", "long", signal.SIGTERM)
+    assert made.exit("c", "long").attributes["code"] == str(128 + signal.SIGTERM)
+    made.client.forget("c", "long")
+
+
+def test_what_cannot_be_executed(made: Shimmed) -> None:
+    done(made, "one", "true")
+    for exec_id, argv, error in (
+        ("a", ("no-such-command",), CommandNotFound),
+        ("b", ("/no/such/command",), CommandNotFound),
+        ("c", ("/etc/passwd",), CommandNotExecutable),
+        ("d", ("/etc",), CommandNotExecutable),
+    ):
+        for _again in range(2):  # nothing is left of the first under that name
+            runner_of(made)
+            with pytest.raises(error):
+                made.exec("c", exec_id, "", start=True, argv=argv)
+    assert [state.exec_id for state in made.client.list("c")] == [""]
+
+
+def test_one_that_was_killed_is_not_missed(made: Shimmed) -> None:
+    done(made, "one", "true")
+    runner = runner_of(made)
+    os.kill(runner, signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{runner}").exists())
+    assert done(made, "two", "echo well") == ("well\n", "0")
+    assert runner_of(made) != runner
+
+
+def test_one_holds_nothing_of_others(made: Shimmed) -> None:
+    reader, writer = os.pipe()
+    made.exec("c", "long", "exec sleep 1000", Stdio(stdout=writer), start=True)
+    fds = Path(f"/proc/{runner_of(made)}/fd")
+
+    def own() -> bool:
+        links = [os.readlink(entry) for entry in fds.iterdir()]
+        foreign = [link for link in links if link.startswith(("pipe:", "net:", "/sys/", "anon_inode:[pidfd]"))]
+        return not foreign and len([link for link in links if link.startswith("socket:")]) == 1
+
+    eventually(own)
+    os.close(writer)
+    made.end("c", "long")
+    assert read_all(reader) == b""
+    os.close(reader)
+
+
+def test_one_ends_with_its_shim() -> None:
+    with shimmed() as made:
+        made.container("c", "exec sleep 1000")
+        made.client.start("c", "")
+        done(made, "one", "true")
+        runner = runner_of(made)
+        made.end("c")
+    eventually(lambda: not Path(f"/proc/{runner}").exists())
+
+
+def test_one_ends_with_the_code_that_it_is_a_fork_of(made: Shimmed) -> None:
+    done(made, "one", "true")
+    runner = runner_of(made)
+    made.client.replace()
+    eventually(lambda: not Path(f"/proc/{runner}").exists())
+    assert done(made, "two", "echo well") == ("well\n", "0")
