@@ -26,6 +26,8 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _SIGNALS = range(1, 32)
 #: So long, in milliseconds, one that had a process spawned waits for its end: the shim hears of a short life the sooner.
 _LINGER = 20
+#: And so long it rests then: giving back its memory would hold up the shim, which mostly runs on the same processor.
+_REST = 5
 _LAST_CAPABILITY = caps.last()
 #: setgroups(2) is denied where the shim lives: groups stay what they were, and none of the image's can be had.
 _KEEPS_GROUPS = groups_denied()
@@ -384,6 +386,8 @@ def spawn(child: Child) -> None:
         end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if end is not None:
             child.send({"ended": end.si_status if end.si_code == os.CLD_EXITED else 128 + end.si_status})
+        poll.unregister(pidfd)
+        poll.poll(_REST)
     os._exit(0)
 
 

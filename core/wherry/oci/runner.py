@@ -33,17 +33,32 @@ def fits(plan: Mapping[str, Any]) -> bool:
     return bool(steps) and steps[-1][0] == "spawn" and bool(plan.get("target")) and not plan.get("join")
 
 
-class Runner:
-    """pid and pidfd of one that waits."""
+def early(plan: Mapping[str, Any]) -> Sequence[Any] | None:
+    """The step of a plan that a runner has done before it was given: what leaves the bounding set. None where a user namespace is
+    entered first, which sets it anew."""
+    found = None
+    for step in plan["steps"]:
+        if step[0] == "enter" and step[1] & ns.NEWUSER:
+            return None
+        if step[0] == "bounding":
+            found = step
+    return found
 
-    __slots__ = ("_channel", "pid", "pidfd")
+
+class Runner:
+    """pid and pidfd of one that waits. early: what it has done, which a plan has to have in the same words."""
+
+    __slots__ = ("_channel", "early", "pid", "pidfd")
 
     def __init__(self, like: Mapping[str, Any]) -> None:
         """like: a plan as those to come may be, to get used to. OSError when it cannot be cloned."""
         if oci.stray():
             raise OSError(1, os.strerror(1), "clone3")
+        self.early = early(like)
         child = Child()
         child.program = [("warm", _warm, (like,)), ("adopt", _adopt, ())]
+        if self.early is not None:
+            child.program[1:1] = oci.bind([self.early])[1:]
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel, theirs = pair[0].detach(), pair[1].detach()
         child.channel = theirs
@@ -71,8 +86,9 @@ class Runner:
             if unified >= 0 and not process.spawns_into_cgroups():
                 return None
             given = [*(fd for fd in stdio if fd >= 0), *fds, *child.tasks, target, *([unified] if unified >= 0 else [])]
+            steps = [step for step in plan["steps"] if step != self.early]
             data = marshal.dumps(
-                (plan["steps"], plan["argv"], plan["env"], [fd >= 0 for fd in stdio], len(fds), len(child.tasks))
+                (steps, plan["argv"], plan["env"], [fd >= 0 for fd in stdio], len(fds), len(child.tasks))
             )
             if len(data) > _LARGEST or len(given) > _DESCRIPTORS:
                 return None

@@ -11,7 +11,7 @@ import os
 import time
 
 from wherry.oci import sandbox as oci
-from wherry.oci.runner import Runner, fits
+from wherry.oci.runner import Runner, early, fits
 from wherry.oci.spare import Spare, shared
 
 TYPE_CHECKING = False
@@ -67,15 +67,15 @@ class Reserve:
 
     def spawn(self, plan: Mapping[str, Any], **given: Any) -> Held | None:
         """Gives a plan to the spare, as Spare.spawn. None when there is none that fits: the plan needs a clone of its own."""
-        early = shared(plan)
-        if early is None:
+        steps = shared(plan)
+        if steps is None:
             return None
-        self._early = early
+        self._early = steps
         self._loop.soon(self.fill)  # while the child works
         spare = self.spare
         if spare is None:
             return None
-        if spare.early != early:
+        if spare.early != steps:
             self._drop_spare()
             return None
         try:
@@ -96,6 +96,9 @@ class Reserve:
         self._fill_later()  # or sooner, if the process ends before
         runner = self.runner
         if runner is None:
+            return None
+        if runner.early != early(plan):
+            self._drop_runner()
             return None
         try:
             held = runner.spawn(plan, **given)
