@@ -330,6 +330,7 @@ class Ending:
         failures: list[tuple[str, Exception]] = []
         # An event that can't be written is lost, as after a crash; held back, the ack would hold back those of all later ends.
         event = Event("exec.exited", record.id, exit.time, told)
+        attempt(failures, "database.publish", lambda: exec.tell(state.database.publish))
         attempt(failures, "database.publish", lambda: state.database.publish(event))
         done()
         if record.live:

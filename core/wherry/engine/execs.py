@@ -8,13 +8,14 @@ from typing import Any
 
 import attrs
 
-from wherry.api import Event, ExecRequest, FailedPrecondition, NotFound, Stdio
+from wherry.api import Error, Event, ExecRequest, FailedPrecondition, NotFound, Stdio
 from wherry.engine.names import new_id
 from wherry.engine.records import Exec, Gate, Record
 from wherry.engine.specs import exec_process
 from wherry.engine.specs.profile import DEFAULT_CAPABILITIES
 from wherry.engine.state import State, attributes
 from wherry.engine.undo import Undo
+from wherry.kernel.log import logger as log
 
 #: So many ended execs of a container are remembered for whoever still asks how they ended.
 KEPT = 256
@@ -41,7 +42,10 @@ class Execs:
         self._prune(record)
         # Before the process is there: its end may be told before the driver answers.
         record.execs[exec.id] = exec
+        told = attributes(record, exec_id=exec.id, command=" ".join(request.command)[:1000])
+        exec.untold.append(Event("exec.started", record.id, time.time_ns(), told))
         undo.add("exec", lambda: record.execs.pop(exec.id, None))
+        undo.add("event", exec.untold.clear)
         undo.add("shim", lambda: state.forget(record.id, exec.id))
         undo.add("isolation", lambda: isolation.delete(record.id, exec.id, force=True))
         streams = attrs.evolve(
@@ -65,9 +69,17 @@ class Execs:
         except BaseException:
             state.report(undo.run(), f"undo of exec in container {record.id[:12]}")
             raise
-        told = attributes(record, exec_id=exec.id, command=" ".join(request.command)[:1000])
-        state.database.publish(Event("exec.started", record.id, time.time_ns(), told))
+        try:
+            state.finishers.submit(self._tell, exec)  # who waits for the start does not wait for the event
+        except RuntimeError:  # the engine is closing
+            self._tell(exec)
         return exec.id
+
+    def _tell(self, exec: Exec) -> None:
+        try:
+            exec.tell(self._state.database.publish)
+        except Error as error:
+            log.error("start of exec {}: {}", exec.id[:12], error)
 
     def _base(self, record: Record) -> Mapping[str, Any]:
         if record.process is None:

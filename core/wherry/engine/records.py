@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import attrs
 
-from wherry.api import Bind, Container, Exit, IdMap, Join, Kind, Port, RunRequest
+from wherry.api import Bind, Container, Event, Exit, IdMap, Join, Kind, Port, RunRequest
 
 _UNSET = RunRequest(image="")
 _REQUEST_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
@@ -40,7 +40,14 @@ class Exec:
     id: str
     gate: Gate
     pid: int = 0
-    process: Mapping[str, Any] = attrs.field(factory=dict)
+    untold: list[Event] = attrs.field(factory=list)  # its start, as long as the bus has not heard of it
+    telling: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def tell(self, publish: Callable[[Event], object]) -> None:
+        """Publishes its start, once, and before what follows."""
+        with self.telling:
+            while self.untold:
+                publish(self.untold.pop())
 
 
 @attrs.frozen
