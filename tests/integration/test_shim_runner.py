@@ -22,26 +22,43 @@ def made() -> Iterator[Shimmed]:
         made.end("c")
 
 
-def runner_of(made: Shimmed) -> int:
-    """The pid of the one that waits, once there is one: unlike a spare, or one that was used, it is in the shim's own namespaces."""
+def bounding(pid: int | str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line for line in lines if line.startswith("CapBnd:"))
+
+
+def waiting(made: Shimmed) -> tuple[list[int], list[int]]:
+    """Mothers and runners: unlike a spare, or one that was used, they are in the shim's own namespaces. A runner has dropped what its
+    process is not to have."""
     shim = made.client.pid
-    found: list[int] = []
+    known = {made.client._call("hello")[0]["logger"], *[state.pid for state in made.client.list()]}
+    own = [os.readlink(f"/proc/{shim}/ns/{kind}") for kind in ("pid", "mnt")]
+    mothers, runners = [], []
+    for word in Path(f"/proc/{shim}/task/{shim}/children").read_text().split():
+        try:
+            if int(word) in known or own != [os.readlink(f"/proc/{word}/ns/{kind}") for kind in ("pid", "mnt")]:
+                continue
+            (mothers if bounding(word) == bounding(shim) else runners).append(int(word))
+        except FileNotFoundError:
+            continue
+    return mothers, runners
+
+
+def both_of(made: Shimmed) -> tuple[int, int]:
+    """The mother and the one that waits, once there are both."""
+    found: list[tuple[int, int]] = []
 
     def there() -> bool:
-        known = {made.client._call("hello")[0]["logger"], *[state.pid for state in made.client.list()]}
-        own = [os.readlink(f"/proc/{shim}/ns/{kind}") for kind in ("pid", "mnt")]
-        found[:] = []
-        for word in Path(f"/proc/{shim}/task/{shim}/children").read_text().split():
-            try:
-                theirs = [os.readlink(f"/proc/{word}/ns/{kind}") for kind in ("pid", "mnt")]
-                if int(word) not in known and theirs == own:
-                    found.append(int(word))
-            except FileNotFoundError:
-                continue
-        return len(found) == 1 and len(os.listdir(f"/proc/{found[0]}/fd")) > 3
+        mothers, runners = waiting(made)
+        found[:] = [(mothers[0], runners[0])] if (len(mothers), len(runners)) == (1, 1) else []
+        return bool(found)
 
     eventually(there)
     return found[0]
+
+
+def runner_of(made: Shimmed) -> int:
+    return both_of(made)[1]
 
 
 def done(made: Shimmed, exec_id: str, script: str) -> tuple[str, str]:
@@ -107,13 +124,16 @@ def test_what_cannot_be_executed(made: Shimmed) -> None:
     assert [state.exec_id for state in made.client.list("c")] == [""]
 
 
-def test_one_that_was_killed_is_not_missed(made: Shimmed) -> None:
+@pytest.mark.parametrize("whom", ["mother", "runner"])
+def test_one_that_was_killed_is_not_missed(made: Shimmed, whom: str) -> None:
     done(made, "one", "true")
-    runner = runner_of(made)
-    os.kill(runner, signal.SIGKILL)
-    eventually(lambda: not Path(f"/proc/{runner}").exists())
+    mother, runner = both_of(made)
+    killed = mother if whom == "mother" else runner
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{killed}").exists())
     assert done(made, "two", "echo well") == ("well\n", "0")
     assert runner_of(made) != runner
+    assert done(made, "three", "echo well") == ("well\n", "0")
 
 
 def test_one_holds_nothing_of_others(made: Shimmed) -> None:
@@ -138,14 +158,14 @@ def test_one_ends_with_its_shim() -> None:
         made.container("c", "exec sleep 1000")
         made.client.start("c", "")
         done(made, "one", "true")
-        runner = runner_of(made)
+        both = both_of(made)
         made.end("c")
-    eventually(lambda: not Path(f"/proc/{runner}").exists())
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in both))
 
 
 def test_one_ends_with_the_code_that_it_is_a_fork_of(made: Shimmed) -> None:
     done(made, "one", "true")
-    runner = runner_of(made)
+    both = both_of(made)
     made.client.replace()
-    eventually(lambda: not Path(f"/proc/{runner}").exists())
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in both))
     assert done(made, "two", "echo well") == ("well\n", "0")

@@ -45,23 +45,23 @@ def early(plan: Mapping[str, Any]) -> Sequence[Any] | None:
     return found
 
 
-class Runner:
-    """pid and pidfd of one that waits. early: what it has done, which a plan has to have in the same words."""
+class Mother:
+    """The process that runners are forks of: a shim that forked them itself would share all its pages anew with each, and copy again
+    what it goes on to change. It is the shim's fork of the first exec, does nothing else, and ends when it is let go of.
+
+    like: a plan as those to come may be, for a runner to get used to. pid and pidfd: its own.
+    """
 
     __slots__ = ("_channel", "early", "pid", "pidfd")
 
     def __init__(self, like: Mapping[str, Any]) -> None:
-        """like: a plan as those to come may be, to get used to. OSError when it cannot be cloned."""
+        """OSError when it cannot be cloned."""
         if oci.stray():
             raise OSError(1, os.strerror(1), "clone3")
         self.early = early(like)
         child = Child()
-        child.program = [("warm", _warm, (like,)), ("adopt", _adopt, ())]
-        if self.early is not None:
-            child.program[1:1] = oci.bind([self.early])[1:]
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._channel, theirs = pair[0].detach(), pair[1].detach()
-        child.channel = theirs
+        child.program = [("bear", _bear, (like,))]
+        self._channel, child.channel = _pair()
         try:
             self.pid, self.pidfd = ns.clone3(ns.CLONE_CLEAR_SIGHAND)
             if self.pid == 0:
@@ -70,7 +70,34 @@ class Runner:
             os.close(self._channel)
             raise
         finally:
+            os.close(child.channel)
+
+    def runner(self) -> Runner:
+        """One that will be there in a moment: it can be given a plan at once. OSError when the mother has ended."""
+        ours, theirs = _pair()
+        try:
+            _send(self._channel, b"r", [theirs])
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
             os.close(theirs)
+        return Runner(ours, self.early)
+
+    def close(self) -> None:
+        """It ends by itself, and is to be reaped."""
+        os.close(self._channel)
+        os.close(self.pidfd)
+
+
+class Runner:
+    """One that waits, a child of the shim's. early: what it has done, which a plan has to have in the same words."""
+
+    __slots__ = ("_channel", "early")
+
+    def __init__(self, channel: int, early: Sequence[Any] | None) -> None:
+        self._channel = channel
+        self.early = early
 
     def spawn(
         self, plan: Mapping[str, Any], *, stdio: Sequence[int], fds: Sequence[int], target: int
@@ -92,27 +119,71 @@ class Runner:
             )
             if len(data) > _LARGEST or len(given) > _DESCRIPTORS:
                 return None
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self._channel) as sock:
-                try:
-                    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given))])
-                finally:
-                    sock.detach()
+            _send(self._channel, data, given)
         finally:
             for fd in (*child.tasks, unified):
                 if fd >= 0:
                     os.close(fd)
-        os.close(self.pidfd)
-        return oci.Held(0, -1, self._channel, self.pid)
+        return oci.Held(0, -1, self._channel)
 
     def close(self) -> None:
         """It ends by itself, and is to be reaped."""
         os.close(self._channel)
-        os.close(self.pidfd)
+
+
+def _pair() -> tuple[int, int]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return ours.detach(), theirs.detach()
+
+
+def _send(channel: int, data: bytes, fds: Sequence[int]) -> None:
+    """Never blocks: what a full socket does not take is an error."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel) as sock:
+        try:
+            sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))], socket.MSG_DONTWAIT)
+        finally:
+            sock.detach()
+
+
+def _receive(channel: int) -> tuple[bytes, array.array[int]]:
+    """One packet and its descriptors; the end of the channel is the end of this process."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel) as sock:
+        data, ancillary, _flags, _address = sock.recvmsg(
+            _LARGEST, socket.CMSG_SPACE(4 * _DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+        )
+        sock.detach()
+    if not data:
+        os._exit(125)
+    fds = array.array("i")
+    for _level, _kind, payload in ancillary:
+        fds.frombytes(payload)
+    return data, fds
+
+
+def _bear(child: Child, like: Mapping[str, Any]) -> None:
+    """The mother's life. It returns in each runner, whose program follows."""
+    process.close_others((0, 1, 2, child.channel))
+    while True:
+        _data, (theirs,) = _receive(child.channel)
+        try:
+            pid, pidfd = ns.clone3(ns.CLONE_PARENT | ns.CLONE_CLEAR_SIGHAND)
+        except OSError:  # the shim sees its end of the channel close, and does without
+            os.close(theirs)
+            continue
+        if pid == 0:
+            os.close(child.channel)
+            child.channel = theirs
+            break
+        os.close(pidfd)
+        os.close(theirs)
+    child.program.append(("warm", _warm, (like,)))
+    if (step := early(like)) is not None:
+        child.program += oci.bind([step])[1:]
+    child.program.append(("adopt", _adopt, ()))
 
 
 def _warm(child: Child, like: Mapping[str, Any]) -> None:
     """Does once, to no effect, what a plan will ask for: a page of the shim's costs 2 us to copy at its first change."""
-    process.close_others((0, 1, 2, child.channel))
     child.attributes = process.SpawnAttributes()
     steps, argv, env = marshal.loads(marshal.dumps((like["steps"], like["argv"], like["env"])))  # noqa: S302 (our own)
     trial = Child()
@@ -123,16 +194,7 @@ def _warm(child: Child, like: Mapping[str, Any]) -> None:
 
 def _adopt(child: Child) -> None:
     """Waits for a plan, which follows this step."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, child.channel) as sock:
-        data, ancillary, _flags, _address = sock.recvmsg(
-            _LARGEST, socket.CMSG_SPACE(4 * _DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-        )
-        sock.detach()
-    if not data:
-        os._exit(125)
-    fds = array.array("i")
-    for _level, _kind, payload in ancillary:
-        fds.frombytes(payload)
+    data, fds = _receive(child.channel)
     steps, argv, env, stdio, more, tasks = marshal.loads(data)  # noqa: S302 (the shim's own)
     left = iter(fds)
     child.stdio = tuple([next(left) if present else -1 for present in stdio])  # type: ignore[assignment]  # three of them

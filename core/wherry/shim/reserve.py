@@ -11,7 +11,7 @@ import os
 import time
 
 from wherry.oci import sandbox as oci
-from wherry.oci.runner import Runner, early, fits
+from wherry.oci.runner import Mother, Runner, early, fits
 from wherry.oci.spare import Spare, shared
 
 TYPE_CHECKING = False
@@ -39,6 +39,7 @@ class Reserve:
         self.sandbox: dict[str, int] | None = None
         self.spare: Spare | None = None
         self.runner: Runner | None = None
+        self._mother: Mother | None = None
         self._like: Mapping[str, Any] | None = None  # a plan of the last exec
         self._early: Steps | None = None  # what the next spare is to do ahead
         self._wants_sandbox = False
@@ -98,11 +99,11 @@ class Reserve:
         if runner is None:
             return None
         if runner.early != early(plan):
-            self._drop_runner()
+            self._drop_mother()
             return None
         try:
             held = runner.spawn(plan, **given)
-        except (BrokenPipeError, ConnectionError):  # it was killed, and its end is on the way
+        except (BlockingIOError, ConnectionError):  # it was killed
             self._drop_runner()
             return None
         if held is not None:
@@ -126,8 +127,7 @@ class Reserve:
                 self.spare = Spare(self._early)
                 self._reaper.expect(self.spare.pid, self._ended, self.spare)
             if self.runner is None and self._like is not None:
-                self.runner = Runner(self._like)
-                self._reaper.expect(self.runner.pid, self._runner_ended, self.runner)
+                self.runner = self._bear(self._like)
             if self.sandbox is None and self._wants_sandbox:
                 self.sandbox = oci.make_sandbox(_SANDBOX)
         except OSError:
@@ -149,10 +149,22 @@ class Reserve:
         if self.spare is spare:
             self._drop_spare()
 
-    def _runner_ended(self, runner: Runner, _code: int) -> None:
-        """Used, or killed before it was."""
-        if self.runner is runner:
-            self._drop_runner()
+    def _bear(self, like: Mapping[str, Any]) -> Runner:
+        if self._mother is None:
+            self._mother = Mother(like)
+            self._reaper.expect(self._mother.pid, self._mother_ended, self._mother)
+        return self._mother.runner()
+
+    def _mother_ended(self, mother: Mother, _code: int) -> None:
+        """She was killed; the next exec does without."""
+        if self._mother is mother:
+            self._drop_mother()
+
+    def _drop_mother(self) -> None:
+        self._drop_runner()
+        if self._mother is not None:
+            self._mother.close()
+            self._mother = None
 
     def _drop_runner(self) -> None:
         if self.runner is not None:
@@ -168,7 +180,7 @@ class Reserve:
         """Lets go of all; who needs one makes its own, and then there are new ones."""
         self._early, self._like, self._wants_sandbox = None, None, False
         self._drop_spare()
-        self._drop_runner()
+        self._drop_mother()
         if self.sandbox is not None:
             _close(self.sandbox)
             self.sandbox = None
