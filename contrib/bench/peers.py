@@ -21,10 +21,11 @@ from wherry.oci.filters import default_profile
 
 def filter_bytes() -> bytes:
     """The compiled default filter, the same that our runs load."""
-    from wherry.engine.specs.profile import ALL_CAPABILITIES, DEFAULT_CAPABILITIES
+    from wherry.engine.specs.profile import DEFAULT_CAPABILITIES
+    from wherry.linux import caps
     from wherry.oci.filters import Filters
 
-    mask = sum(1 << ALL_CAPABILITIES.index(name) for name in DEFAULT_CAPABILITIES)
+    mask = caps.mask(DEFAULT_CAPABILITIES)
     return Filters().compiled("", mask)
 
 
