@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from wherry.api import Image, ImageInfo, Invalid, NotFound, Store
 from wherry.engine.content import Content, Documents
@@ -90,12 +90,16 @@ class Catalogue:
             raise Invalid(f'image "{name}"', f"is the beginning of {len(found)} ids", "give more of it")
         return next(iter(found.values()))
 
-    def held(self, store: Store, image: Image, content: Content) -> ImageInfo:
-        """One whose documents are known: right also when another client takes its name away at this moment."""
-        others = [
-            other for other in store.list() if other.target.digest == image.target.digest and other.name != image.name
-        ]
-        return image_info([image, *others], content)
+    def held(self, store: Store, found: Iterable[tuple[Image, Content]]) -> tuple[ImageInfo, ...]:
+        """Those whose documents are known, each image once: right also when another client takes a name away at this moment."""
+        first: dict[str, tuple[Image, Content]] = {}
+        for image, content in found:
+            first.setdefault(image.target.digest, (image, content))
+        others: dict[str, list[Image]] = {digest: [] for digest in first}
+        for other in store.list():
+            if other.target.digest in first and other.name != first[other.target.digest][0].name:
+                others[other.target.digest].append(other)
+        return tuple(image_info([image, *others[digest]], content) for digest, (image, content) in first.items())
 
     def describe(self, store: Store, images: Sequence[Image], platform: str) -> ImageInfo:
         """One image that has these names."""

@@ -98,10 +98,7 @@ class Images:
         drivers = self._kernel.variant()
         with self._leases.hold() as lease:
             found = self._fetch(transport, rest, platform, drivers, lease, lambda _progress: None, all_of_them=True)
-            first = {image.target.digest: (image, content) for image, content in reversed(found)}
-            return tuple(
-                self._catalogue.held(drivers.store, image, content) for image, content in reversed(first.values())
-            )
+            return self._catalogue.held(drivers.store, found)
 
     def import_image(
         self, reference: str, name: str, changes: tuple[str, ...], message: str, platform: str = ""
@@ -117,10 +114,8 @@ class Images:
             source = Changed(self._kernel.transport(transport), rest, platform or host_platform(), changes, message)
             (named,) = source.resolve(rest, platform)
             found = [(named, full or f"{NAMELESS}{named.target.digest}")]
-            ((image, content),) = self._bring(
-                source, rest, found, platform, drivers, lease, lambda _progress: None, unpack=False
-            )
-            return self._catalogue.held(drivers.store, image, content)
+            brought = self._bring(source, rest, found, platform, drivers, lease, lambda _progress: None, unpack=False)
+            return self._catalogue.held(drivers.store, brought)[0]
 
     def save(self, names: Collection[str], form: ArchiveFormat, platform: str = "") -> Iterator[bytes]:
         """Images as an archive, in pieces. All errors come from the iterator."""
@@ -286,14 +281,14 @@ class Images:
         fetcher = Fetcher(
             drivers.store, source, rest, self._documents, self._locks, lease=lease, hold=self._hold, report=report
         )
-        result: Sequence[tuple[Image, Content]] = ()
+        result: list[tuple[Image, Content]] = []
         for named, name in found:
             self._kernel.verify(name, named.target)
             content = fetcher.documents(named.target, platform)
             with fetcher.layers(content) as arrivals:
                 if unpack:
                     self._unpacker.unpack(content, drivers, lease, report, arrivals)
-            result = (*result, (self._tag(drivers.store, name, named.target), content))
+            result.append((self._tag(drivers.store, name, named.target), content))
         return result
 
     def _names(self, transport: str, rest: str, found: tuple[Named, ...]) -> Sequence[str]:
