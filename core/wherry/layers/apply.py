@@ -22,12 +22,10 @@ from wherry.layers import archive
 from wherry.layers.ahead import Beside, ReadAhead
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer, Readable
+from wherry.layers.marks import META, OPAQUE, WHITEOUT, XATTRS, is_removal
 from wherry.layers.paths import Directory, Tree, clean, remove, show
 from wherry.layers.siblings import Siblings
 
-WHITEOUT = b".wh."
-META = b".wh..wh."
-OPAQUE = b".wh..wh..opq"
 #: What a layer may cost, in bytes of memory and in steps of a walk, however little of it there is; and what each byte of the blob
 #: adds. Ordinary layers stay far below the first: it is for those that a few kilobytes blow up.
 COST_FREE, COST_PER_BYTE = 16 << 20, 2
@@ -36,7 +34,7 @@ STEPS_FREE, STEPS_PER_BYTE = 300_000, 1
 _NOTHING = frozenset((b"", b".", b".."))
 _ENTRY, _MADE, _RECORD = 128, 256, 64
 #: The overlay file systems' own marks would let an image hide, redirect or change the looks of what is below it.
-_FOREIGN_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
+_FOREIGN_XATTRS = tuple(mark.encode() for mark in XATTRS)
 #: Those that only tell how a file came to its directory. Builders that archive such a directory as it is leave them in their layers,
 #: and other runtimes lose them, too; a file without them is the same file.
 _TRACES = frozenset(mark + name for mark in _FOREIGN_XATTRS for name in (b"impure", b"nlink", b"origin", b"uuid"))
@@ -239,7 +237,7 @@ class _Unpacker:
         try:
             source = self.tree.directory(target[:-1], make=False)
             found = os.stat(target[-1], dir_fd=source.fd, follow_symlinks=False)
-            if self._opaque and _removal(found):
+            if self._opaque and is_removal(found):
                 raise FileNotFoundError
         except FileNotFoundError:
             self._ask_the_parents()
@@ -464,11 +462,6 @@ def _check_device(entry: Entry) -> None:
         raise Invalid("layer", f'"{show(clean(entry.name))}" has a device number out of range')
     if entry.type == archive.CHAR and not entry.devmajor and not entry.devminor:
         raise Invalid("layer", f'"{show(clean(entry.name))}" is a device 0:0, overlayfs\' mark of a removal')
-
-
-def _removal(found: os.stat_result) -> bool:
-    """overlayfs' mark for a name that is gone."""
-    return stat.S_ISCHR(found.st_mode) and not found.st_rdev
 
 
 def _write(fd: int, piece: memoryview) -> None:

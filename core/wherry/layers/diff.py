@@ -14,13 +14,12 @@ from collections.abc import Callable
 
 from wherry.layers import archive
 from wherry.layers.archive import Entry
+from wherry.layers.marks import WHITEOUT, XATTRS
 from wherry.layers.writer import END, header, padding
 
 _CHUNK = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-WHITEOUT = b".wh."
-_OWN_XATTRS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
 _SECOND = 1_000_000_000
 Write = Callable[[bytes], object]
 
@@ -221,7 +220,7 @@ def _same_data(lower: int, upper: int, name: bytes) -> bool:
 
 
 def _xattrs(fd: int) -> dict[bytes, bytes]:
-    return {os.fsencode(name): os.getxattr(fd, name) for name in os.listxattr(fd) if not name.startswith(_OWN_XATTRS)}
+    return {os.fsencode(name): os.getxattr(fd, name) for name in os.listxattr(fd) if not name.startswith(XATTRS)}
 
 
 def _xattrs_at(fd: int, name: bytes) -> dict[bytes, bytes]:
@@ -232,7 +231,7 @@ def _xattrs_at(fd: int, name: bytes) -> dict[bytes, bytes]:
         return {
             os.fsencode(key): os.getxattr(name, key, follow_symlinks=False)
             for key in os.listxattr(name, follow_symlinks=False)
-            if not key.startswith(_OWN_XATTRS)
+            if not key.startswith(XATTRS)
         }
     finally:
         os.fchdir(here)

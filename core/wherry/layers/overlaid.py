@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Sequence
+
+from wherry.layers.marks import is_removal
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -74,8 +75,7 @@ def _is_opaque(fd: int, opaque: Sequence[str]) -> bool:
 def _drop(fd: int) -> None:
     before = os.fstat(fd)
     for name in os.listdir(fd):
-        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if stat.S_ISCHR(found.st_mode) and not found.st_rdev:
+        if is_removal(os.stat(name, dir_fd=fd, follow_symlinks=False)):
             os.unlink(name, dir_fd=fd)
     os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
 

@@ -16,13 +16,13 @@ from wherry.errors import Invalid
 from wherry.interfaces.common import IdMap, Labels, Mount
 from wherry.interfaces.snapshotter import ApartLayer, SnapshotOptions
 from wherry.layers.directories import DirectorySnapshotter
+from wherry.layers.marks import XATTRS
 from wherry.layers.overlaid import drop_idle_removals
 from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
 
 UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
 #: A label: this snapshot is mounted once, for a run that it ends with. Nothing of it need ever be on the disk.
 ONCE = "wherry.once"
-_MARKS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
 
 
 class Root(NamedTuple):
@@ -114,7 +114,7 @@ class StackedSnapshotter(DirectorySnapshotter):
         if known is None:
             path = self._fs(number)
             found = os.stat(path)
-            xattrs = {name: os.getxattr(path, name) for name in os.listxattr(path) if not name.startswith(_MARKS)}
+            xattrs = {name: os.getxattr(path, name) for name in os.listxattr(path) if not name.startswith(XATTRS)}
             known = Root(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
             self._roots[number] = known
         return known
