@@ -297,6 +297,12 @@ def test_system_prune() -> None:
 
 
 def test_prunes_ask() -> None:
+    for command in (("network", "prune"), ("volume", "prune"), ("system", "reset")):
+        engine = idle()
+        assert "confirm it with --force" in call(engine, *command, stdin=b"y\n")[2]
+        code, out, _err = call(engine, *command, stdin=b"n\n", tty=(True, True, True))
+        assert (code, out.endswith("[y/N] Nothing was removed.\n")) == (0, True)
+        assert not {name for name, _args, _more in engine.calls} & {"remove_network", "prune_volumes", "reset"}
     for command in (("container", "prune"), ("system", "prune")):
         engine = idle()
         assert "confirm it with --force" in call(engine, *command, stdin=b"y\n")[2]

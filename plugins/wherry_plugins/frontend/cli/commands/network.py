@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from wherry.api import Error, FailedPrecondition, InUse, Invalid, Join, NetworkConfig, NetworkInfo, NotFound
+from wherry.api import Error, InUse, Invalid, Join, NetworkConfig, NetworkInfo, NotFound
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, Group, argument, option
 from wherry_plugins.frontend.cli.commands.prune import limit, matches
+from wherry_plugins.frontend.cli.confirming import agreed, force_option
 from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show, show_one
 from wherry_plugins.frontend.cli.main import report
 from wherry_plugins.frontend.cli.nearest import hint
@@ -191,18 +192,13 @@ def remove_unused(session: Session, wanted: dict[str, list[str]]) -> list[str]:
 
 
 @click.command("prune", cls=Command, help="Remove all networks that no container is attached to.")
-@option("-f", "--force", is_flag=True, help="Do not ask")
+@force_option()
 @filter_option("until, label, label!, name, driver, id")
 def prune(session: Session, *, force: bool, filters: tuple[str, ...]) -> int:
     """Asks on a terminal; elsewhere --force is needed. Networks that a stopped container names go too, as docker's do."""
     wanted = _filters(filters, PRUNE_KEYS)
-    if not force:
-        if not session.tty[0]:
-            raise FailedPrecondition("network prune", "it removes networks", "confirm it with --force")
-        session.out("This removes all networks that no container is attached to.\nGo on? [y/N] ")
-        if next(session.pieces(64), b"").strip().lower() not in {b"y", b"yes"}:
-            session.line("Nothing was removed.")
-            return 1
+    if not agreed(session, "network prune", "all networks that no container is attached to", force=force):
+        return 0
     if gone := remove_unused(session, wanted):
         session.out("Deleted Networks:\n" + "".join(f"{name}\n" for name in gone))
     return 0

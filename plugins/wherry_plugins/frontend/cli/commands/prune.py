@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from wherry.api import Container, Error, FailedPrecondition, ImageInfo, Invalid, NetworkConfig
+from wherry.api import Container, Error, ImageInfo, Invalid, NetworkConfig
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
+from wherry_plugins.frontend.cli.confirming import agreed, force_option
 from wherry_plugins.frontend.cli.listing import filter_option
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
@@ -68,7 +69,7 @@ def remove_images(session: Session, filters: dict[str, list[str]], *, everything
     examples="wherry image prune -f\nwherry image prune -a --filter until=24h",
 )
 @option("-a", "--all", "everything", is_flag=True, help="Those with names, too")
-@option("-f", "--force", is_flag=True, help="Do not ask")
+@force_option()
 @filter_option("until, label, label!, dangling")
 def command(session: Session, *, everything: bool, force: bool, filters: tuple[str, ...]) -> int:
     """Asks on a terminal; elsewhere --force is needed. Prints what went."""
@@ -78,13 +79,9 @@ def command(session: Session, *, everything: bool, force: bool, filters: tuple[s
             raise Invalid(f'filter "{key}"', "image prune has none of that name", hint(key, KEYS))
     if "dangling" in wanted:
         everything = everything or not values.truth("dangling", wanted["dangling"][0])
-    if not force:
-        which = "without at least one container associated to them" if everything else "that have no name"
-        if not session.tty[0]:
-            raise FailedPrecondition("image prune", f"it removes all images {which}", "confirm it with --force")
-        session.out(f"WARNING! This will remove all images {which}.\nAre you sure you want to continue? [y/N] ")
-        if next(session.pieces(64), b"").strip().lower() not in {b"y", b"yes"}:
-            return 0
+    which = "without at least one container associated to them" if everything else "that have no name"
+    if not agreed(session, "image prune", f"all images {which}", force=force):
+        return 0
     before = session.engine.disk_usage(images_only=True).layers
     lines, orphans = remove_images(session, wanted, everything=everything)
     if lines:

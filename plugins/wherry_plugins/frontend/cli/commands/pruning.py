@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from wherry.api import Error, FailedPrecondition, Invalid
+from wherry.api import Error, Invalid
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.commands.network import remove_unused
 from wherry_plugins.frontend.cli.commands.prune import limit, matches, remove_images
+from wherry_plugins.frontend.cli.confirming import agreed, force_option
 from wherry_plugins.frontend.cli.listing import filter_option
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
@@ -24,16 +25,6 @@ def _wanted(command: str, filters: tuple[str, ...]) -> dict[str, list[str]]:
             raise Invalid(f'filter "{key}"', f"{command} has none of that name", hint(key, KEYS))
     limit(wanted)
     return wanted
-
-
-def _agreed(session: Session, command: str, what: str, *, force: bool) -> bool:
-    """Whether it may be done. FailedPrecondition where nobody is there to ask."""
-    if force:
-        return True
-    if not session.tty[0]:
-        raise FailedPrecondition(command, f"it removes {what}", "confirm it with --force")
-    session.out(f"WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ")
-    return next(session.pieces(64), b"").strip().lower() in {b"y", b"yes"}
 
 
 def remove_stopped(session: Session, wanted: dict[str, list[str]]) -> list[str]:
@@ -72,12 +63,12 @@ def _taken(session: Session) -> int:
     help="Remove all containers that do not run.",
     examples="wherry container prune -f\nwherry container prune -f --filter until=24h",
 )
-@option("-f", "--force", is_flag=True, help="Do not ask")
+@force_option()
 @filter_option("until, label, label!")
 def containers(session: Session, *, force: bool, filters: tuple[str, ...]) -> int:
     """Asks on a terminal; elsewhere --force is needed. Prints what went."""
     wanted = _wanted("container prune", filters)
-    if not _agreed(session, "container prune", "all stopped containers", force=force):
+    if not agreed(session, "container prune", "all stopped containers", force=force):
         return 0
     before = _taken(session)
     _show(session, "Containers", remove_stopped(session, wanted))
@@ -93,7 +84,7 @@ def containers(session: Session, *, force: bool, filters: tuple[str, ...]) -> in
     examples="wherry system prune -f\nwherry system prune -af --volumes",
 )
 @option("-a", "--all", "everything", is_flag=True, help="All images that no container was made from")
-@option("-f", "--force", is_flag=True, help="Do not ask")
+@force_option()
 @option("--volumes", is_flag=True, help="Volumes without a name of their own, too")
 @filter_option("until, label, label!")
 def system(session: Session, *, everything: bool, force: bool, volumes: bool, filters: tuple[str, ...]) -> int:
@@ -104,7 +95,7 @@ def system(session: Session, *, everything: bool, force: bool, volumes: bool, fi
         "all unused images" if everything else "all images without a name"
     )
     what += ", and all unused volumes without a name" if volumes else ""
-    if not _agreed(session, "system prune", what, force=force):
+    if not agreed(session, "system prune", what, force=force):
         return 0
     before = _taken(session)
     _show(session, "Containers", remove_stopped(session, wanted))

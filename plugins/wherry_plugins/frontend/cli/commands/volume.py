@@ -12,6 +12,7 @@ from attrs import asdict
 from wherry.api import Invalid, Volume
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, Group, argument, option
+from wherry_plugins.frontend.cli.confirming import agreed, force_option
 from wherry_plugins.frontend.cli.documents import volume_document
 from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show, show_one
 from wherry_plugins.frontend.cli.nearest import hint
@@ -115,15 +116,12 @@ def inspect(session: Session, *, form: str, volumes: tuple[str, ...]) -> int:
 
 @click.command("prune", cls=Command, help="Remove volumes without a name of their own that no container has.")
 @option("-a", "--all", "everything", is_flag=True, help="Those with a name, too")
-@option("-f", "--force", is_flag=True, help="Do not ask")
+@force_option()
 def prune(session: Session, *, everything: bool, force: bool) -> int:
-    """Asks on a terminal, as docker; prints the names."""
-    if not force and session.tty[0]:
-        which = "every volume" if everything else "every volume without a name"
-        session.out(f"This removes {which} that no container has.\nGo on? [y/N] ")
-        if next(session.pieces(64), b"").strip().lower() not in {b"y", b"yes"}:
-            session.line("Nothing was removed.")
-            return 1
+    """Asks on a terminal; elsewhere --force is needed. Prints the names."""
+    which = "every volume" if everything else "every volume without a name"
+    if not agreed(session, "volume prune", f"{which} that no container has", force=force):
+        return 0
     names = session.engine.prune_volumes(all=everything)
     if names:
         session.out("Deleted Volumes:\n" + "".join([f"{name}\n" for name in names]))
