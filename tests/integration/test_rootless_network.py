@@ -10,6 +10,7 @@ import socket
 import socketserver
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -147,12 +148,18 @@ def test_a_container_is_not_in_the_hosts_network_and_hosts_have_no_link_of_it(wh
 
 
 def test_a_killed_pasta_is_started_again(wherry: Wherry, outside: str) -> None:
+    """At once, by the engine that has started it and by one that came later; nothing else has to happen first."""
     wherry("network", "create", "one")
     serve(wherry, "one")
-    (pasta,) = program("pasta")
-    os.kill(pasta, signal.SIGKILL)
-    until(lambda: pasta not in program("pasta"), 30)
-    assert get(wherry, "one", "http://web/") == "served\n"
+    ask = ("exec", "web", "sh", "-c", f"busybox wget -T 5 -qO- {outside}")
+    for _engine in range(2):
+        (pasta,) = program("pasta")
+        time.sleep(1.5)  # one that ends at once is left alone
+        os.kill(pasta, signal.SIGKILL)
+        until(lambda gone=pasta: len(program("pasta")) == 1 and gone not in program("pasta"), 30)
+        until(lambda: wherry(*ask, code=None).stdout == "from outside\n", 30)
+        wherry("engine", "restart")
+        assert get(wherry, "one", "http://web/") == "served\n"  # the new one has looked
     assert get(wherry, "one", outside) == "from outside\n"
     assert len(program("pasta")) == 1
     wherry("rm", "-f", "web")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,28 @@ def test_ranges_do_not_overlap_and_come_back(root: Wherry) -> None:
     root("start", "again")
     assert userns.id_map("uid_map", pid_of(root, "again")) == maps["two"]
     root("rm", "-f", "one", "three", "again")
+    assert root("doctor").stdout == "all is well\n"
+
+
+def test_ranges_of_many_at_once(root: Wherry) -> None:
+    """As many as there are ranges, each its own; then none is left, and those that go at once can all be had again."""
+    size, names = COUNT // 5, [f"c{number}" for number in range(5)]
+
+    def both(command: Callable[[str], object]) -> None:
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(command, names))
+
+    def start(name: str) -> None:
+        wish = ("--userns", f"auto:size={size}", "--network", "none")
+        root("run", "-d", "--name", name, *wish, IMAGE, "sleep", "1000")
+
+    for _time in range(2):
+        both(start)
+        rows = [userns.id_map("uid_map", pid_of(root, name)) for name in names]
+        assert sorted(row[0][1] for row in rows) == [FIRST + size * number for number in range(5)]
+        refused = root("run", "--rm", "--userns", "auto:size=2", IMAGE, "true", code=125).stderr
+        assert "no 2 ids in a row are left; remove containers, take a smaller size, or add ranges" in refused
+        both(lambda name: root("rm", "-f", name))
     assert root("doctor").stdout == "all is well\n"
 
 

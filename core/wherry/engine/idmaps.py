@@ -13,11 +13,12 @@ def words(run: str, features: frozenset[str]) -> Mapping[str, str]:
     if not userns.confined():
         return {"namespace": "the host's own", "layers": "as they are" + _remapped(features)}
     single = enclave.read(run).get("single", "")
-    ids = f"one, {userns.outer_uid()}, as {single}" if single else _ranges()
+    ids = f"one, {userns.outer_uid()}, as {single}" if single else f"{_ranges()}, by newuidmap and newgidmap"
     layers = (
         "every owner is root, as there is one id only"
         if _alone()
-        else "written at unpack with the user's own ids: the kernel idmaps mounts of file systems for the host's root alone"
+        else "written at unpack with the user's own ids: the kernel idmaps mounts of file systems for the host's root alone; "
+        "for --userns by fuse-overlayfs or by copies (vfs)"
     )
     return {"namespace": ids, "layers": layers}
 

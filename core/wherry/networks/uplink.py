@@ -1,7 +1,7 @@
 """The way out of a hub: the network namespace in which an ordinary user's bridges are.
 
 A program of the host, pasta(1) or slirp4netns(1), moves packets between a tap interface in the hub and sockets of that user. It is
-started when the hub is, once for all networks and containers in it, and goes with it.
+started when the hub is, once for all networks and containers in it, and goes with it. When it ends before, it is started again at once.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import logging
 import os
 import shutil
 import threading
+import time
 from ipaddress import ip_network
 
 from wherry.api import Context
 from wherry.errors import Error
+from wherry.interfaces.process import TaskState
 from wherry.linux import nsfs
 from wherry.networks.tap import Started, Tap, pasta, slirp
-from wherry.programs import Programs
+from wherry.programs import Programs, hold, wait_end
 
 INTERFACE = "uplink"
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ _GATEWAY, _NAMESERVER, _OWN = (
     str(_SUBNET.network_address + number) for number in (2, 3, 100)
 )  # as slirp4netns has them
 _PATIENCE = 20.0
+_SOON = 1.0  # seconds: who ends within them would end again
 _TUN = "/dev/net/tun"
 
 
@@ -52,6 +55,7 @@ class Uplink:
         self._programs = Programs(context.shim, f"{context.id}.uplink")
         self._lock = threading.Lock()
         self._warned = False
+        self._watched = (0, 0)  # pid and start time of the program whose end is waited for
 
     @property
     def nameserver(self) -> str:
@@ -73,17 +77,58 @@ class Uplink:
             try:
                 name = f"uplink-{nsfs.identity(netns)[1]}"
                 for task in list(self._context.shim.list(f"{self._context.id}.uplink.program")):
-                    if task.exec_id == name and task.status == "running":
+                    if task.exec_id == name and task.status == "running" and self._watch(task):
                         return
                     self._programs.end(task.exec_id)  # of a hub that is gone, or it was killed
                 self._start(name, netns)
+                if (started := self._programs.find(name)) is not None:
+                    self._watch(started)
             finally:
                 os.close(netns)
 
     def end(self) -> None:
         """Nothing happens when there is none."""
         with self._lock, contextlib.suppress(Error):
+            self._watched = (0, 0)
             self._programs.sweep()
+
+    def rest(self) -> None:
+        """The program goes on, and is nobody's here any more."""
+        with self._lock:
+            self._watched = (0, 0)
+
+    def _watch(self, task: TaskState) -> bool:
+        """Starts it again when it ends, unless that was wished. One that ends soon is left to the next who needs it.
+
+        False when it has ended already, whether or not the shim knows.
+        """
+        handle = hold(task.pid, task.start_time)
+        if handle < 0:
+            return False
+        ended = wait_end(handle, 0)
+        if ended or self._watched == (task.pid, task.start_time):
+            os.close(handle)
+            return not ended
+        self._watched = watched = (task.pid, task.start_time)
+        began = time.monotonic()
+
+        def wait() -> None:
+            try:
+                while not wait_end(handle, 60):
+                    pass
+            finally:
+                os.close(handle)
+            with self._lock:
+                wanted = self._watched == watched
+            if wanted and time.monotonic() - began >= _SOON:
+                log.warning("the way out of networks has ended; it is made again")
+                try:
+                    self.make()
+                except (Error, OSError) as error:
+                    log.warning("networks have no way out: %s", error)
+
+        threading.Thread(target=wait, name="wherry-uplink", daemon=True).start()
+        return True
 
     def _start(self, name: str, netns: int) -> None:
         program = _program()

@@ -72,6 +72,7 @@ class BridgeNetwork:
     def close(self) -> None:
         """Lets go of what this process holds; networks and containers stay as they are."""
         self._links.flush()
+        self._hub.close()
         for claims in list(self._claims.values()):
             claims.close()
         self._services.netd.close()

@@ -57,6 +57,11 @@ class Hub:
             return config.gateways[0]
         return "" if config.internal or self._uplink is None else interfaces.hosts_own()
 
+    def close(self) -> None:
+        """The hub stays; who looks after its way out is another one from now on."""
+        if self._uplink is not None:
+            self._uplink.rest()
+
     def remove(self) -> None:
         """The hub goes, and with it what is in it."""
         with self._lock:
