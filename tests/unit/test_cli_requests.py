@@ -15,6 +15,8 @@ from wherry.api import (
     Bind,
     CommandNotFound,
     ContainerProcess,
+    ContainerUse,
+    DiskUsage,
     Event,
     ExecRequest,
     Exit,
@@ -370,7 +372,7 @@ def test_ps() -> None:
         container(),
         container(id="b" * 64, name="old", status="stopped", created=5, finished=6 * 10**9, exit_code=1),
     )
-    engine = FakeEngine(containers=two)
+    engine = FakeEngine(containers=two, inspect={"Mounts": []})
     code, out, _err = call(engine, "ps", "-a")
     lines = out.splitlines()
     assert code == 0
@@ -487,6 +489,21 @@ def test_load_from_a_pipe_is_spooled(tmp_path: Path) -> None:
     assert (code, out) == (0, "Loaded image: busybox:latest\n")
     assert seen == [b"tar bytes"]
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_ps_of_sizes_and_mounts() -> None:
+    one = container()
+    use = ContainerUse(one.id, one.name, one.image, one.command, one.created, one.status, 4_100)
+    engine = FakeEngine(
+        disk_usage=DiskUsage((), (use,), 0, 0), inspect={"Mounts": [{"Name": "data"}, {"Source": "/srv"}]}
+    )
+    assert call(engine, "ps", "--format", "{{.Names}} {{.Mounts}}")[1] == "tidy_tug data,/srv\n"
+    assert engine.called("disk_usage") == []
+    head, row = call(engine, "ps", "-s")[1].splitlines()
+    assert (head.split()[-1], row.split()[-1]) == ("SIZE", "4.1kB")
+    assert call(engine, "ps", "--format", "{{.Size}}")[1] == "4.1kB\n"
+    engine.answers["inspect"] = absent("x")
+    assert call(engine, "ps", "--format", "{{.Names}}{{.Mounts}}")[1] == "tidy_tug\n"
 
 
 def process(**changes: Any) -> ContainerProcess:

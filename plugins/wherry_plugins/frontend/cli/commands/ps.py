@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from wherry.api import Container, Port
+from wherry.api import Container, NotFound, Port
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show
@@ -84,6 +84,7 @@ def _json(container: Container) -> Mapping[str, Any]:
 @option("-q", "--quiet", is_flag=True, help="Only ids")
 @option("--no-trunc", is_flag=True, help="Whole ids and commands")
 @filter_option("id, name, label, status, ancestor, exited, volume, network, publish ...", "-f")
+@option("-s", "--size", is_flag=True, help="Show what each has on disk beyond its image")
 @option("-n", "--last", type=int, default=-1, metavar="N", help="The last N created, in any state")
 @option("-l", "--latest", is_flag=True, help="The last created, in any state")
 @format_option()
@@ -95,6 +96,7 @@ def command(
     quiet: bool,
     no_trunc: bool,
     filters: tuple[str, ...],
+    size: bool,
     last: int,
     latest: bool,
     form: str,
@@ -111,6 +113,24 @@ def command(
     if as_json:
         session.line(json.dumps([_json(container) for container in found], indent=2, ensure_ascii=False))
         return 0
-    fields = _WHOLE if no_trunc else _FIELDS
-    show(session, [Row(fields, container) for container in found], COLUMNS, form=form, quiet="ID" if quiet else "")
+    fields = {**(_WHOLE if no_trunc else _FIELDS), **_asked(session, sizes=size or ".Size" in form)}
+    columns = (*COLUMNS, ("SIZE", "Size")) if size else COLUMNS
+    show(session, [Row(fields, container) for container in found], columns, form=form, quiet="ID" if quiet else "")
     return 0
+
+
+def _asked(session: Session, *, sizes: bool) -> dict[str, Callable[[Container], Any]]:
+    """Fields that the engine has to be asked for once more. sizes: whether trees are to be walked."""
+    taken = {use.id: use.size for use in session.engine.disk_usage().containers} if sizes else {}
+
+    def mounts(container: Container) -> list[str]:
+        try:
+            found = session.engine.inspect(container.id)["Mounts"]
+        except NotFound:  # removed since it was listed
+            return []
+        return [mount.get("Name") or mount["Source"] for mount in found]
+
+    return {
+        "Size": lambda container: human.size(taken.get(container.id, 0)),
+        "Mounts": lambda container: ",".join(mounts(container)),
+    }
