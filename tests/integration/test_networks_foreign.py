@@ -105,6 +105,29 @@ def test_addresses_as_inspect_says(engine: Engine, driver: str) -> None:
     assert engine.doctor() == ()
 
 
+def hosts(engine: Engine, container: str) -> str:
+    return execute(engine, container, "/bin/busybox", "cat", "/etc/hosts").out
+
+
+@pytest.mark.parametrize("driver", ["cni", "macvlan"])
+def test_names_of_the_others(engine: Engine, driver: str) -> None:
+    """Of those that are there when a container begins, and of those that come and go, without a loss of what it wrote itself."""
+    with network(engine, driver) as name:
+        serve(engine, "one", name, aliases=("uno",))
+        assert execute(engine, "one", "/bin/sh", "-c", "echo 192.0.2.9 mine >>/etc/hosts").code == 0
+        engine.run(RunRequest(IMAGE, ("/bin/busybox", "sleep", "1000"), name="two", network=name))
+        for other in ("one", "uno", "one.lab", engine.container("one").id[:12]):
+            assert f" {other}" in hosts(engine, "two").replace("\t", " ")
+        ask = "/bin/busybox nc uno 80 </dev/null"
+        until(lambda: execute(engine, "two", "/bin/sh", "-c", ask).out.strip() == "one", 30)
+        address = engine.container("two").addresses[0].partition("/")[0]
+        until(lambda: f"{address}\ttwo " in hosts(engine, "one"), 30)
+        engine.remove("two", force=True)
+        until(lambda: "two" not in hosts(engine, "one"), 30)
+        assert "192.0.2.9 mine\n" in hosts(engine, "one")
+        engine.remove("one", force=True)
+
+
 @pytest.mark.parametrize("driver", [driver for driver in DRIVERS if driver != "macvlan"])
 def test_a_published_port(engine: Engine, driver: str) -> None:
     with network(engine, driver) as name:

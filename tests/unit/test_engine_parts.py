@@ -187,6 +187,19 @@ def test_bad_signals(text: str) -> None:
         signals.parse(text)
 
 
+def test_names_of_others_between_two_marks() -> None:
+    peers = [Place("n", "d", names=("db", "db.n"), addresses=("10.1.2.3/24", "fd00::3/64"))]
+    block = hostfiles.names_block(peers)
+    assert "10.1.2.3\tdb db.n\nfd00::3\tdb db.n\n" in block
+    assert hostfiles.names_block(()) == ""
+    text = hostfiles.make(RunRequest(image="x"), hostname="h", peers=peers).hosts
+    assert block in text
+    without = hostfiles.with_names(text + "192.0.2.9 mine\n", "")
+    assert without == hostfiles.make(RunRequest(image="x"), hostname="h").hosts + "192.0.2.9 mine\n"
+    assert hostfiles.with_names("192.0.2.9 mine", block) == "192.0.2.9 mine\n" + block
+    assert hostfiles.with_names("192.0.2.9 mine", "") == "192.0.2.9 mine"
+
+
 def test_host_files(tmp_path: Path) -> None:
     request = RunRequest(
         image="x", extra_hosts=("db:10.0.0.9", "six=[::9]"), dns=("9.9.9.9",), dns_search=("a.example",)

@@ -158,6 +158,7 @@ def combine(state: State, reserve: Reserve | None = None) -> Parts:
     execs = Execs(state)
     system = System(state, lifecycle, recovery)
     state.images.live = system.live
+    state.bus.heard.append(state.peers.heard)
     return Parts(
         state=state,
         lifecycle=lifecycle,

@@ -244,5 +244,6 @@ class Attaching:
     def write_files(
         self, record: Record, request: RunRequest, hostname: str, host: bool, places: Sequence[Place]
     ) -> None:
-        made = hostfiles.make(request, hostname=hostname, host=host, places=places)
-        bundles.write(str(self._state.bundle(record)), made.files(), userns.root_of(record.idmap))
+        with self._state.peers.known(record.id, places) as peers:
+            made = hostfiles.make(request, hostname=hostname, host=host, places=places, peers=peers)
+            bundles.write(str(self._state.bundle(record)), made.files(), userns.root_of(record.idmap))

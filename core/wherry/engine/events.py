@@ -57,6 +57,8 @@ class Bus:
         self._closed = False
         #: Set to ``Kernel.notify``: hands an event to the listeners among the plugins.
         self.notify: Callable[[Event], None] | None = None
+        #: The engine's own who hear of every event, and do not block either.
+        self.heard: list[Callable[[Event], None]] = []
 
     def deliver(self, events: list[Event]) -> None:
         for follower in self._followers:
@@ -64,6 +66,9 @@ class Bus:
         if (notify := self.notify) is not None:
             for event in events:
                 notify(event)
+        for hear in self.heard:
+            for event in events:
+                hear(event)
 
     def follow(self, database: Database, after: int, *, follow: bool) -> Iterator[Event]:
         """See ``Engine.events``. Registered before this returns: what happens after the call is not missed."""

@@ -18,6 +18,7 @@ from wherry.engine.places import Place
 #: For the host, where no network of the container leads to it: an address that nobody has (RFC 5737), rather than one at which
 #: somebody else answers, such as the container itself. Before anything is attached it stands for what is written then.
 _NOWHERE = "203.0.113.1"
+_BEGIN, _END = "# others in the networks of this container", "# end of the others"
 NAMES = ("hosts", "hostname", "resolv.conf")
 _LOCAL = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -42,8 +43,30 @@ class HostFiles:
         return {name: text.encode("utf-8", "surrogateescape") for name, text in zip(NAMES, texts, strict=True)}
 
 
-def make(request: RunRequest, *, hostname: str, host: bool = False, places: Sequence[Place] = ()) -> HostFiles:
-    """places: the networks that the container is attached to. Invalid for a wrong --add-host or --dns."""
+def names_block(peers: Sequence[Place]) -> str:
+    """Lines that name others, between two marks; "" for none."""
+    lines = "".join(
+        f"{address.split('/')[0]}\t{' '.join(dict.fromkeys(peer.names))}\n"
+        for peer in peers
+        for address in peer.addresses
+    )
+    return f"{_BEGIN}\n{lines}{_END}\n" if lines else ""
+
+
+def with_names(text: str, block: str) -> str:
+    """The text of a hosts file with that block in place of the one that it has."""
+    before, begun, rest = text.partition(f"{_BEGIN}\n")
+    _lines, ended, after = rest.partition(f"{_END}\n")
+    if begun and ended:
+        return before + block + after
+    return text + ("" if not block or not text or text.endswith("\n") else "\n") + block
+
+
+def make(
+    request: RunRequest, *, hostname: str, host: bool = False, places: Sequence[Place] = (), peers: Sequence[Place] = ()
+) -> HostFiles:
+    """places: the networks that the container is attached to; peers: the places of others there that it shall know by name. Invalid for
+    a wrong --add-host or --dns."""
     base = _read("/etc/hosts") if host else _LOCAL
     lines = [
         f"{address.split('/')[0]}\t{' '.join(dict.fromkeys((hostname, *place.names)))}\n"
@@ -59,7 +82,7 @@ def make(request: RunRequest, *, hostname: str, host: bool = False, places: Sequ
         lines.append(f"{address.strip('[]')}\t{name}\n")
     if base and not base.endswith("\n"):
         base += "\n"
-    return HostFiles(hostname, base + "".join(lines), _resolv_conf(request, host, places))
+    return HostFiles(hostname, base + "".join(lines) + names_block(peers), _resolv_conf(request, host, places))
 
 
 def _resolv_conf(request: RunRequest, host: bool, places: Sequence[Place]) -> str:

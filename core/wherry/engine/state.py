@@ -17,6 +17,7 @@ from wherry.engine.database import Database
 from wherry.engine.events import Bus
 from wherry.engine.leases import Leases
 from wherry.engine.memberships import Memberships
+from wherry.engine.peers import Peers
 from wherry.engine.places import Place, network_id
 from wherry.engine.records import Record, unpack_request
 from wherry.engine.registry import Registry
@@ -67,6 +68,7 @@ class State:
         self.ranges = threading.Lock()
         """Held from the choice of a container's ids until its record has them."""
         self.memberships = Memberships()
+        self.peers = Peers(self)
         self.sweeping = Sweeping()
         self.volumes = Volumes(self)
         self.bundles = run / "bundles"
