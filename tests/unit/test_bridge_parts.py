@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,9 @@ from wherry.api import AttachRequest, InUse, Invalid, NetworkConfig, Port
 from wherry.networks import addresses as ip
 from wherry.networks.definition import fill
 from wherry.networks.store import Store
+from wherry_plugins.network import bridge
 from wherry_plugins.network.bridge.config import BridgeConfig, Options, options_of
+from wherry_plugins.network.bridge.netd import libnftables
 from wherry_plugins.network.bridge.ports import claim
 
 POOLS = BridgeConfig().pools
@@ -207,3 +210,16 @@ def test_a_network_that_was_changed_is_looked_up_anew(tmp_path: Path) -> None:
     store.drop("web")
     assert store.network("web") is None
     store.close()
+
+
+# where it can run
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = libnftables.library
+    monkeypatch.setattr(libnftables, "library", library.__wrapped__)
+    monkeypatch.setattr(libnftables, "LIBRARY", "libnowhere.so.1")
+    registration = bridge.wherry_network()
+    said = registration.probe(BridgeConfig(), None)  # type: ignore[arg-type]
+    assert said == 'the library "libnowhere.so.1" is missing (Debian: libnftables1)'
