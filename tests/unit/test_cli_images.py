@@ -403,6 +403,22 @@ def test_bars_end_before_the_container_writes(twin: bool) -> None:
     assert ("\x1b" in err.partition("by the container\n")[2]) is twin
 
 
+def test_an_image_under_dockers_names() -> None:
+    config = {
+        "author": "me",
+        "variant": "v8",
+        "history": [{"comment": "first"}, {"comment": "last"}],
+        "config": {"Cmd": ["x"]},
+    }
+    form = "{{.Author}} {{.Comment}} {{.Variant}} {{.Parent}}{{.Config.Cmd}} {{.RepoTags}}"
+    assert call(FakeEngine(image=image(config=config)), "image", "inspect", "-f", form, "busybox")[1] == (
+        "me last v8 [x] [busybox:latest]\n"
+    )
+    for history in ((), "text", ["text"], [{"comment": None}]):
+        found = image(config={"history": history})
+        assert call(FakeEngine(image=found), "image", "inspect", "-f", "{{.Comment}}", "busybox")[1] == "\n"
+
+
 def test_one_image_that_two_manifests_name() -> None:
     names = ("docker.io/library/busybox:1", "docker.io/library/busybox:2", "127.0.0.1:5000/my/busybox@" + A)
     images = (image(names=names), image(names=("docker.io/library/other:1",), target=Descriptor("x", Digest(A), 1)))
