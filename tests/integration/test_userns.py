@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support import rootless
 from support.engines import Wherry
 from wherry.linux import userns
 from wherry.oci import execute_root
@@ -249,7 +251,8 @@ def test_keep_id(wherry: Wherry) -> None:
     script = "id -u; id -g; stat -c %u:%g /bin/sh; touch /tmp/x; stat -c %u /tmp/x; sleep 1000"
     assert wherry.dirs.user
     uid = wherry.dirs.user.uid
-    refused = wherry("run", "--rm", "--userns", "keep-id", IMAGE, "true", code=125).stderr
+    chosen = ("--snapshotter", "overlayfs", "--userns", "keep-id")
+    refused = wherry("run", "--rm", *chosen, IMAGE, "true", code=125).stderr
     assert "choose --snapshotter fuse-overlayfs, or vfs, which copies" in refused
     wherry("run", "-d", "--name", "kept", "--userns", "keep-id", "--snapshotter", "vfs", IMAGE, "sh", "-c", script)
     assert wherry("exec", "kept", "id", "-u").stdout == f"{uid}\n"
@@ -257,6 +260,17 @@ def test_keep_id(wherry: Wherry) -> None:
     assert wherry("logs", "kept").stdout == f"{uid}\n{uid}\n0:0\n{uid}\n"
     assert os.stat(f"/proc/{pid_of(wherry, 'kept')}").st_uid == uid
     wherry("rm", "-f", "kept")
+
+
+@USER
+def test_the_snapshotter_that_can_is_taken_where_none_is_named(wherry: Wherry) -> None:
+    wherry("create", "--name", "plain", "--network", "none", IMAGE, "true")
+    wherry("create", "--name", "kept", "--userns", "keep-id", "--network", "none", IMAGE, "id", "-un")
+    drivers = [json.loads(wherry("inspect", name).stdout)[0] for name in ("plain", "kept")]
+    assert '"overlayfs"' in json.dumps(drivers[0])
+    assert '"fuse-overlayfs"' in json.dumps(drivers[1]) or '"vfs"' in json.dumps(drivers[1])
+    assert wherry("start", "-a", "kept").stdout == f"{rootless.NAME}\n"
+    wherry("rm", "plain", "kept")
 
 
 @USER

@@ -57,9 +57,13 @@ class Creation:
     def begin(self, request: RunRequest, id: str, *, undo: Undo) -> Begun:
         """Takes the name and writes the row, status "creating", under a lease. On any error the caller runs undo."""
         state = self._state
-        drivers = state.kernel.variant(
-            request.variant, store=request.store, snapshotter=request.snapshotter, isolation=request.isolation
-        )
+        drivers = self._drivers(request, request.snapshotter)
+        if not request.snapshotter and userns.remaps(request.userns):
+            provides = drivers.capabilities["snapshotter"].provides
+            if userns.REMAP not in provides and (
+                other := state.kernel.able(request.variant, "snapshotter", userns.REMAP)
+            ):
+                drivers = self._drivers(request, other)
         request = self._by_name(request, drivers)
         record = self._record(id, request, drivers)
         packed = pack_request(request)
@@ -118,6 +122,11 @@ class Creation:
             tx.event("container.created", record.id, attributes(record))
         record.apply(changes)
         return record
+
+    def _drivers(self, request: RunRequest, snapshotter: str) -> Drivers:
+        return self._state.kernel.variant(
+            request.variant, store=request.store, snapshotter=snapshotter, isolation=request.isolation
+        )
 
     def _by_name(self, request: RunRequest, drivers: Drivers) -> RunRequest:
         """With the names of networks that the request has by id."""

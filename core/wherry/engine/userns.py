@@ -25,6 +25,8 @@ Pool = list[tuple[int, int]]
 
 OWNER = "containers"
 """Whose ranges in /etc/subuid and /etc/subgid auto takes from, as podman does for root."""
+REMAP = "remap-ids"
+"""What a snapshotter provides for that."""
 _MODES = ("auto", "host", "keep-id", "nomap")
 _SIZE = 65536
 _SMALL = 1024  # of an ordinary user's 65536
@@ -49,6 +51,12 @@ def parse(text: str) -> tuple[str, Mapping[str, int]]:
             )
         options[key] = int(value)
     return mode, options
+
+
+def remaps(text: str) -> bool:
+    """Whether a container of that mode needs a root whose ids are not those of the layers."""
+    mode = parse(text or "host")[0]
+    return mode != "host" and (mode != "keep-id" or userns.confined())
 
 
 def choose(text: str, ranges: str, records: Iterable[Record]) -> IdMap:
@@ -168,7 +176,7 @@ def _kept(id: int, pool: Pool) -> Rows:
 
 def check(idmap: IdMap, provides: frozenset[str], snapshotter: str) -> None:
     """FailedPrecondition where the snapshotter can't give a root such ids."""
-    if shifted(idmap).uids and "remap-ids" not in provides:
+    if shifted(idmap).uids and REMAP not in provides:
         hint = (
             "choose --snapshotter fuse-overlayfs, or vfs, which copies"
             if userns.confined()

@@ -73,6 +73,10 @@ class Kernel:
         """
         return self._variants.get(name, store, snapshotter, isolation)
 
+    def able(self, variant: str, kind: Kind, flag: str) -> str:
+        """The id of the first driver in a variant's list that can run and provides a flag; "" without one. NotFound."""
+        return self._variants.able(variant, kind, flag)
+
     def driver(self, kind: str, id: str) -> Any:
         """A driver by itself, without decorators. Raises NotFound, Unavailable, PluginFault."""
         return self._variants.guarded(kind, id)

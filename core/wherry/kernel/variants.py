@@ -96,6 +96,17 @@ class Variants:
                 self._choices[key] = self._choose(name, kind, ids)
             return self._choices[key]
 
+    def able(self, name: str, kind: Kind, flag: str) -> str:
+        """The first driver of a variant's list that can run and provides the flag; "" without one."""
+        name = name or self._loaded.config.default
+        for id in getattr(self.resolve(name), kind):
+            try:
+                if flag in self._driver(kind, id).capabilities().provides and not self._driver(kind, id).probe():
+                    return str(id)
+            except Error:
+                continue
+        return ""
+
     def _choose(self, name: str, kind: str, ids: Sequence[str]) -> Choice:
         where = self._loaded.place("variant", name, kind)
         if not ids:
