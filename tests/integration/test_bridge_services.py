@@ -191,6 +191,10 @@ def test_other_names_are_asked_elsewhere(engine: Engine, machine: Outside) -> No
         engine.create_network(NetworkConfig("cellar", internal=True))
         inner = start(engine, "inner", network="cellar", dns=(OUTSIDE,))
         assert "192.0.2.7" not in execute(engine, inner.id, "/bin/busybox", "nslookup", "far.example").out
+        engine.connect("inner", Join("bridge"))  # which has no names, but a way out
+        assert "192.0.2.7" in execute(engine, inner.id, "/bin/busybox", "nslookup", "far.example").out
+        engine.disconnect("inner", "bridge")
+        assert "192.0.2.7" not in execute(engine, inner.id, "/bin/busybox", "nslookup", "far.example").out
         engine.remove("inner", force=True)
         engine.remove_network("cellar")
 

@@ -197,14 +197,7 @@ class BridgeNetwork:
         mine = [ip.subnet(text) for text in stored.config.subnets]
         if not any(ip.overlap(one, other) for other in self._links.taken(shape.interface) for one in mine):
             return stored
-        again = NetworkConfig(
-            stored.config.name,
-            ipv6=stored.config.ipv6,
-            internal=stored.config.internal,
-            labels=stored.config.labels,
-            options=stored.config.options,
-        )
-        return self._define(again)
+        return self._define(evolve(stored.config, subnets=(), gateways=(), ip_ranges=()))
 
     def _down(self, config: NetworkConfig) -> None:
         self._up.pop(config.name, None)

@@ -55,7 +55,8 @@ class Services:
         the container is in no other network."""
         request = place.reservation.request
         self._hub.connect()  # what was killed meanwhile is started again
-        forwarders = () if config.internal or not named else self._forwarders(request.nameservers)
+        # Of a network without names too: it may be the only way out of a container that has a resolver by another one.
+        forwarders = () if config.internal else self._forwarders(request.nameservers)
         state = EndpointState(
             sandbox_id=request.sandbox_id,
             network=request.network,
