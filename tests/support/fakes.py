@@ -312,6 +312,9 @@ class FakeKernel:
     def plugins(self) -> tuple[PluginInfo, ...]:
         return tuple(PluginInfo(family, id, "tests", "0", "ready") for family, id in self.parts)
 
+    def usable(self, family: str, *, used: bool = False) -> tuple[str, ...]:
+        return tuple(id for kind, id in self.parts if kind == family)
+
     def gc_roots(self) -> frozenset[str]:
         return frozenset()
 

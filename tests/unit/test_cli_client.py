@@ -22,8 +22,10 @@ from typing import Any
 import pytest
 
 import wherry
-from wherry.client import hot
+from wherry.client import cold, hot
 from wherry.linux import framing
+from wherry_plugins.frontend.cli.command import Group
+from wherry_plugins.frontend.cli.main import ROOT
 
 SCRIPT = Path(wherry.__file__).parent / "client" / "wherry"
 #: Nothing but what is built into the interpreter or frozen; each more would be a file to find and read.
@@ -473,3 +475,11 @@ def test_a_socket_of_another_users_is_not_spoken_to(tmp_path: Path) -> None:
             (short / "engine.sock").unlink()
     finally:
         shutil.rmtree(short)
+
+
+def test_help_of_every_group_needs_no_engine() -> None:
+    groups = {name for name in ROOT.list_commands(None) if isinstance(ROOT.get_command(None, name), Group)}
+    assert set(cold.GROUPS) == groups
+    assert cold.needs_no_engine(["network"])
+    assert cold.needs_no_engine(["network", "create", "--help"])
+    assert not cold.needs_no_engine(["network", "ls"])

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from wherry.client import hot
 
-GROUPS = ("config", "container", "engine", "image", "system", "volume")
+GROUPS = ("config", "container", "engine", "image", "network", "system", "volume")
 ABSENT = {str(errno.ENOENT), str(errno.ECONNREFUSED)}
 NOT_RUNNING = 3
 """Exit code of ``engine status`` without an engine, as of LSB init scripts."""

@@ -213,13 +213,9 @@ class Collector:
 def present(kernel: Kernel, kind: Kind) -> list[tuple[str, Any]]:
     """Drivers that can run here and have state on disk, or are in use already, by their ids."""
     result = []
-    for plugin in kernel.plugins():
-        if plugin.family != kind or plugin.state not in ("ready", "available"):
-            continue
-        if plugin.state == "available" and not (kernel.root / kind / plugin.id).is_dir():
-            continue
+    for id in kernel.usable(kind, used=True):
         try:
-            result.append((plugin.id, kernel.driver(kind, plugin.id)))
+            result.append((id, kernel.driver(kind, id)))
         except (Error, OSError):
             continue
     return result

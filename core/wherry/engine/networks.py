@@ -37,21 +37,17 @@ class Networks:
     def _default(self) -> str:
         """The default variant's driver where it makes networks, else the first one here that does."""
         state = self._state
-        ids = [state.kernel.variant("").ids["network"], *self._usable()]
+        ids = [state.kernel.variant("").ids["network"], *state.kernel.usable("network")]
         for id in ids:
             if "networks" in state.kernel.capabilities("network", id).provides:
                 return id
         raise Invalid("network", "no driver here makes networks", "name one with --driver; see: wherry plugins")
 
-    def _usable(self) -> list[str]:
-        plugins = self._state.kernel.plugins()
-        return sorted(p.id for p in plugins if p.family == "network" and p.state in ("ready", "available"))
-
     def list(self) -> tuple[NetworkInfo, ...]:
         return tuple(sorted(self._all(), key=lambda info: info.config.name))
 
     def _all(self) -> Iterator[NetworkInfo]:
-        for id in self._usable():
+        for id in self._state.kernel.usable("network"):
             try:
                 driver: Network = self._state.network(id)
                 yield from [_info(id, config) for config in driver.list()]

@@ -237,13 +237,7 @@ class Recovery:
     ) -> list[str]:
         state = self._state
         if networks is None:
-            networks = [
-                p.id
-                for p in state.kernel.plugins()
-                if p.family == "network"
-                # One that was never used has nothing, and need not be loaded to say so.
-                and (p.state == "ready" or (p.state == "available" and (state.root / "network" / p.id).is_dir()))
-            ]
+            networks = state.kernel.usable("network", used=True)
         done = []
         for id in networks:
             try:
@@ -266,10 +260,9 @@ class Recovery:
     def _kill(self, task: TaskState, failures: list[tuple[str, Exception]]) -> None:
         """Nobody knows any more which driver made it: each of those that run here is told to delete it."""
         state = self._state
-        for plugin in state.kernel.plugins():
-            if plugin.family == "isolation" and plugin.state in ("ready", "available"):
-                delete = state.kernel.driver("isolation", plugin.id).delete
-                attempt(failures, f"{plugin.id}.delete", partial(delete, task.id, task.exec_id, force=True))
+        for id in state.kernel.usable("isolation"):
+            delete = state.kernel.driver("isolation", id).delete
+            attempt(failures, f"{id}.delete", partial(delete, task.id, task.exec_id, force=True))
         state.forget(task.id, task.exec_id)
 
 

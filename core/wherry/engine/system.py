@@ -179,19 +179,11 @@ class System:
                 record.lock.release()
         return findings
 
-    def _usable(self, family: str) -> list[str]:
-        """Ids of the drivers of a kind that run here."""
-        return [
-            plugin.id
-            for plugin in self._state.kernel.plugins()
-            if plugin.family == family and plugin.state in ("ready", "available")
-        ]
-
     def _blobs(self, repair: bool) -> list[Finding]:
         """Blobs whose bytes are gone or of another length. Forgotten, they are fetched again with the image's next load or pull."""
         state = self._state
         findings = []
-        for id in self._usable("store"):
+        for id in state.kernel.usable("store"):
             failures: list[tuple[str, Exception]] = []
             try:
                 store: Store = state.kernel.driver("store", id)
@@ -208,7 +200,7 @@ class System:
         """Active snapshots named like a container that is not there."""
         state = self._state
         findings = []
-        for id in self._usable("snapshotter"):
+        for id in state.kernel.usable("snapshotter"):
             try:
                 driver: Snapshotter = state.kernel.driver("snapshotter", id)
                 names = [

@@ -151,22 +151,16 @@ class Volumes:
     def every(self) -> tuple[Volume, ...]:
         """Of all drivers that can be used, by name."""
         found: list[Volume] = []
-        for id in self._drivers():
+        for id in self._state.kernel.usable("volume"):
             try:
                 found += self._state.kernel.volume(id).list()
             except (Error, OSError) as error:
                 log.warning("volume driver {}: {}", id, error)
         return tuple(sorted(found, key=lambda volume: volume.name))
 
-    def _drivers(self) -> list[str]:
-        usable = ("ready", "available")
-        return [
-            plugin.id for plugin in self._state.kernel.plugins() if plugin.family == "volume" and plugin.state in usable
-        ]
-
     def _find(self, name: str) -> Volume | None:
         default = self._state.settings.volume
-        for id in sorted(self._drivers(), key=lambda id: id != default):
+        for id in sorted(self._state.kernel.usable("volume"), key=lambda id: id != default):
             try:
                 return self._state.kernel.volume(id).get(name)
             except NotFound:

@@ -169,6 +169,18 @@ class Kernel:
         """Every plugin with its state and, where it can't be used, the reason. Imports all of them."""
         return tuple(self._info(entry) for entry in self._plugins.entries)
 
+    def usable(self, family: str, *, used: bool = False) -> tuple[str, ...]:
+        """Ids of the plugins of a family that can run here. used: only those at work already, or with state on disk: one that was never
+        used has nothing, and need not be loaded to say so."""
+        found = []
+        for entry in self._plugins.entries:
+            if entry.family == family:
+                state = self._info(entry).state
+                there = not used or (self.root / family / entry.id).is_dir()
+                if state == "ready" or (state == "available" and there):
+                    found.append(entry.id)
+        return tuple(sorted(found))
+
     def chosen(self) -> dict[str, dict[Kind, str]]:
         """variant -> kind -> driver, for every variant of the config; a kind without a working driver is left out."""
         return {
