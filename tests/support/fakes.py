@@ -315,6 +315,9 @@ class FakeKernel:
     def usable(self, family: str, *, used: bool = False) -> tuple[str, ...]:
         return tuple(id for kind, id in self.parts if kind == family)
 
+    def at_work(self, family: str) -> tuple[str, ...]:
+        return self.usable(family)
+
     def gc_roots(self) -> frozenset[str]:
         return frozenset()
 

@@ -364,3 +364,25 @@ def test_only_modules_of_the_family_are_imported(dists: Distributions) -> None:
     dists.add({"volume.v": "volume_module", "adjust.a": "adjust_module"}, {"volume_module": "", "adjust_module": ""})
     dists.kernel().variant()
     assert not {"volume_module", "adjust_module"} & set(sys.modules)
+
+
+def test_which_can_run_and_which_were_used(dists: Distributions) -> None:
+    dists.driver("snapshotter", "absent", more="probe=lambda c, x: 'no such kernel'")
+    dists.driver("snapshotter", "idle")
+    kernel = dists.kernel()
+
+    def usable(*, used: bool) -> set[str]:
+        return {"absent", "fake", "idle"} & set(
+            kernel.usable("snapshotter", used=used)
+        )  # and what is installed for real
+
+    assert kernel.at_work("snapshotter") == ()
+    assert usable(used=False) == {"fake", "idle"}
+    assert usable(used=True) == set()
+    kernel.driver("snapshotter", "fake").usage("x")
+    (kernel.root / "snapshotter" / "absent").mkdir(parents=True)
+    assert kernel.at_work("snapshotter") == ("fake",)
+    assert usable(used=True) == {"fake"}
+    (kernel.root / "snapshotter" / "idle").mkdir()
+    assert usable(used=True) == {"fake", "idle"}
+    assert kernel.at_work("snapshotter") == ("fake",)

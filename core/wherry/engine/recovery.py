@@ -253,7 +253,7 @@ class Recovery:
         """At the engine's end: network drivers that were in use take down what no container needs, bridges for instance."""
         state = self._state
         failures: list[tuple[str, Exception]] = []
-        used = [p.id for p in state.kernel.plugins() if p.family == "network" and p.state == "ready"]
+        used = state.kernel.at_work("network")
         self._sweep_networks(used, {record.sandbox_id for record in state.registry if busy(record)}, failures)
         state.report(failures, "end of the engine")
 

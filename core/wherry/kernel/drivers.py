@@ -94,6 +94,11 @@ class Driver:
         self._broken: Error | None = None
         self._failure: Error | None = None
 
+    @property
+    def at_work(self) -> bool:
+        """Whether it was made and answers; nothing is imported or probed to tell."""
+        return self._driver is not None and not self.health.open
+
     def state(self) -> tuple[Literal["ready", "available", "skipped", "failed"], str]:
         """(state, reason) as ``wherry plugins`` shows them; imports and probes when that was not done yet."""
         if self._driver is not None:

@@ -181,6 +181,13 @@ class Kernel:
                     found.append(entry.id)
         return tuple(sorted(found))
 
+    def at_work(self, family: str) -> tuple[str, ...]:
+        """Ids of the drivers of a family that this engine has had a use for."""
+        drivers = list(self._drivers.items())
+        return tuple(
+            sorted(key.partition(".")[2] for key, one in drivers if key.startswith(f"{family}.") and one.at_work)
+        )
+
     def chosen(self) -> dict[str, dict[Kind, str]]:
         """variant -> kind -> driver, for every variant of the config; a kind without a working driver is left out."""
         return {
