@@ -55,15 +55,18 @@ class Transaction:
         self.events: list[Event] = []
 
     def event(self, topic: str, id: str, attributes: Mapping[str, str] | None = None, time_ns: int = 0) -> Event:
-        """Writes the next event of the sequence; it tells of a change made in this same transaction."""
+        """The next event of the sequence, written with the others when all else is; it tells of a change made in this same
+        transaction."""
         attributes = {} if attributes is None else dict(attributes)
         event = Event(topic, id, time_ns or time.time_ns(), attributes, self._database.sequence + len(self.events) + 1)
-        self.execute(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
-            (event.sequence, event.time, topic, id, json.dumps(attributes) if attributes else "{}"),
-        )
         self.events.append(event)
         return event
+
+    def rows(self) -> list[tuple[int, int, str, str, str]]:
+        """The events as the table has them."""
+        return [
+            (e.sequence, e.time, e.topic, e.id, json.dumps(e.attributes) if e.attributes else "{}") for e in self.events
+        ]
 
 
 class Database:
@@ -143,6 +146,8 @@ class Database:
                 execute("BEGIN IMMEDIATE")
                 try:
                     yield tx
+                    if tx.events:
+                        self._connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", tx.rows())
                     execute("COMMIT")
                 except BaseException:
                     if self._connection.in_transaction:

@@ -159,23 +159,23 @@ class Snapshots:
         now = time.time_ns()
         with self.database.write(durable=durable) as execute:
             above: tuple[int, ...] = ()
+            sql = "SELECT name, number, kind, deleting FROM snapshots WHERE name IN (?, ?)"
+            there = {name: rest for name, *rest in execute(sql, (key, parent)).fetchall()}
             if parent:
-                found = execute(
-                    "SELECT number, kind FROM snapshots WHERE name = ? AND NOT deleting", (parent,)
-                ).fetchall()
-                if not found:
+                number, state, deleting = there.get(parent, (0, "", True))
+                if deleting:
                     raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it does not exist')
-                if found[0][1] != "committed":
+                if state != "committed":
                     raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it is not committed')
-                above = self._chain(found[0][0])
-            _free(execute, key, "the key")
+                above = self._chain(number)
+            if key in there:
+                _taken(key, "the key", deleting=there[key][2])
             boot = "" if durable else self._boot
-            execute(
+            ((number,),) = execute(
                 "INSERT INTO snapshots (name, kind, parent, labels, extra, created, updated, boot)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
                 (key, kind, above[0] if above else None, _dump(labels), extra, now, now, boot),
-            )
-            (number,) = execute("SELECT last_insert_rowid()").fetchall()[0]
+            ).fetchall()
             yield Row(number, key, kind, parent, labels, extra, now, now, -1, -1, above)
 
     @contextmanager
@@ -309,11 +309,14 @@ class Snapshots:
 
 
 def _free(execute: Any, name: str, what: str) -> None:
-    found = execute("SELECT deleting FROM snapshots WHERE name = ?", (name,)).fetchall()
-    if found and found[0][0]:
+    for (deleting,) in execute("SELECT deleting FROM snapshots WHERE name = ?", (name,)).fetchall():
+        _taken(name, what, deleting=deleting)
+
+
+def _taken(name: str, what: str, *, deleting: bool) -> None:
+    if deleting:
         raise InUse(f'snapshot "{name}"', "is about to be deleted", "try again")
-    if found:
-        raise AlreadyExists(f'snapshot "{name}"', f"{what} is taken")
+    raise AlreadyExists(f'snapshot "{name}"', f"{what} is taken")
 
 
 def _merged(labels: Labels, changes: Mapping[str, str | None]) -> Labels:
