@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from support.running import until
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.twice
@@ -60,10 +61,17 @@ def test_rename_top_and_update(wherry: Any) -> None:
     wherry("run", "-d", "--name", "one", "--network", "none", IMAGE, "sh", "-c", "sleep 1000 & wait")
     assert wherry("rename", "one", "two").stdout == ""
     assert wherry("ps", "--format", "{{.Names}}", "--filter", "name=^two$").stdout == "two\n"
-    rows = [line.split() for line in wherry("top", "two", "-o", "pid,ppid,args").stdout.splitlines()]
-    assert rows[0] == ["PID", "PPID", "COMMAND"]
-    assert sorted(row[2:] for row in rows[1:]) == [["sh", "-c", "sleep", "1000", "&", "wait"], ["sleep", "1000"]]
-    assert rows[2][1] == rows[1][0]
+    seen: list[list[str]] = []
+
+    def both() -> bool:
+        seen[:] = [line.split() for line in wherry("top", "two", "-o", "pid,ppid,args").stdout.splitlines()]
+        return ["sleep", "1000"] in [row[2:] for row in seen]
+
+    until(both, 30)
+    head, shell, sleep = seen[0], *sorted(seen[1:], key=lambda row: row[2:])
+    assert head == ["PID", "PPID", "COMMAND"]
+    assert shell[2:] == ["sh", "-c", "sleep", "1000", "&", "wait"]
+    assert sleep[1] == shell[0]
     if "memory" in wherry("info").stdout and not wherry.dirs.user:
         assert wherry("update", "--memory", "96m", "--pids-limit", "50", "two").stdout == "two\n"
         counted = json.loads(wherry("stats", "--json", "two").stdout)["two"]

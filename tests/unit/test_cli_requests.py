@@ -514,7 +514,8 @@ def process(**changes: Any) -> ContainerProcess:
     return ContainerProcess(**{**ids, **times, **sizes, **words, **changes})
 
 
-def test_top() -> None:
+def test_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wherry_plugins.frontend.cli.commands.top._seconds", lambda _process: 90)
     engine = FakeEngine(processes=(process(), process(pid=43, command=(), terminal="", cpu=0)))
     lines = call(engine, "top", "web")[1].splitlines()
     assert lines[0].split() == ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]

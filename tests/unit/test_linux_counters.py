@@ -40,7 +40,7 @@ def test_processes_bring_their_ended_children(tmp_path: Path) -> None:
         assert child.stdout
         child.stdout.readline()
         found = counters.of_processes([child.pid, 0])
-    if found == NOTHING:
+    if not found["io.wbytes"]:
         pytest.skip("the temporary directory is on no disk, or there is no /proc/PID/io")
     assert found["io.wbytes"] >= 1 << 20
     assert counters.of_processes([child.pid]) == NOTHING
