@@ -11,7 +11,7 @@ from support.drivers import HOST, uplink
 from support.engines import Wherry
 from vm.user import as_user
 
-pytestmark = pytest.mark.timeout(900)  # an emulated processor
+pytestmark = pytest.mark.timeout(1800)  # an emulated processor
 IMAGE = "host:/bin/sh,/bin/cat,/bin/sleep,/usr/bin/busybox"
 SERVER = "busybox mkdir /www; echo served >/www/index.html; exec busybox httpd -f -p 80 -h /www"
 LIMITS = "--memory 64m --memory-swap 64m --pids-limit 50"
@@ -45,7 +45,7 @@ def test_roots(wherry: Wherry) -> None:
     environ = {**wherry.dirs.environ, "PATH": f"{wherry.program.parent}:{os.environ['PATH']}"}
     with uplink():
         done = subprocess.run(
-            ["sh", "-c", SCRIPT], env=environ, capture_output=True, text=True, timeout=800, check=False
+            ["sh", "-c", SCRIPT], env=environ, capture_output=True, text=True, timeout=1500, check=False
         )
     assert done.returncode == 0, done.stdout + done.stderr
     judge(done.stdout)

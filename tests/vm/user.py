@@ -38,7 +38,7 @@ def as_user(command: str, code: int | None = 0) -> str:
         "XDG_RUNTIME_DIR": f"/run/user/{entry.pw_uid}",
         "DBUS_SESSION_BUS_ADDRESS": f"unix:path=/run/user/{entry.pw_uid}/bus",
     }
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=600, check=False, cwd="/")
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=1500, check=False, cwd="/")
     if code is not None:
         assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout + (done.stderr if code is None else "")
