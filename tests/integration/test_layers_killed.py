@@ -57,7 +57,7 @@ def killing(made: World, log: Path, calls: str, when: int) -> Iterator[None]:
             time.sleep(0.005)
         yield
     finally:
-        made.workers._nursery._idle()
+        made.workers._nursery.rest()
         tracer.wait(30)
 
 

@@ -121,7 +121,7 @@ sys.addaudithook(_hook)
 
 def arm_worker(made: World, at: int, error: int) -> None:
     """Each worker dies at its step at, those of what forked it counted too, or has it fail."""
-    made.workers._nursery._idle()  # one that is there would go on without
+    made.workers._nursery.rest()  # one that is there would go on without
     nursery._START = WORKER.format(at=at, error=error) + nursery._START
 
 
@@ -274,7 +274,7 @@ def attempt(
             else:
                 return 0
             nursery._START = start
-            made.workers._nursery._idle()
+            made.workers._nursery.rest()
             again(made, name, source)
             return 3
         steps = Steps(at, error=number)

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from attrs import frozen
 from wherry.api import Unavailable
 
 _START = "import sys; sys.path[:0] = sys.argv[1:]; from wherry.layers.stem import main; main()"
+#: What is inflated goes through pieces of a megabyte, whose memory is to be used again and not given back and faulted in (mallopt(3)).
+_ENVIRON = {
+    "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}  # fmt: skip
 _LINGER = 10.0  # seconds that the stem waits for the next job
 
 
@@ -37,6 +43,7 @@ class Nursery:
         self._lock = threading.Lock()
         self._stem: tuple[int, socket.socket] | None = None
         self._busy = 0
+        self._used = 0.0  # when the last job ended
         self._timer: threading.Timer | None = None
         self._closed = False
 
@@ -45,9 +52,6 @@ class Nursery:
         """A worker with these descriptors, for the block. Unavailable where none can be had, or after ``close``."""
         with self._lock:
             self._busy += 1
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
         try:
             with self._lock:
                 born = self._bear(fds)
@@ -58,10 +62,9 @@ class Nursery:
         finally:
             with self._lock:
                 self._busy -= 1
-                if not self._busy and self._stem is not None:
-                    self._timer = threading.Timer(_LINGER, self._idle)
-                    self._timer.daemon = True
-                    self._timer.start()
+                self._used = time.monotonic()
+                if self._timer is None and not self._closed:
+                    self._look_again(_LINGER)
 
     def close(self) -> None:
         """Ends the stem, and with it all workers. Later ones are refused. Idempotent."""
@@ -72,9 +75,26 @@ class Nursery:
                 self._timer = None
             self._drop()
 
-    def _idle(self) -> None:
+    def rest(self) -> None:
+        """Ends the stem, if it has nothing to do; the next job starts another."""
         with self._lock:
             if not self._busy:
+                self._drop()
+
+    def _look_again(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._look)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _look(self) -> None:
+        with self._lock:
+            self._timer = None
+            left = self._used + _LINGER - time.monotonic()
+            if self._closed or self._stem is None:
+                return
+            if self._busy or left > 0:
+                self._look_again(_LINGER if self._busy else left)
+            else:
                 self._drop()
 
     def _bear(self, fds: Sequence[int]) -> Born:
@@ -124,7 +144,7 @@ def _spawn() -> tuple[int, socket.socket]:
         argv = [sys.executable, "-I", "-S", "-c", _START, *_search_path()]
         actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
         try:
-            pid = os.posix_spawn(sys.executable, argv, {"LC_ALL": "C.UTF-8"}, file_actions=actions, setsigmask=())
+            pid = os.posix_spawn(sys.executable, argv, _ENVIRON, file_actions=actions, setsigmask=())
         except BaseException:
             ours.close()
             raise

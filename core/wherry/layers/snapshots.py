@@ -180,8 +180,9 @@ class Snapshots:
 
     @contextmanager
     def rebase(self, key: str, parent: str) -> Iterator[Row]:
-        """Gives an active snapshot that has no parent one, committed after the block."""
-        with self.database.write() as execute:
+        """Gives an active snapshot that has no parent one, committed after the block. Not synced: the snapshot's own commit, which is,
+        comes later in the same log."""
+        with self.database.write(durable=False) as execute:
             row = self.get(key)
             if row.kind != "active" or row.parent:
                 raise FailedPrecondition(f'snapshot "{key}"', "only an active one without a parent can be given one")
