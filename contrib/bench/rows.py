@@ -15,7 +15,7 @@ from typing import Any
 
 from numbers_of import interval, percentile, ratios
 from pulls import PULLERS, Image, Other, copies_too_much, once
-from streams import Neighbours, address_of, gigabits, settled
+from streams import Neighbours, address_of, filtered, gigabits, settled, unfiltered
 from world import need
 
 IDLE = 0.15
@@ -354,6 +354,11 @@ def row_9(peers: Mapping[str, Any], plan: Plan) -> list[Line]:
             between[name] = partial(gigabits, left, right, address, inner, inner, plan.seconds)
             outside[name] = partial(gigabits, hand.outside, right, hand.host, port, inner, plan.seconds)
         lines = _streams("between two containers", between, "wherry", {"veth pair": 0.98}, plan)
+        if filtered():
+            with unfiltered():
+                lines += _streams(
+                    "between two containers, br_netfilter off", between, "wherry", {"veth pair": 0.98}, plan
+                )
         lines += _streams("to a published port", outside, "wherry", {"docker": 1.0}, plan)
         between, outside = {}, {}
         for name in users:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from world import need
 
 SECONDS = 60.0  # for a command that hangs
+#: Whether frames within a bridge pass the packet filter (Documentation/networking/ip-sysctl.rst), in this network namespace.
+_FILTERED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
 def inside(pid: int, *argv: str) -> list[str]:
@@ -43,6 +47,21 @@ def gigabits(client: int, server: int, address: str, port: int, inner: int, seco
             return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
         finally:
             listening.kill()
+
+
+def filtered() -> bool:
+    """Whether the packet filter sees what containers of one bridge send each other."""
+    return _FILTERED.exists() and _FILTERED.read_text().strip() == "1"
+
+
+@contextlib.contextmanager
+def unfiltered() -> Iterator[None]:
+    """In the block it does not."""
+    _FILTERED.write_text("0")
+    try:
+        yield
+    finally:
+        _FILTERED.write_text("1")
 
 
 class Neighbours:
