@@ -248,7 +248,7 @@ def test_bad_specs_leave_nothing(harness: IsolationHarness, monkeypatch: pytest.
 _TOLD = (
     "cat /proc/self/status /proc/self/cgroup /proc/self/limits /proc/self/oom_score_adj; "
     "for kind in cgroup ipc mnt net pid uts user; do readlink /proc/self/ns/$kind; done; "
-    "umask; pwd; id; env; set -- $(cat /proc/$$/stat); test $5 = $$ && test $6 = $$ && echo leads its session; "
+    "umask; pwd; id; env; set -- $(cat /proc/$$/stat); test $5 = $$ && test $6 = $$ && echo leads its session, nice ${19}; "
     "grep -q _ses. /proc/keys && echo keyring; ls -l /proc/self/fd; echo all told"
 )
 

@@ -13,8 +13,8 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 
+from wherry.linux import caps, path, process, userns
 from wherry.linux import namespaces as ns
-from wherry.linux import process
 from wherry.oci import spawn as oci
 from wherry.oci import users
 from wherry.oci.child import Child, run
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _LARGEST = 1 << 16  # of one packet
 _DESCRIPTORS = 200
+_NICER = 10
+_PLAIN = 2  # the version of marshal that says the same of the same, whoever else refers to it
 
 
 def fits(plan: Mapping[str, Any]) -> bool:
@@ -115,7 +117,14 @@ class Runner:
             given = [*(fd for fd in stdio if fd >= 0), *fds, *child.tasks, target, *([unified] if unified >= 0 else [])]
             steps = [step for step in plan["steps"] if step != self.early]
             data = marshal.dumps(
-                (steps, plan["argv"], plan["env"], [fd >= 0 for fd in stdio], len(fds), len(child.tasks))
+                (
+                    marshal.dumps(steps, _PLAIN),
+                    plan["argv"],
+                    plan["env"],
+                    [fd >= 0 for fd in stdio],
+                    len(fds),
+                    len(child.tasks),
+                )
             )
             if len(data) > _LARGEST or len(given) > _DESCRIPTORS:
                 return None
@@ -163,6 +172,9 @@ def _receive(channel: int) -> tuple[bytes, array.array[int]]:
 def _bear(child: Child, like: Mapping[str, Any]) -> None:
     """The mother's life. It returns in each runner, whose program follows."""
     process.close_others((0, 1, 2, child.channel))
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    if caps.get()[0] >> caps.NUMBER["CAP_SYS_NICE"] & 1 and not userns.confined():  # else there is no way back
+        os.setpriority(os.PRIO_PROCESS, 0, min(own + _NICER, 19))  # what it does is for later
     while True:
         _data, (theirs,) = _receive(child.channel)
         try:
@@ -176,25 +188,47 @@ def _bear(child: Child, like: Mapping[str, Any]) -> None:
             break
         os.close(pidfd)
         os.close(theirs)
-    child.program.append(("warm", _warm, (like,)))
     if (step := early(like)) is not None:
         child.program += oci.bind([step])[1:]
-    child.program.append(("adopt", _adopt, ()))
+    steps = [step for step in like["steps"] if step != early(like)]
+    ready = Ready(marshal.dumps(steps, _PLAIN), oci.bind(steps)[1:])
+    child.program += [("warm", _warm, (like,)), ("adopt", _adopt, (ready, own))]
+
+
+class Ready:
+    """Steps as they travel, and what they become: most execs of a container have the same."""
+
+    __slots__ = ("program", "steps")
+
+    def __init__(self, steps: bytes, program: list[Any]) -> None:
+        self.steps = steps
+        self.program = program
 
 
 def _warm(child: Child, like: Mapping[str, Any]) -> None:
-    """Does once, to no effect, what a plan will ask for: a page of the shim's costs 2 us to copy at its first change."""
+    """Does once, to no effect, what a plan will ask for: a page of the mother's costs 2 us to copy at its first change."""
     child.attributes = process.SpawnAttributes()
-    steps, argv, env = marshal.loads(marshal.dumps((like["steps"], like["argv"], like["env"])))  # noqa: S302 (our own)
     trial = Child()
-    oci.bind(steps)
-    oci.set_command(trial, argv, env)
-    users.resolve(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), b"", 0, 0, ())
+    oci.set_command(trial, *marshal.loads(marshal.dumps((like["argv"], like["env"]))))  # noqa: S302 (our own)
+    nowhere = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    users.resolve(nowhere, b"", 0, 0, ())  # there is no etc/passwd in it
+    os.close(nowhere)
+    users.memberships(b"root:x:0:root\n", b"root")
+    caps.set(*caps.get())
+    caps.set_ambient(0)
+    path.inside()
+    try:
+        os.stat(b"/proc/self/no-such-command")
+    except OSError:
+        pass
+    os.close(os.pidfd_open(os.getpid()))
 
 
-def _adopt(child: Child) -> None:
-    """Waits for a plan, which follows this step."""
+def _adopt(child: Child, ready: Ready, priority: int) -> None:
+    """Waits for a plan, which follows this step. priority: the shim's, and its process's."""
     data, fds = _receive(child.channel)
+    if os.getpriority(os.PRIO_PROCESS, 0) != priority:
+        os.setpriority(os.PRIO_PROCESS, 0, priority)
     steps, argv, env, stdio, more, tasks = marshal.loads(data)  # noqa: S302 (the shim's own)
     left = iter(fds)
     child.stdio = tuple([next(left) if present else -1 for present in stdio])  # type: ignore[assignment]  # three of them
@@ -203,4 +237,5 @@ def _adopt(child: Child) -> None:
     child.target = next(left)
     child.unified = next(left, -1)
     oci.set_command(child, argv, env)
-    child.program += oci.bind(steps)
+    child.program += oci.bind(())  # the streams
+    child.program += ready.program if steps == ready.steps else oci.bind(marshal.loads(steps))[1:]  # noqa: S302 (as above)
