@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 
-from wherry.linux import caps, path, process, userns
+from wherry.linux import caps, path, process
 from wherry.linux import namespaces as ns
 from wherry.oci import spawn as oci
 from wherry.oci import users
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _LARGEST = 1 << 16  # of one packet
 _DESCRIPTORS = 200
-_NICER = 10
 _PLAIN = 2  # the version of marshal that says the same of the same, whoever else refers to it
 
 
@@ -172,9 +171,6 @@ def _receive(channel: int) -> tuple[bytes, array.array[int]]:
 def _bear(child: Child, like: Mapping[str, Any]) -> None:
     """The mother's life. It returns in each runner, whose program follows."""
     process.close_others((0, 1, 2, child.channel))
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    if caps.get()[0] >> caps.NUMBER["CAP_SYS_NICE"] & 1 and not userns.confined():  # else there is no way back
-        os.setpriority(os.PRIO_PROCESS, 0, min(own + _NICER, 19))  # what it does is for later
     while True:
         _data, (theirs,) = _receive(child.channel)
         try:
@@ -192,7 +188,7 @@ def _bear(child: Child, like: Mapping[str, Any]) -> None:
         child.program += oci.bind([step])[1:]
     steps = [step for step in like["steps"] if step != early(like)]
     ready = Ready(marshal.dumps(steps, _PLAIN), oci.bind(steps)[1:])
-    child.program += [("warm", _warm, (like,)), ("adopt", _adopt, (ready, own))]
+    child.program += [("warm", _warm, (like,)), ("adopt", _adopt, (ready,))]
 
 
 class Ready:
@@ -224,11 +220,9 @@ def _warm(child: Child, like: Mapping[str, Any]) -> None:
     os.close(os.pidfd_open(os.getpid()))
 
 
-def _adopt(child: Child, ready: Ready, priority: int) -> None:
-    """Waits for a plan, which follows this step. priority: the shim's, and its process's."""
+def _adopt(child: Child, ready: Ready) -> None:
+    """Waits for a plan, which follows this step."""
     data, fds = _receive(child.channel)
-    if os.getpriority(os.PRIO_PROCESS, 0) != priority:
-        os.setpriority(os.PRIO_PROCESS, 0, priority)
     steps, argv, env, stdio, more, tasks = marshal.loads(data)  # noqa: S302 (the shim's own)
     left = iter(fds)
     child.stdio = tuple([next(left) if present else -1 for present in stdio])  # type: ignore[assignment]  # three of them

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: Seconds after which what nobody has used is let go of.
 KEEP = 60.0
 _LULL = 0.02  # a sandbox is followed by a spawn, and an exec ends in a moment, mostly: better moments
+_MOMENT = 0.002
 _SANDBOX = {"netns": "", "ipc": True, "uts": True}
 
 
@@ -90,25 +91,30 @@ class Reserve:
         return held
 
     def exec(self, plan: Mapping[str, Any], **given: Any) -> Held | None:
-        """Gives a plan for a running container to the runner, as Runner.spawn. None when there is none, or the plan is not for one."""
+        """Gives a plan for a running container to the runner, as Runner.spawn, or to one that is being born. None when there is no
+        mother yet, or the plan is not for one."""
         if not fits(plan):
             return None
         self._like = plan
         self._fill_later()  # or sooner, if the process ends before
-        runner = self.runner
-        if runner is None:
+        if self._mother is None:
             return None
-        if runner.early != early(plan):
+        if self._mother.early != early(plan):
             self._drop_mother()
             return None
         try:
-            held = runner.spawn(plan, **given)
-        except (BlockingIOError, ConnectionError):  # it was killed
+            self.runner = self.runner or self._mother.runner()
+            held = self.runner.spawn(plan, **given)
+        except (BlockingIOError, ConnectionError):  # one of them was killed
             self._drop_runner()
             return None
         if held is not None:
             self.runner = None
         return held
+
+    def used(self) -> None:
+        """An exec has ended: who waited for it is told in a moment, and should have the processors until then."""
+        self._loop.later(_MOMENT, self.fill)
 
     def _fill_later(self) -> None:
         if not self._due:

@@ -401,7 +401,7 @@ class Tasks:
         task.stopped_at = time.time_ns()
         self._note(task)
         if task.direct:
-            self._shim.loop.soon(self._shim.reserve.fill)
+            self._shim.reserve.used()
         if task.error is not None:
             self._tell_failure(task)
         streams = task.streams
