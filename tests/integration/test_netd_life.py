@@ -352,7 +352,7 @@ def test_one_that_can_not_start_says_why(here: World, monkeypatch: pytest.Monkey
 #: Put before netd's own start: the process is gone at one of its steps, before or after a transaction or an answer; once.
 KILLED = """
 import os
-from wherry_plugins.network.bridge.netd import libnftables, server
+from wherry_plugins.network.bridge.netd import elements, libnftables, server
 
 def dying():
     try:
@@ -374,6 +374,7 @@ def dying():
             return value
         setattr(owner, name, stepping)
     around(libnftables.Nft, "run")
+    around(elements.Elements, "_change")
     around(server.Engine, "_answer")
 dying()
 """
