@@ -254,7 +254,7 @@ def runtime_hooks(child: Child) -> None:
 
 
 def created(child: Child) -> None:
-    """Reports "created" with the user, and the terminal's master, and waits for the start, unless it starts by itself."""
+    """Reports "created" with the user, and the terminal's master, and waits for the start, unless it has none and starts by itself."""
     master = (child.master,) if child.master >= 0 else ()
     # the root, /proc and the like have served; who waits holds nothing that a later step does not need
     process.close_others((0, 1, 2, child.channel, *child.fds, *master))
@@ -263,7 +263,7 @@ def created(child: Child) -> None:
     child.send({"created": {"user": f"{child.uid}:{child.gid}"}}, master)
     if master:
         os.close(master[0])
-    if not child.starts:
+    if master or not child.starts:  # a terminal gets its size before anybody asks for it
         child.await_packet(b"s")
 
 

@@ -12,7 +12,7 @@ Packets of the child, JSON:
 - ``{"pid": n, "created": {...}, "running": true}`` with the pidfd, in place of all others: a plan that ends by "spawn" has done so;
 - end of file after the start: execve succeeded.
 
-Packets to the child: ``b"s"`` starts it; an exec whose plan says "start" does not wait for it.
+Packets to the child: ``b"s"`` starts it; an exec whose plan says "start" waits for it with a terminal only.
 ``b"m"`` is not needed: id maps are written by the child's own intermediate, which has
 the shim's privileges.
 

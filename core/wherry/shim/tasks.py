@@ -254,6 +254,7 @@ class Tasks:
         if task.hooks and not (task.hooks.get("poststart") or task.hooks.get("poststop")):
             task.hooks = None
         task.user = record.get("user", "")
+        waits = bool(fds) or not task.exec_id  # with a terminal it does
         if task.streams is not None and task.streams.terminal and fds:
             master = fds.pop()
             os.set_blocking(master, False)
@@ -262,7 +263,7 @@ class Tasks:
             task.streams.ends["master"] = master
             self._shim.keeper.add(task.streams)
         task.status = "created"
-        if task.direct and task.exec_id:  # it did not wait: its end is its container's at the latest
+        if task.direct and not waits:  # its end is its container's at the latest
             task.starting = True
             return
         self._note(task)  # before it runs: a shim that follows a lost one is to know of it
