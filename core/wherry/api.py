@@ -35,6 +35,7 @@ from wherry.errors import (
 from wherry.hookspecs import Hooks, hookimpl, hookspec
 from wherry.interfaces.common import Capabilities, Descriptor, Digest, Event, Family, IdMap, Kind, Labels, Mount
 from wherry.interfaces.config import Config, EngineConfig, Info, Origin, PluginInfo, Process, Variant
+from wherry.interfaces.container import Container, ContainerProcess
 from wherry.interfaces.contributions import (
     Connection,
     Frontend,
@@ -47,8 +48,6 @@ from wherry.interfaces.contributions import (
 )
 from wherry.interfaces.engine import (
     Bind,
-    Container,
-    ContainerProcess,
     Engine,
     ExecRequest,
     Finding,

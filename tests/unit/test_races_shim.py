@@ -254,7 +254,7 @@ def spawned_by_a_lost_shim() -> list[Any]:
     """What its successor is told, which had taken over before the answer to a spawn was read."""
     told: list[Any] = []
     client = ShimClient.__new__(ShimClient)
-    client._guard, client._pidfds, client._root = threading.Lock(), {}, None
+    client._guard, client._pidfds, client._root, client._encoded = threading.Lock(), {}, None, None
     lost: Any = SimpleNamespace(instance="lost")
     now: Any = SimpleNamespace(
         instance="new", call=lambda op, fields, fds: told.append((op, fields["tasks"], len(fds)))

@@ -13,8 +13,9 @@ from typing import Any, Literal, Protocol
 from attrs import field, frozen
 
 from wherry.errors import Invalid
-from wherry.interfaces.common import Descriptor, Event, Kind, Labels
+from wherry.interfaces.common import Descriptor, Event, Labels
 from wherry.interfaces.config import Info, Origin, PluginInfo
+from wherry.interfaces.container import Container, ContainerProcess
 from wherry.interfaces.contributions import LogLine, Volume
 from wherry.interfaces.images import ArchiveFormat, DiskUsage, LayerFile, LayerUse
 from wherry.interfaces.network import Attachment, Join, NetworkConfig, Port
@@ -140,55 +141,6 @@ class ExecRequest:
 
     def __attrs_post_init__(self) -> None:
         _refuse_bare_text(self, "command", "env")
-
-
-@frozen
-class Container:
-    """A container as ``ps`` shows it. Times are ns since the epoch, 0 for not yet. drivers: which driver of each kind made
-    it; exit_code None: not exited, or unknown (status tells)."""
-
-    id: str
-    name: str
-    image: str
-    image_digest: str
-    command: tuple[str, ...]
-    created: int
-    status: Literal["creating", "created", "running", "paused", "stopped"]
-    pid: int
-    started: int
-    finished: int
-    exit_code: int | None
-    oom_killed: bool
-    labels: Labels
-    ports: tuple[Port, ...]
-    networks: tuple[str, ...]
-    addresses: tuple[str, ...]
-    variant: str
-    drivers: Mapping[Kind, str]
-    sandbox_id: str
-    remove: bool = False
-    tty: bool = False
-    error: str = ""
-
-
-@frozen
-class ContainerProcess:
-    """A process of a container as the host sees it, by the host's numbers. started: ns since the epoch; cpu: ns; virtual and
-    resident: bytes of memory; state: the letter of proc_pid_stat(5); terminal: its name below /dev, "" for none."""
-
-    pid: int
-    parent: int
-    uid: int
-    gid: int
-    state: str
-    terminal: str
-    started: int
-    cpu: int
-    threads: int
-    virtual: int
-    resident: int
-    name: str
-    command: tuple[str, ...]
 
 
 @frozen
