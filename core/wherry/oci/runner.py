@@ -31,7 +31,15 @@ _PLAIN = 2  # the version of marshal that says the same of the same, whoever els
 def fits(plan: Mapping[str, Any]) -> bool:
     """Whether a plan is one for a runner."""
     steps = plan.get("steps") or []
-    return bool(steps) and steps[-1][0] == "spawn" and bool(plan.get("target")) and not plan.get("join")
+    if not steps or steps[-1][0] != "spawn" or not plan.get("target") or plan.get("join"):
+        return False
+    cgroups = plan.get("cgroups") or ()
+    return not cgroups or os.path.exists(f"{cgroups[0]}/tasks") or _unified(plan)
+
+
+def _unified(plan: Mapping[str, Any]) -> bool:
+    """Whether its process can be born in a cgroup v2: by clone3, which filters refuse, as they can't look at its flags."""
+    return process.spawns_into_cgroups() and not any(step[0] == "filter" for step in plan["steps"])
 
 
 def early(plan: Mapping[str, Any]) -> Sequence[Any] | None:
@@ -111,7 +119,7 @@ class Runner:
         unified = -1
         try:
             unified = oci.open_cgroups(child, plan.get("cgroups") or ())
-            if unified >= 0 and not process.spawns_into_cgroups():
+            if unified >= 0 and not _unified(plan):
                 return None
             given = [*(fd for fd in stdio if fd >= 0), *fds, *child.tasks, target, *([unified] if unified >= 0 else [])]
             steps = [step for step in plan["steps"] if step != self.early]
