@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from support.shims import Shimmed, eventually, read_all, shimmed
-from wherry.api import CommandNotExecutable, CommandNotFound, Stdio
+from wherry.api import CommandNotExecutable, CommandNotFound, Plan, Stdio
+from wherry.linux import caps
+from wherry.oci import compile, filters
 
 
 @pytest.fixture
@@ -151,6 +153,42 @@ def test_one_holds_nothing_of_others(made: Shimmed) -> None:
     made.end("c", "long")
     assert read_all(reader) == b""
     os.close(reader)
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_in_a_cgroup_v2(made: Shimmed, filtered: bool) -> None:
+    """Born there, by whichever way Docker's profile leaves."""
+    layout = Path("/proc/self/mounts").read_text().splitlines()
+    top = next((line.split()[1] for line in layout if line.split()[2] == "cgroup2"), "")
+    if not top or not os.access(top, os.W_OK):
+        pytest.skip("no cgroup v2 is mounted here")
+    group = Path(top, f"wherry-exec-{os.getpid()}")
+    group.mkdir()
+    names = ["CAP_KILL", "CAP_SETPCAP"]
+    try:
+        process = made._process("cat /proc/self/cgroup; grep ^Seccomp: /proc/self/status", (), False)
+        process["capabilities"] = {"bounding": names, "effective": names, "permitted": names}
+        code = (filters.Filters().compiled("", caps.mask(names)), 0) if filtered else None
+        kinds = [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts")]
+        compiled = compile.exec(
+            "c", {"linux": {"namespaces": kinds}}, process, compile.Host(spawns=True, filter=code), start=True
+        )
+        plan = Plan(
+            compiled.argv, compiled.env, steps=tuple(compiled.steps), target="c", start=True, cgroups=(str(group),)
+        )
+        for exec_id in ("one", "two", "three"):
+            reader, writer = os.pipe()
+            made.client.spawn("c", exec_id, plan, Stdio(stdout=writer, stderr=writer))
+            os.close(writer)
+            said = read_all(reader).decode()
+            os.close(reader)
+            assert made.exit("c", exec_id).attributes["code"] == "0", said
+            made.client.forget("c", exec_id)
+            assert f"/{group.name}\n" in said
+            assert said.endswith("2\n" if filtered else "0\n")
+    finally:
+        eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
 
 
 def test_one_ends_with_its_shim() -> None:
