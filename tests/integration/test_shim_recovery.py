@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from support.shims import Shimmed, available, eventually, read_all, read_json, s
 from wherry import __version__
 from wherry.api import FailedPrecondition, LogSink, Sandbox, Stdio, Unavailable
 from wherry.engine.shim import ShimClient, start_shim
-from wherry.linux import exe, framing, pidfd
+from wherry.linux import framing, pidfd
 from wherry.shim import wire
 
 
@@ -38,6 +39,20 @@ def available_events(handle: int) -> list[int]:
     import select
 
     return select.select([handle], [], [], 0)[0]
+
+
+def is_readonly(pid: int) -> bool:
+    """Whether /proc/PID/exe is on a read-only mount, or a sealed copy."""
+    fd = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+            return True
+        try:
+            return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE)
+        except OSError:
+            return False
+    finally:
+        os.close(fd)
 
 
 def counting(fifo: Path) -> str:
@@ -262,7 +277,7 @@ def test_replace_keeps_everything(made: Shimmed) -> None:
     assert made.client._call("hello")[0]["logger"] == logger
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     assert {int(child) for child in found} == children  # a spare ends with the code that it is a fork of
-    assert exe.is_readonly(pid)
+    assert is_readonly(pid)
     assert {state.id: state.status for state in made.client.list()} == {"c": "running", "held": "created"}
     made.client.start("held", "")
     assert made.exit("held").attributes["code"] == "6"  # by the event stream of before
@@ -297,8 +312,8 @@ def test_a_replace_that_fails_changes_nothing(made: Shimmed) -> None:
 
 def test_the_interpreter_cannot_be_written_and_the_shim_cannot_be_read(made: Shimmed) -> None:
     pid = made.client.pid
-    assert exe.is_readonly(pid)
-    assert not os.access(f"/proc/{pid}/exe", os.W_OK) or exe.is_readonly(pid)
+    assert is_readonly(pid)
+    assert not os.access(f"/proc/{pid}/exe", os.W_OK) or is_readonly(pid)
     with pytest.raises(OSError):
         os.close(os.open(f"/proc/{pid}/exe", os.O_WRONLY))
     assert os.stat(f"/proc/{pid}/environ").st_uid == 0

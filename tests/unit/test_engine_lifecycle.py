@@ -327,6 +327,10 @@ def test_update(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> 
     assert world.limits == {one.id: {"memory": {"limit": 128 << 20, "swap": 256 << 20}, "pids": {"limit": 7}}}
     parts.changing.update("one", memory=0)
     assert world.limits[one.id] == {"memory": {"limit": -1, "swap": -1}}
+    parts.changing.update("one", memory_reservation=32 << 20)
+    assert world.limits[one.id] == {"memory": {"limit": -1, "swap": -1, "reservation": 32 << 20}}
+    parts.changing.update("one", memory_reservation=0)
+    assert world.limits[one.id] == {"memory": {"limit": -1, "swap": -1, "reservation": -1}}
     parts.changing.update("idle", cpus=0.5)
     assert idle.id not in world.limits
     assert parts.views.inspect("idle")["HostConfig"]["NanoCpus"] == 500_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import attrs
@@ -63,8 +64,7 @@ class Changing:
             self._must_be_there(record)
             old = state.request_of(record)
             new = attrs.evolve(old, **given)
-            parts = {_LIMITS[name] for name in given}
-            wished = _resources(new, parts)
+            wished = _resources(new, given)
             failures: list[tuple[str, Exception]] = []
             if record.live:
                 state.isolation(record).update(record.id, wished)
@@ -75,7 +75,7 @@ class Changing:
             except BaseException:
                 if record.live:
                     isolation = state.isolation(record)
-                    attempt(failures, "isolation.update", lambda: isolation.update(record.id, _resources(old, parts)))
+                    attempt(failures, "isolation.update", lambda: isolation.update(record.id, _resources(old, given)))
                 state.report(failures, f"undo of update of container {record.id[:12]}")
                 raise
             record.request = new
@@ -88,12 +88,14 @@ class Changing:
             raise FailedPrecondition(f'container "{record.name}"', "is being created", "try again")
 
 
-def _resources(request: RunRequest, parts: set[str]) -> dict[str, Any]:
-    """Those parts of a request's limits; a limit that it does not set is taken away."""
-    none = {
+def _resources(request: RunRequest, given: Collection[str]) -> dict[str, Any]:
+    """The parts of a request's limits that those fields belong to; a limit that it does not set is taken away."""
+    none: dict[str, dict[str, Any]] = {
         "memory": {"limit": -1, "swap": -1},
         "cpu": {"quota": -1, "period": 100_000, "shares": 1024},
         "pids": {"limit": -1},
     }
+    if "memory_reservation" in given:  # else as it is: a kernel may not have it
+        none["memory"]["reservation"] = -1
     found = limits(request)
-    return {part: {**none[part], **found.get(part, {})} for part in parts}
+    return {part: {**none[part], **found.get(part, {})} for part in {_LIMITS[name] for name in given}}

@@ -75,7 +75,7 @@ class Group2(cgroup.Group):
             # OCI counts memory and swap together, v2 swap alone
             self._set("memory.swap.max", "max" if swap < 0 or not limit or limit < 0 else max(0, swap - limit))
         if memory.get("reservation"):
-            self._set("memory.low", _limit(memory["reservation"]))
+            self._set("memory.low", max(0, memory["reservation"]))  # -1: nothing is kept, where v1 has a limit to lift
 
     def _cpu(self, cpu: Mapping[str, Any]) -> None:
         if shares := cpu.get("shares"):

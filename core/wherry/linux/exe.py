@@ -65,20 +65,3 @@ def reexec(argv: Sequence[str], env: Mapping[str, str] | None = None, exe: str =
         process.execve_fd(fd, argv, [f"{key}={value}" for key, value in environment.items()])
     finally:
         os.close(fd)
-
-
-def is_readonly(pid: int | str = "self") -> bool:
-    """Whether /proc/PID/exe refuses to be opened for writing with EROFS or as a sealed or busy file, even by root."""
-    try:
-        fd = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
-            return True
-        try:
-            return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE)
-        except OSError:
-            return False
-    finally:
-        os.close(fd)

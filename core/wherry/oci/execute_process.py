@@ -368,9 +368,8 @@ def spawn(child: Child) -> None:
     if child.unified >= 0:
         attributes.set_cgroup(child.unified)
     _pass_on(child)
-    process.set_dumpable(
-        False
-    )  # as ever; but here it is all that keeps the container's own root out of the memory that is lent
+    # As ever; but here it is all that keeps the container's own root out of the memory that is lent.
+    process.set_dumpable(False)
     born: list[int] = []
 
     def attempt(candidate: bytes) -> None:

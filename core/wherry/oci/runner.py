@@ -7,24 +7,20 @@ before anybody waits. It serves one plan, or none, and ends with the shim, whose
 
 from __future__ import annotations
 
-import array
 import marshal
 import os
-import socket
 from collections.abc import Mapping, Sequence
 
 from wherry.linux import caps, path, process
 from wherry.linux import namespaces as ns
+from wherry.oci import packets, users
 from wherry.oci import spawn as oci
-from wherry.oci import users
 from wherry.oci.child import Child, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_LARGEST = 1 << 16  # of one packet
-_DESCRIPTORS = 200
 _PLAIN = 2  # the version of marshal that says the same of the same, whoever else refers to it
 
 
@@ -70,7 +66,7 @@ class Mother:
         self.early = early(like)
         child = Child()
         child.program = [("bear", _bear, (like,))]
-        self._channel, child.channel = _pair()
+        self._channel, child.channel = packets.pair()
         try:
             self.pid, self.pidfd = ns.clone3(ns.CLONE_CLEAR_SIGHAND)
             if self.pid == 0:
@@ -83,9 +79,9 @@ class Mother:
 
     def runner(self) -> Runner:
         """One that will be there in a moment: it can be given a plan at once. OSError when the mother has ended."""
-        ours, theirs = _pair()
+        ours, theirs = packets.pair()
         try:
-            _send(self._channel, b"r", [theirs])
+            packets.send(self._channel, b"r", [theirs])
         except BaseException:
             os.close(ours)
             raise
@@ -133,9 +129,9 @@ class Runner:
                     len(child.tasks),
                 )
             )
-            if len(data) > _LARGEST or len(given) > _DESCRIPTORS:
+            if len(data) > packets.LARGEST or len(given) > packets.DESCRIPTORS:
                 return None
-            _send(self._channel, data, given)
+            packets.send(self._channel, data, given)
         finally:
             for fd in (*child.tasks, unified):
                 if fd >= 0:
@@ -147,40 +143,11 @@ class Runner:
         os.close(self._channel)
 
 
-def _pair() -> tuple[int, int]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return ours.detach(), theirs.detach()
-
-
-def _send(channel: int, data: bytes, fds: Sequence[int]) -> None:
-    """Never blocks: what a full socket does not take is an error."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel) as sock:
-        try:
-            sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))], socket.MSG_DONTWAIT)
-        finally:
-            sock.detach()
-
-
-def _receive(channel: int) -> tuple[bytes, array.array[int]]:
-    """One packet and its descriptors; the end of the channel is the end of this process."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel) as sock:
-        data, ancillary, _flags, _address = sock.recvmsg(
-            _LARGEST, socket.CMSG_SPACE(4 * _DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-        )
-        sock.detach()
-    if not data:
-        os._exit(125)
-    fds = array.array("i")
-    for _level, _kind, payload in ancillary:
-        fds.frombytes(payload)
-    return data, fds
-
-
 def _bear(child: Child, like: Mapping[str, Any]) -> None:
     """The mother's life. It returns in each runner, whose program follows."""
     process.close_others((0, 1, 2, child.channel))
     while True:
-        _data, (theirs,) = _receive(child.channel)
+        _data, (theirs,) = packets.receive(child.channel)
         try:
             pid, pidfd = ns.clone3(ns.CLONE_PARENT | ns.CLONE_CLEAR_SIGHAND)
         except OSError:  # the shim sees its end of the channel close, and does without
@@ -230,7 +197,7 @@ def _warm(child: Child, like: Mapping[str, Any]) -> None:
 
 def _adopt(child: Child, ready: Ready) -> None:
     """Waits for a plan, which follows this step."""
-    data, fds = _receive(child.channel)
+    data, fds = packets.receive(child.channel)
     steps, argv, env, stdio, more, tasks = marshal.loads(data)  # noqa: S302 (the shim's own)
     left = iter(fds)
     child.stdio = tuple([next(left) if present else -1 for present in stdio])  # type: ignore[assignment]  # three of them

@@ -10,16 +10,14 @@ Only what a plan says in so many words is done ahead, and a plan takes a spare o
 
 from __future__ import annotations
 
-import array
 import binascii
 import marshal
 import os
-import socket
 from collections.abc import Mapping, Sequence
 
 from wherry.linux import mount, process
 from wherry.linux import namespaces as ns
-from wherry.oci import execute_process
+from wherry.oci import execute_process, packets
 from wherry.oci import spawn as oci
 from wherry.oci.child import Child, run
 
@@ -34,8 +32,6 @@ _MOUNTS = frozenset({"proc", "tmpfs", "devpts"})  # sysfs and mqueue belong to n
 _BESIDE = frozenset({"/dev/pts", "/dev/shm", "/dev/mqueue"})
 #: These need the clone itself, or all capabilities, or are for a container that is there already.
 _UNFIT = frozenset({"userns", "enter", "hooks"})
-_LARGEST = 1 << 16  # of one packet
-_DESCRIPTORS = 200
 
 
 def shared(plan: Mapping[str, Any]) -> Steps | None:
@@ -97,8 +93,7 @@ class Spare:
             ("warm", _warm, (early,)),
             ("adopt", _adopt, ()),
         ]
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._channel, theirs = pair[0].detach(), pair[1].detach()
+        self._channel, theirs = packets.pair()
         child.channel = theirs
         try:
             self.pid, self.pidfd = ns.clone3(ns.NEWPID | ns.CLONE_CLEAR_SIGHAND)
@@ -137,13 +132,9 @@ class Spare:
                 (steps, plan["argv"], plan["env"], plan["flags"], [fd >= 0 for fd in stdio], len(fds), len(own), names)
             )
             given = [*(fd for fd in stdio if fd >= 0), *fds, *own, *namespaces.values()]
-            if len(data) > _LARGEST or len(given) > _DESCRIPTORS:
+            if len(data) > packets.LARGEST or len(given) > packets.DESCRIPTORS:
                 return None
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self._channel) as sock:
-                try:
-                    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given))])
-                finally:
-                    sock.detach()
+            packets.send(self._channel, data, given)
         finally:
             for fd in own:
                 os.close(fd)
@@ -180,16 +171,7 @@ def _warm(_child: Child, early: Steps) -> None:
 
 def _adopt(child: Child) -> None:
     """Waits for the rest of a plan, which follows this step."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, child.channel) as sock:
-        data, ancillary, _flags, _address = sock.recvmsg(
-            _LARGEST, socket.CMSG_SPACE(4 * _DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-        )
-        sock.detach()
-    if not data:
-        os._exit(125)
-    fds = array.array("i")
-    for _level, _kind, payload in ancillary:
-        fds.frombytes(payload)
+    data, fds = packets.receive(child.channel)
     steps, argv, env, flags, stdio, more, tasks, names = marshal.loads(data)  # noqa: S302 (the shim's own)
     left = iter(fds)
     child.stdio = tuple([next(left) if present else -1 for present in stdio])  # type: ignore[assignment]  # three of them

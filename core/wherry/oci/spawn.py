@@ -13,14 +13,12 @@ Packets of the child, JSON:
 - end of file after the start: execve succeeded.
 
 Packets to the child: ``b"s"`` starts it; an exec whose plan says "start" waits for it with a terminal only.
-``b"m"`` is not needed: id maps are written by the child's own intermediate, which has
-the shim's privileges.
 
 **User namespaces.** A step "userns" means that the cloned process is an intermediate, which makes the real one as its sibling
-(CLONE_PARENT). So does a step "pidns", which is put in where the shim is in a user namespace of its own and the pid namespace is
-another one's: from there the shim itself could not come back (pid_namespaces(7)). ``Held.pid`` is then 0 and pidfd -1 until the
-packet ``{"pid": n}`` arrives, with the pidfd by SCM_RIGHTS; the intermediate's own pid is ``Held.intermediate``, and the shim reaps
-it (status 0; else an error packet came, and there is no real one).
+(CLONE_PARENT) and, having the shim's privileges, writes its id maps. So does a step "pidns", but for the maps, which is put in where
+the shim is in a user namespace of its own and the pid namespace is another one's: from there the shim itself could not come back
+(pid_namespaces(7)). ``Held.pid`` is then 0 and pidfd -1 until the packet ``{"pid": n}`` arrives, with the pidfd by SCM_RIGHTS; the
+intermediate's own pid is ``Held.intermediate``, and the shim reaps it (status 0; else an error packet came, and there is no real one).
 """
 
 from __future__ import annotations
@@ -28,12 +26,11 @@ from __future__ import annotations
 import binascii
 import fcntl
 import os
-import socket
 from collections.abc import Mapping, Sequence
 
 from wherry.linux import namespaces as ns
 from wherry.linux import process, seccomp, userns
-from wherry.oci import execute_files, execute_process, execute_root, hooks
+from wherry.oci import execute_files, execute_process, execute_root, hooks, packets
 from wherry.oci.child import Child, Function, run
 from wherry.oci.sandbox import make_sandbox
 
@@ -205,8 +202,7 @@ def spawn(
     try:
         opened = _open_joins(child, plan.get("join") or ())
         unified = open_cgroups(child, plan.get("cgroups") or ())
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours, theirs = pair[0].detach(), pair[1].detach()
+        ours, theirs = packets.pair()
         child.channel = theirs
         names = [step[0] for step in child.program]
         spawns = "spawn" in names

@@ -27,9 +27,8 @@ class Record:
         self.pids: dict[str, tuple[int, int]] = {}
         self.gone: set[str] = set()  # deleted execs that the shim may not have forgotten yet
         self.paused = False
-        self.plan: tuple[Mapping[str, Any], bool, Plan] | None = (
-            None  # of the last exec: process, whether it starts at once
-        )
+        self.plan: tuple[Mapping[str, Any], bool, Plan] | None = None
+        """Of the last exec: process, whether it starts at once, and what became of it."""
 
 
 class Links:
