@@ -126,6 +126,39 @@ def test_what_cannot_be_executed(made: Shimmed) -> None:
     assert [state.exec_id for state in made.client.list("c")] == [""]
 
 
+def with_few_descriptors(made: Shimmed) -> str:
+    """What an exec says that may have four descriptors."""
+    reader, writer = os.pipe()
+    types = [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts")]
+    process = made._process("echo well", (), False)
+    process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 4, "hard": 4}]
+    compiled = compile.exec("c", {"linux": {"namespaces": types}}, process, compile.Host(spawns=True), start=True)
+    plan = Plan(argv=compiled.argv, env=compiled.env, steps=tuple(compiled.steps), target="c", start=True)
+    try:
+        made.client.spawn("c", "few", plan, Stdio(stdout=writer, stderr=writer))
+        made.exit("c", "few")
+        made.client.forget("c", "few")
+    finally:
+        os.close(writer)
+        said = read_all(reader).decode()
+        os.close(reader)
+    return said
+
+
+def test_few_descriptors_are_for_the_process_not_for_whoever_has_it_spawned(made: Shimmed) -> None:
+    done(made, "one", "true")
+    runner_of(made)
+    assert with_few_descriptors(made) == "well\n"
+
+
+def test_few_descriptors_twin(made: Shimmed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile, "_ROOM", 0)
+    done(made, "one", "true")
+    runner_of(made)
+    with pytest.raises(OSError, match="Too many open files"):
+        with_few_descriptors(made)
+
+
 @pytest.mark.parametrize("whom", ["mother", "runner"])
 def test_one_that_was_killed_is_not_missed(made: Shimmed, whom: str) -> None:
     done(made, "one", "true")

@@ -120,7 +120,7 @@ def test_an_exec_that_starts_at_once_is_born_last() -> None:
     ]  # fmt: skip
     (enter,) = (step for step in compiled.steps if step.name == "enter")
     assert enter[0] & namespaces.NEWPID
-    limits = [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 9}]
+    limits = [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}]
     assert "spawn" in names(compile.exec("id", SPEC, {**SPEC["process"], "rlimits": limits}, host, start=True))
 
 
@@ -134,6 +134,7 @@ def test_an_exec_is_not_born_last_where_that_is_no_good() -> None:
         (SPEC, process, compile.Host(filter=(b"\0" * 8, 0)), True),  # a filter of the user's own
         (SPEC, {**process, "terminal": True}, aware, True),
         (SPEC, {**process, "rlimits": few}, aware, True),
+        (SPEC, {**process, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 9}]}, aware, True),
         (SPEC, {**process, "apparmorProfile": "p"}, aware, True),
         (sees, process, aware, True),  # its processes could look into the one that waits for the birth
     ):

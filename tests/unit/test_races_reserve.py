@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from wherry.shim import reserve as module
+from wherry.shim import supervise
 from wherry.shim.reserve import Reserve
 
 EARLY = (("mount", "/proc"),)
@@ -140,3 +141,66 @@ def test_twin_namespaces_that_stay_in_reserve(reserve: Reserve) -> None:
 
     reserve.__class__ = Kept
     assert two_sandboxes(reserve)
+
+
+# the mother of those that wait for an exec
+
+
+class Watched:
+    """The order of what happens to a mother: her score of the OOM killer is reset, and she bears one."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.pid = 7
+        self._order = order
+
+    def runner(self) -> Any:
+        self._order.append("bears")
+        return SimpleNamespace(close=lambda: None)
+
+    def close(self) -> None:
+        pass
+
+
+def life_of_a_mother(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    order: list[str] = []
+    monkeypatch.setattr(module, "Mother", lambda _like: Watched(order))
+    monkeypatch.setattr(module, "reset_oom", lambda pid: order.append(f"resets {pid}"))
+    reserve._like = {}
+    reserve.fill()
+    return order
+
+
+def test_a_mother_gives_up_the_shim_s_protection_before_she_bears_one(
+    reserve: Reserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert life_of_a_mother(reserve, monkeypatch) == ["resets 7", "bears"]
+
+
+def test_twin_a_mother_that_keeps_it(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bear(self: Reserve, like: Any) -> Any:
+        return module.Mother(like).runner()
+
+    monkeypatch.setattr(Reserve, "_bear", bear)
+    assert life_of_a_mother(reserve, monkeypatch) == ["bears"]
+
+
+# an exec without one that waits
+
+EXEC = {"start": True, "target": "c", "steps": [["enter", 0], ["spawn"]]}
+
+
+def first_step_of_an_exec(monkeypatch: pytest.MonkeyPatch, **more: Any) -> list[Any]:
+    """That of a clone of a shim which the OOM killer spares."""
+    monkeypatch.setattr(supervise, "_protected", lambda: True)
+    found: list[Any] = supervise.unprotected({**EXEC, **more})["steps"][0]
+    return found
+
+
+def test_an_exec_that_nobody_holds_gives_up_the_shim_s_protection(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_step_of_an_exec(monkeypatch) == ["oom_score", 0]
+
+
+def test_an_exec_with_a_score_of_its_own_or_one_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_step_of_an_exec(monkeypatch, steps=[["oom_score", 5], ["spawn"]]) == ["oom_score", 5]
+    assert first_step_of_an_exec(monkeypatch, start=False) == ["enter", 0]
+    assert first_step_of_an_exec(monkeypatch, target="") == ["enter", 0]  # a container's own: it waits to be noted

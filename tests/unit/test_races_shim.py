@@ -105,6 +105,38 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         made.wait(BOUND)
 
 
+def ends_of_one_whose_end_was_said_too() -> list[str]:
+    """An exec's process has been collected, and what the process that had it spawned said of that end is still unread."""
+    around = shim()
+    around.reaper.unexpect = lambda _pid: None
+    around.reserve = SimpleNamespace(used=lambda: None)
+    tasks, task = Tasks(around), Task("c", "x", "")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        task.channel, task.status, task.direct, task.pid = ours, "running", True, 1 << 30
+        tasks.add(task)
+        theirs.send(json.dumps({"ended": 7}).encode())
+        tasks.ended(task, 7)
+    assert (task.status, task.code) == ("stopped", 7)
+    told: list[str] = around.told
+    return told
+
+
+def test_an_end_that_is_said_and_seen_is_told_once() -> None:
+    assert ends_of_one_whose_end_was_said_too() == ["c/x"]
+
+
+def test_twin_an_end_that_is_said_and_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Tasks._packet
+
+    def unnoticed(self: Tasks, task: Task) -> None:
+        real(self, task)
+        task.status = "running"
+
+    monkeypatch.setattr(Tasks, "_packet", unnoticed)
+    assert ends_of_one_whose_end_was_said_too() == ["c/x", "c/x"]
+
+
 def a_child_that_cannot_be_looked_at(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Said:
     """Its pidfd was lost on the way, and by the time that is seen it has said that it is ready."""
 

@@ -24,7 +24,10 @@ __all__ = ["Compiled", "Host", "container", "exec", "id_maps"]
 
 _PTRACE = "CAP_SYS_PTRACE"
 #: RLIMIT_FSIZE, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_MEMLOCK: what needs memory or a process goes on under them.
-_HARMLESS_LIMITS = {1, 4, 7, 8}
+_NOFILE = 7
+_HARMLESS_LIMITS = {1, 4, _NOFILE, 8}
+#: So many descriptors are enough for a process that has another one spawned, and for all that it passes on.
+_ROOM = 256
 _SHARED_TYPES = {"network": "net", "ipc": "ipc", "uts": "uts"}
 
 
@@ -313,10 +316,13 @@ def _ptrace(spec: Mapping[str, Any]) -> bool:
 def _spawned(spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) -> bool:
     """Whether one more process can be born at the very end, by posix_spawn(3): where nobody can look into it meanwhile, and nothing
     that was set before would stop it, or be lost."""
-    limits = {number for number, _soft, _hard in reading.rlimits(process)}
+    limits = reading.rlimits(process)
     return (
         host.spawns
-        and limits <= _HARMLESS_LIMITS
+        and all(number in _HARMLESS_LIMITS for number, _soft, _hard in limits)
+        and not any(
+            number == _NOFILE and 0 <= soft < _ROOM for number, soft, _hard in limits
+        )  # it is still to open a pidfd
         and not _ptrace(spec)
         and not process.get("terminal")  # which belongs to a session's leader
         and not process.get("apparmorProfile")  # of this process's own next execve

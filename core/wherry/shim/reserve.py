@@ -13,6 +13,7 @@ import time
 from wherry.oci import sandbox as oci
 from wherry.oci.runner import Mother, Runner, early, fits
 from wherry.oci.spare import Spare, shared
+from wherry.shim.supervise import reset_oom
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class Reserve:
     def _bear(self, like: Mapping[str, Any]) -> Runner:
         if self._mother is None:
             self._mother = Mother(like)
+            reset_oom(self._mother.pid)  # before she bears one: what comes of it runs before its pid is known here
             self._reaper.expect(self._mother.pid, self._mother_ended, self._mother)
         return self._mother.runner()
 

@@ -15,6 +15,8 @@ from wherry.shim.wire import Fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from wherry.linux.loop import Loop, Timer
     from wherry.shim.boot import Options
     from wherry.shim.reaper import Reaper
@@ -281,6 +283,15 @@ def reset_oom(pid: int) -> None:
                 os.write(fd, b"0")
             finally:
                 os.close(fd)
+
+
+def unprotected(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan of an exec that nobody holds, for a clone of this process: its first step gives up the protection. ``reset_oom`` of
+    its pid, which comes when it may run already, would be too late for what it has forked by then."""
+    steps = plan.get("steps") or []
+    if not (_protected() and plan.get("start") and plan.get("target")) or any(step[0] == "oom_score" for step in steps):
+        return plan
+    return {**plan, "steps": [["oom_score", 0], *steps]}
 
 
 def _protected() -> bool:

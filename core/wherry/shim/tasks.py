@@ -23,7 +23,7 @@ from wherry.oci import spawn as oci
 from wherry.shim import foreign
 from wherry.shim.hooks import HookRun
 from wherry.shim.stdio import open_streams
-from wherry.shim.supervise import reset_oom
+from wherry.shim.supervise import reset_oom, unprotected
 from wherry.shim.task import Task, plain_spawn
 from wherry.shim.wire import Fault, describe
 
@@ -99,8 +99,7 @@ class Tasks:
             self._adopt_plan(task, plan)
             self._answer(reply, task)
             return
-        namespaces: dict[str, int] = {}
-        target = -1
+        target, namespaces = -1, dict[str, int]()
         if plan.get("target"):
             first = self.get(plan["target"], "")
             if first.status != "running":
@@ -118,15 +117,14 @@ class Tasks:
                 task.status = "running"
             else:
                 stdin, stdout, stderr = child.fds
-                held = None
                 if target >= 0:
                     held = self._shim.reserve.exec(plan, stdio=child.fds, fds=given, target=target)
                 else:
                     held = self._shim.reserve.spawn(plan, stdio=child.fds, fds=given, namespaces=namespaces)
-                if held is None:
-                    held = oci.spawn(
-                        plan, stdin=stdin, stdout=stdout, stderr=stderr, fds=given, namespaces=namespaces, target=target
-                    )
+                own = unprotected(plan)
+                held = held or oci.spawn(
+                    own, stdin=stdin, stdout=stdout, stderr=stderr, fds=given, namespaces=namespaces, target=target
+                )
                 task.pid, task.pidfd = held.pid, held.pidfd
                 task.hooks = plan.get("hooks") or None
                 task.direct = bool(plan.get("start")) and not task.hooks
@@ -379,6 +377,8 @@ class Tasks:
         """The process has been reaped."""
         while task.more():  # what it sent last, an error perhaps
             self._packet(task)
+        if task.status == "stopped":  # whoever had it spawned said so just now
+            return
         if task.starting and task.error is None:  # so short a life that its end was seen before its execve
             self._silent(task)
         self._unchannel(task)
