@@ -21,9 +21,10 @@ import pytest
 from support.cost import bounded
 from support.hostile import A, Liar, Maker, nothing_is_left, refused
 from support.images_area import World, world
-from support.layers import digest
+from support.layers import Inside, digest
 from support.running import until
 from wherry.api import BlobInfo, Digest, Invalid, Labels, NotFound
+from wherry.engine.workers import WorkerPool
 from wherry.layers import compression
 from wherry_plugins.store.local.ingest import LocalIngest
 from wherry_plugins.transport.archive import compressed, file, formats
@@ -86,6 +87,7 @@ def test_bombs(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pac
         monkeypatch.setattr(module, "FREE", 1 << 20)
         monkeypatch.setattr(module, "RATIO", 20)
     path = tmp_path / "x.tar"
+    monkeypatch.setattr(WorkerPool, "_run", Inside._run)  # a process of its own would not know of these bounds
     path.write_bytes(pack(bytes(64 << 20)))
     refused(made, f"archive:{path}", match="bomb")
     refused(made, f"archive:rootfs:{path}", match="bomb")

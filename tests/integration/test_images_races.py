@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support.images_area import World, image_layout, pack, world
-from support.layers import digest, member, tar
+from support.layers import Inside, digest, member, tar
 from wherry.api import FailedPrecondition, Invalid, NotFound
 from wherry.engine.catalogue import Catalogue
 from wherry.engine.collecting import Collector
@@ -368,7 +368,7 @@ def test_a_long_archive_keeps_nobody_from_another(tmp_path: Path, monkeypatch: p
     if twin:
         one = threading.Lock()
         monkeypatch.setattr(module._Slot, "lock", property(lambda self: one, lambda self, value: None), raising=False)
-    archives = module.ArchiveTransport(tmp_path, 1 << 30)
+    archives = module.ArchiveTransport(tmp_path, 1 << 30, Inside(tmp_path))
     with ThreadPoolExecutor(2) as pool:
         long = pool.submit(archives.resolve, f"rootfs:{tmp_path}/long.tar", "linux/amd64")
         assert begun.wait(30)
@@ -391,10 +391,10 @@ def test_an_archive_that_is_dropped_before_its_turn_is_closed(tmp_path: Path) ->
 
     (tmp_path / "x.tar").write_bytes(A)
     reference = f"rootfs:{tmp_path}/x.tar"
-    archives = ArchiveTransport(tmp_path, 1 << 30)
+    archives = ArchiveTransport(tmp_path, 1 << 30, Inside(tmp_path))
     with archives._using(reference) as slot:
         archives._slots.clear()  # what another thread does between the look-up and the lock
-        slot.open(tmp_path, 1 << 30, "linux/amd64")
+        archives._open(slot, "linux/amd64")
         assert slot._archive is not None
     assert slot._archive is None
     for number in range(9):

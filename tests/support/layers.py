@@ -9,9 +9,11 @@ import stat
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from wherry.engine.workers import WorkerPool
 from wherry.layers.apply import Applied, apply
+from wherry.layers.describe import describe
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
@@ -96,3 +98,12 @@ def joined(members: Iterable[bytes]) -> bytes:
     """Archives one after the other, each without its end mark but the last."""
     parts = list(members)
     return b"".join(part.rstrip(b"\0") + bytes(-len(part.rstrip(b"\0")) % 512) for part in parts[:-1]) + parts[-1]
+
+
+class Inside(WorkerPool):
+    """Workers that describe in this very process, where a test can reach them."""
+
+    def _run(self, job: str, _details: Any, _roots: Any, stream: BinaryIO | None, _feed: BinaryIO | None = None) -> Any:
+        assert job == "describe"
+        assert stream is not None
+        return describe(stream)

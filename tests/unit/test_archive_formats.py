@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from support.images_area import image_layout, pack
-from support.layers import digest, hard, link, member, tar
+from support.layers import Inside, digest, hard, link, member, tar
 from wherry.api import Error, Invalid, NotFound
 from wherry.layers.compression import zstd_module
 from wherry_plugins.transport.archive.transport import ArchiveTransport
@@ -31,7 +31,7 @@ CONFIG = json.dumps(
 def transport(tmp_path: Path) -> Iterator[ArchiveTransport]:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    made = ArchiveTransport(scratch, 1 << 30)
+    made = ArchiveTransport(scratch, 1 << 30, Inside(tmp_path))
     yield made
     made.close()
     assert list(scratch.iterdir()) == []
@@ -223,7 +223,7 @@ def test_hostile_archives_are_typed_errors(transport: ArchiveTransport, tmp_path
 def test_a_bomb_is_refused(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    made = ArchiveTransport(scratch, 1 << 20)
+    made = ArchiveTransport(scratch, 1 << 20, Inside(tmp_path))
     with pytest.raises(Invalid, match="unpacks to more"):
         made.resolve(put(tmp_path, gzip.compress(docker(members=[member("big", data=bytes(20 << 20))]))), "")
     assert list(scratch.iterdir()) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import encodings
+import gzip
+import lzma
 import os
 import signal
 import subprocess
@@ -15,10 +17,13 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from support.layers import digest, link, member, tar
-from wherry.api import Descriptor, IdMap, Invalid, Mount, Unavailable
+from support.layers import Inside, digest, link, member, tar
+from wherry.api import Descriptor, Digest, IdMap, Invalid, Mount, Unavailable
 from wherry.engine import nursery as module
 from wherry.engine.workers import WorkerPool
+from wherry.layers.archive import Archive
+from wherry.spec.distribution import LAYER
+from wherry_plugins.transport.archive.transport import ArchiveTransport
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
 
@@ -74,6 +79,43 @@ def test_errors_come_back_typed(pool: WorkerPool, root: tuple[Mount, ...], tmp_p
         unpack(pool, (Mount("bind", str(tmp_path / "fs"), "", ("rbind", "ro")),), tmp_path, tar(member("f")))
     with pytest.raises(Invalid, match="root"):
         pool.usage(())
+
+
+def test_a_tar_is_described(pool: WorkerPool, tmp_path: Path) -> None:
+    data = tar(member("f", data=b"x" * 100_000), member("g", data=b"y"))
+    path = tmp_path / "r.tar"
+    for packed, suffix in ((data, ""), (gzip.compress(data), "+gzip")):
+        path.write_bytes(packed)
+        with path.open("rb") as stream:
+            found = pool.describe(stream)
+        assert found == Descriptor(LAYER + suffix, Digest(digest(packed)), len(packed), {"diff-id": digest(data)})
+    for bad, why in ((data[:700], "cut short"), (bytes(10240), "empty"), (b"no tar at all" * 100, "checksum")):
+        path.write_bytes(bad)
+        with path.open("rb") as stream, pytest.raises(Invalid, match=why):
+            pool.describe(stream)
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_the_engine_itself_reads_no_tar(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool
+) -> None:
+    """Python that goes through a hundred thousand headers would slow down every other request."""
+    read: list[object] = []
+    real = Archive.__init__
+
+    def reading(self: Archive, *arguments: Any, **options: Any) -> None:
+        read.append(self)
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(Archive, "__init__", reading)
+    (tmp_path / "r.tar").write_bytes(lzma.compress(tar(member("f", data=b"x" * 100_000))))
+    transport = ArchiveTransport(tmp_path, 1 << 30, Inside(tmp_path) if twin else pool)
+    try:
+        (found,) = transport.resolve(f"rootfs:{tmp_path}/r.tar", "linux/amd64")
+        assert found.target.size
+    finally:
+        transport.close()
+    assert bool(read) == twin
 
 
 def test_a_worker_does_not_see_the_host(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:

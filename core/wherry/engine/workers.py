@@ -1,4 +1,4 @@
-"""The pool of workers: short-lived processes that unpack, diff and measure, so that no thread of the engine has to.
+"""The pool of workers: short-lived processes that unpack, read, diff and measure, so that no thread of the engine has to.
 
 What a worker does is in ``wherry.layers.worker``, how it is started in ``wherry.engine.nursery``.
 """
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from wherry.api import ApartLayer, Descriptor, Digest, Error, IdMap, Mount, Unavailable
 from wherry.engine.nursery import Nursery
 from wherry.errors import CLASSES
+from wherry.spec.distribution import LAYER
 
 _NICE = 5  # of what nobody waits for
 
@@ -71,6 +72,11 @@ class WorkerPool:
     def diff(self, lower: tuple[Mount, ...], upper: tuple[Mount, ...], sink: BinaryIO, media_type: str) -> Descriptor:
         sink.flush()
         done = self._run("diff", {"media_type": media_type}, [lower, upper], sink)
+        return Descriptor(media_type, Digest(done["digest"]), done["size"], {"diff-id": done["diff_id"]})
+
+    def describe(self, stream: BinaryIO) -> Descriptor:
+        done = self._run("describe", {"nice": 0}, [], stream)
+        media_type = LAYER + (f"+{done['compression']}" if done["compression"] else "")
         return Descriptor(media_type, Digest(done["digest"]), done["size"], {"diff-id": done["diff_id"]})
 
     def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:

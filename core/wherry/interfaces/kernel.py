@@ -20,7 +20,7 @@ API = 1
 class Workers(Protocol):
     """Short-lived processes, at most one per CPU, each in a mount namespace whose root is the mounts given.
 
-    Streams need fileno(). A worker cannot see the host's tree; it is nice 5 but for unpacking, which somebody waits for.
+    Streams need fileno(). A worker cannot see the host's tree; it is nice 5 but for unpacking and describing, which somebody waits for.
 
     A layer can be unpacked while it is fetched: stream is what has come (``Ingest.reader``), feed a pipe that has "+" when there is
     more and "." when that is all. The bytes are not compared with layer.digest then, whoever fetches them does, and such a worker
@@ -53,6 +53,11 @@ class Workers(Protocol):
 
     def diff(self, lower: tuple[Mount, ...], upper: tuple[Mount, ...], sink: BinaryIO, media_type: str) -> Descriptor:
         """Writes the layer that turns lower into upper; the annotation "diff-id" of the answer is the digest of the tar."""
+        ...
+
+    def describe(self, stream: BinaryIO) -> Descriptor:
+        """What layer a file is that nobody has described: media type, digest, size, and the annotation "diff-id". stream is a tar,
+        packed as layers may be; Invalid for other bytes and for a tar without entries."""
         ...
 
     def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:

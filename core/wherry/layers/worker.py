@@ -47,7 +47,7 @@ def main() -> None:
 
 def load() -> None:
     """Imports what any job needs, and what the libraries need only when they are used."""
-    from wherry.layers import apply, compression, diff, usage  # noqa: F401
+    from wherry.layers import apply, compression, describe, diff, usage  # noqa: F401
 
     compression.preload()
 
@@ -128,6 +128,13 @@ def _diff(request: Mapping[str, Any]) -> Job:
     return job
 
 
+def _describe(_request: Mapping[str, Any]) -> Job:
+    from wherry.layers.describe import describe
+
+    stream = open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
+    return lambda _roots: describe(stream)
+
+
 def _usage(_request: Mapping[str, Any]) -> Job:
     from wherry.layers.usage import usage
 
@@ -185,6 +192,7 @@ def _mapper(ranges: Sequence[Range], name: str) -> Callable[[int], int]:
 _JOBS: dict[str, Callable[[Mapping[str, Any]], Job]] = {
     "unpack": _unpack,
     "diff": _diff,
+    "describe": _describe,
     "usage": _usage,
     "populate": _populate,
 }

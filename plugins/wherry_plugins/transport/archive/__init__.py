@@ -29,7 +29,7 @@ class ArchiveConfig:
 def _open(config: ArchiveConfig, context: Context) -> ArchiveTransport:
     from wherry_plugins.transport.archive.transport import ArchiveTransport
 
-    return ArchiveTransport(context.root, config.max_unpacked)
+    return ArchiveTransport(context.root, config.max_unpacked, context.workers)
 
 
 @hookimpl

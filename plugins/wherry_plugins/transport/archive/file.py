@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from attrs import frozen
 
@@ -65,6 +66,12 @@ class ArchiveFile:
     def all(self) -> Member:
         """The file itself."""
         return Member(0, self._size)
+
+    def open(self) -> BinaryIO:
+        """The file itself as a stream with a descriptor, whose position is that of any other such stream."""
+        stream = os.fdopen(os.dup(self._fd), "rb", buffering=0)
+        stream.seek(0)
+        return cast(BinaryIO, stream)
 
     def find(self, name: str) -> Member | None:
         """A member by its name, links followed inside the archive: older ``docker save`` wrote a layer once and linked to it."""

@@ -6,14 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 from attrs import frozen
 
 from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
-from wherry.layers.archive import Archive
-from wherry.layers.compression import Layer, compression_of
+from wherry.layers.compression import compression_of
 from wherry.spec.distribution import CONFIG, LAYER, MANIFEST
 from wherry.spec.document import Fields, check_digest, parse_value
 from wherry.spec.image import parse_config
@@ -41,15 +40,14 @@ def read_contents(archive: ArchiveFile) -> Contents:
     raise Invalid(archive.what, "is neither an OCI archive nor one of docker save: no index.json, no manifest.json")
 
 
-def read_tree(archive: ArchiveFile, platform: str) -> Contents:
+def read_tree(archive: ArchiveFile, platform: str, describe: Callable[[BinaryIO], Descriptor]) -> Contents:
     """One image of one layer, which is the whole file: a tree as tar, debootstrap or ``docker export`` write it. Its config says the
-    platform and no more. The same file gives the same image."""
-    with archive.window(archive.all, 0) as stream:
-        layer = Layer(stream)
-        reader = Archive(layer)
-        if not sum(1 for _entry in reader):
-            raise Invalid(archive.what, "is an empty tar")
-        reader.drain()
+    platform and no more. The same file gives the same image. describe: that of ``wherry.api.Workers``."""
+    with archive.open() as stream:
+        try:
+            layer = describe(stream)
+        except Invalid as error:
+            raise Invalid(archive.what, error.cause, error.hint) from error
     system, _, rest = platform.partition("/")
     architecture, _, variant = rest.partition("/")
     config = {
@@ -57,13 +55,10 @@ def read_tree(archive: ArchiveFile, platform: str) -> Contents:
         "os": system,
         **({"variant": variant} if variant else {}),
         "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.annotations["diff-id"]]},
     }
-    described = Descriptor(
-        LAYER + (f"+{layer.compression}" if layer.compression else ""), Digest(layer.digest), layer.compressed
-    )
     documents: dict[str, bytes] = {}
-    target = _manifest(_add(documents, config), CONFIG, [described], documents)
+    target = _manifest(_add(documents, config), CONFIG, [layer], documents)
     return Contents((Named("", target),), documents, {layer.digest: archive.all})
 
 

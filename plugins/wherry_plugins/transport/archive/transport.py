@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from wherry.api import Descriptor, Invalid, Named, NotFound
+from wherry.api import Descriptor, Invalid, Named, NotFound, Workers
 from wherry.spec.distribution import host_platform
 from wherry_plugins.transport.archive.file import ArchiveFile
 from wherry_plugins.transport.archive.formats import Contents, read_contents, read_tree
@@ -32,7 +32,9 @@ class _Slot:
         self._contents = Contents((), {}, {})
         self._platform = ""
 
-    def open(self, scratch: Path, limit: int, platform: str) -> tuple[ArchiveFile, Contents]:
+    def open(
+        self, scratch: Path, limit: int, platform: str, describe: Callable[[BinaryIO], Descriptor]
+    ) -> tuple[ArchiveFile, Contents]:
         """What was open, if the file is still the same, else it is read anew. platform: for a tree, which has none of its own; ""
         is that of the last time."""
         whole = self.reference.startswith(TREE)
@@ -49,7 +51,10 @@ class _Slot:
             self.close()
         archive = ArchiveFile(path, scratch, limit, whole=whole)
         try:
-            self._contents = read_tree(archive, platform or host_platform()) if whole else read_contents(archive)
+            if whole:
+                self._contents = read_tree(archive, platform or host_platform(), describe)
+            else:
+                self._contents = read_contents(archive)
         except BaseException:
             archive.close()
             raise
@@ -66,21 +71,22 @@ class ArchiveTransport:
     """Implements ``wherry.api.Transport``; the last archives stay open between resolve and fetch. One that takes long to read
     keeps nobody from another one."""
 
-    def __init__(self, scratch: Path, max_unpacked: int) -> None:
+    def __init__(self, scratch: Path, max_unpacked: int, workers: Workers) -> None:
         self._scratch = scratch
         self._max_unpacked = max_unpacked
+        self._workers = workers
         self._lock = threading.Lock()
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._timer: threading.Timer | None = None
 
     def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
         with self._using(reference) as slot:
-            _archive, contents = slot.open(self._scratch, self._max_unpacked, platform)
+            _archive, contents = self._open(slot, platform)
             return contents.images
 
     def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
         with self._using(reference) as slot:
-            archive, contents = slot.open(self._scratch, self._max_unpacked, "")
+            archive, contents = self._open(slot, "")
             if descriptor.digest in contents.documents:
                 return io.BytesIO(contents.documents[descriptor.digest][offset:])
             member = contents.layers.get(descriptor.digest)
@@ -89,6 +95,9 @@ class ArchiveTransport:
             if member is None:
                 raise NotFound(f'blob "{descriptor.digest}"', f"is not in the {archive.what}")
             return cast(BinaryIO, archive.window(member, offset))
+
+    def _open(self, slot: _Slot, platform: str) -> tuple[ArchiveFile, Contents]:
+        return slot.open(self._scratch, self._max_unpacked, platform, self._workers.describe)
 
     def push(self, reference: str, descriptor: Descriptor, stream: BinaryIO) -> None:
         raise Invalid(f'archive "{reference}"', "can't be pushed to")
