@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from support.layers import Inside, digest, link, member, tar
+from support.layers import Inside, digest, link, member, tar, tree
 from wherry.api import Descriptor, Digest, IdMap, Invalid, Mount, Unavailable
 from wherry.engine import nursery as module
 from wherry.engine.workers import WorkerPool
@@ -58,6 +58,27 @@ def test_unpack_and_usage(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: P
     size, inodes = pool.usage(root)
     assert 100_000 < size < 200_000
     assert inodes == 3
+
+
+def test_copy(pool: WorkerPool, tmp_path: Path) -> None:
+    """One directory onto another, whatever is in it; the engine has no part in it."""
+    for name in ("a/d", "b", "c"):
+        (tmp_path / "top" / name).mkdir(parents=True)
+    source = tmp_path / "top/a"
+    (source / "d/file").write_bytes(os.urandom(100_000))
+    os.link(source / "d/file", source / "again")
+    (source / "link").symlink_to("/nowhere")
+    os.mkfifo(source / "fifo", 0o622)
+    for name in ("d/file", "link", "fifo"):
+        os.setxattr(source / name, "trusted.kept", name.encode(), follow_symlinks=False)
+    os.chown(source / "d", 5, 6)
+    mounts = (Mount("bind", str(tmp_path / "top"), "", ("bind", "rw")),)
+    pool.copy(mounts, "a", "b")
+    assert tree(tmp_path / "top/b", times=True) == tree(source, times=True)
+    pool.copy(mounts, "a", "c", IdMap(((0, 1000, 10),), ((0, 2000, 10),)), reflink=False)
+    assert ((tmp_path / "top/c/d").stat().st_uid, (tmp_path / "top/c/d").stat().st_gid) == (1005, 2006)
+    with pytest.raises(FileNotFoundError):
+        pool.copy(mounts, "gone", "b")
 
 
 def test_ids_are_mapped(pool: WorkerPool, root: tuple[Mount, ...], tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from support.layers import tree
-from wherry.api import IdMap, NotFound, SnapshotOptions
+from wherry.api import IdMap, Mount, NotFound, SnapshotOptions
+from wherry.layers import copying as copy_module
+from wherry.layers.copying import TreeCopy
 from wherry.testing.harness import LocalContext
 from wherry_plugins.snapshotter.vfs import VfsConfig
-from wherry_plugins.snapshotter.vfs import copy as copy_module
-from wherry_plugins.snapshotter.vfs.copy import TreeCopy
 from wherry_plugins.snapshotter.vfs.snapshotter import VfsSnapshotter
 
 
@@ -49,9 +49,22 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
+class Here:
+    """Does what a worker does, in this process."""
+
+    def copy(
+        self, mounts: tuple[Mount, ...], source: str, target: str, idmap: IdMap = IdMap(), *, reflink: bool = True
+    ) -> None:
+        top, here = mounts[0].source, os.getcwd()
+        try:
+            TreeCopy(reflink=reflink, uids=idmap.uids, gids=idmap.gids).run(f"{top}/{source}", f"{top}/{target}")
+        finally:
+            os.chdir(here)
+
+
 def _copy(source: Path, target: Path, *, reflink: bool = True) -> Path:
     target.mkdir()
-    TreeCopy(reflink=reflink, checkpoint=lambda: None).run(str(source), str(target))
+    Here().copy((Mount("bind", ""),), str(source), str(target), reflink=reflink)
     return target
 
 
@@ -92,7 +105,9 @@ def test_links_are_copied_and_never_followed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[VfsSnapshotter]:
-    made = VfsSnapshotter(VfsConfig(), LocalContext("snapshotter.vfs", tmp_path / "root", tmp_path / "run"))
+    made = VfsSnapshotter(
+        VfsConfig(), LocalContext("snapshotter.vfs", tmp_path / "root", tmp_path / "run", workers=Here())
+    )
     yield made
     made.close()
 
@@ -183,7 +198,9 @@ def test_ids_are_remapped_by_the_mount(driver: VfsSnapshotter, source: Path, tmp
     assert mount.idmap == idmap
     assert (Path(mount.source) / "suid").stat().st_uid == 10, "on disk nothing changes"
     driver.close()
-    again = VfsSnapshotter(VfsConfig(), LocalContext("snapshotter.vfs", tmp_path / "root", tmp_path / "run"))
+    again = VfsSnapshotter(
+        VfsConfig(), LocalContext("snapshotter.vfs", tmp_path / "root", tmp_path / "run", workers=Here())
+    )
     assert again.mounts("c") == (mount,)
     again.close()
 

@@ -82,6 +82,14 @@ class WorkerPool:
     def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:
         return int(self._run("populate", {"path": path, "devices": self._devices}, [mounts, volume, ()], spool))
 
+    def copy(
+        self, mounts: tuple[Mount, ...], source: str, target: str, idmap: IdMap = IdMap(), *, reflink: bool = True
+    ) -> None:
+        request = {
+            "source": source, "target": target, "uids": idmap.uids, "gids": idmap.gids, "reflink": reflink, "nice": 0,
+        }  # fmt: skip
+        self._run("copy", request, [mounts], None)
+
     def usage(self, mounts: tuple[Mount, ...]) -> tuple[int, int]:
         size, inodes = self._run("usage", {}, [mounts], None)
         return int(size), int(inodes)

@@ -20,7 +20,8 @@ API = 1
 class Workers(Protocol):
     """Short-lived processes, at most one per CPU, each in a mount namespace whose root is the mounts given.
 
-    Streams need fileno(). A worker cannot see the host's tree; it is nice 5 but for unpacking and describing, which somebody waits for.
+    Streams need fileno(). A worker cannot see the host's tree; it is nice 5 but for unpacking, copying and describing, which
+    somebody waits for.
 
     A layer can be unpacked while it is fetched: stream is what has come (``Ingest.reader``), feed a pipe that has "+" when there is
     more and "." when that is all. The bytes are not compared with layer.digest then, whoever fetches them does, and such a worker
@@ -63,6 +64,14 @@ class Workers(Protocol):
     def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:
         """Copies what the tree of mounts has at path into a volume that is empty, with owners, modes and attributes, those of the
         directory itself too; spool is an empty file for the time of it. The number of entries, 0 when there was nothing to do."""
+        ...
+
+    def copy(
+        self, mounts: tuple[Mount, ...], source: str, target: str, idmap: IdMap = IdMap(), *, reflink: bool = True
+    ) -> None:
+        """Copies one directory onto another, which is empty; both are names inside the tree of mounts. Owners, modes, xattrs, times,
+        links and holes stay; idmap changes owners on the way, from the first of its ids to the second. With reflink data is
+        shared where the file system can. Nothing waits for the disk. FileNotFoundError when the source went meanwhile."""
         ...
 
     def usage(self, mounts: tuple[Mount, ...]) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def main() -> None:
 
 def load() -> None:
     """Imports what any job needs, and what the libraries need only when they are used."""
-    from wherry.layers import apply, compression, describe, diff, usage  # noqa: F401
+    from wherry.layers import apply, compression, copying, describe, diff, usage  # noqa: F401
 
     compression.preload()
 
@@ -169,6 +169,19 @@ def _populate(request: Mapping[str, Any]) -> Job:
     return job
 
 
+def _copy(request: Mapping[str, Any]) -> Job:
+    """One directory of the root onto another one, which is empty: in one mount, since some kernels share no data between two."""
+    from wherry.layers.copying import TreeCopy
+
+    copy = TreeCopy(reflink=request["reflink"], uids=request["uids"], gids=request["gids"])
+
+    def job(_roots: Sequence[int]) -> object:
+        copy.run(f"/{request['source']}", f"/{request['target']}")
+        return {}
+
+    return job
+
+
 def _mapper(ranges: Sequence[Range], name: str) -> Callable[[int], int]:
     """Container id to host id; no ranges: as they are. Invalid for an id that no range holds. name: "uid_map" or "gid_map".
 
@@ -195,4 +208,5 @@ _JOBS: dict[str, Callable[[Mapping[str, Any]], Job]] = {
     "describe": _describe,
     "usage": _usage,
     "populate": _populate,
+    "copy": _copy,
 }

@@ -12,7 +12,6 @@ from wherry.layers.directories import DIRECTORY, DirectorySnapshotter
 from wherry.layers.mounts import syncfs
 from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
 from wherry_plugins.snapshotter.vfs import chowns
-from wherry_plugins.snapshotter.vfs.copy import TreeCopy
 
 if TYPE_CHECKING:
     from wherry_plugins.snapshotter.vfs import VfsConfig
@@ -58,7 +57,7 @@ class VfsSnapshotter(DirectorySnapshotter):
             path = f"{self._directory}/{temporary}"
             os.mkdir(path, 0o755)
             if parent:
-                self._copy(key, parent, path, options.idmap)
+                self._copy(key, parent, temporary, options.idmap)
                 if options.durable:
                     syncfs(disk)  # a copy may be as large as an image, and its row says that all of it is there
             extra = pack_idmap(IdMap() if self._chowns else options.idmap)
@@ -102,9 +101,9 @@ class VfsSnapshotter(DirectorySnapshotter):
         if row.kind != "committed":
             raise NotFound(f'snapshot "{parent}"', f'cannot be the parent of "{key}": it is not committed')
         owners = idmap if self._chowns else IdMap()
-        copy = TreeCopy(reflink=self._reflink, checkpoint=self._context.checkpoint, uids=owners.uids, gids=owners.gids)
+        mounts = (Mount("bind", str(self._directory), "", ("bind", "rw")),)
         try:
-            copy.run(self._path(row.number), target)
+            self._context.workers.copy(mounts, str(row.number), target, owners, reflink=self._reflink)
         except FileNotFoundError:
             self._rows.get(parent)  # NotFound when it went meanwhile
             raise

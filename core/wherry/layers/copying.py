@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _CHUNK = 1 << 30
@@ -16,17 +16,14 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class TreeCopy:
-    """One copy. checkpoint is called for each directory and may raise. uids and gids: (of the source, of the copy, size), empty to
-    keep them; an id that none holds becomes the overflow id. Sockets are left out: nobody listens behind a copy."""
+    """One copy, by a process that does nothing else: it changes its working directory. uids and gids: (of the source, of the copy,
+    size), empty to keep them; an id that none holds becomes the overflow id. Sockets are left out: nobody listens behind a copy."""
 
-    def __init__(
-        self, *, reflink: bool, checkpoint: Callable[[], None], uids: Sequence[Range] = (), gids: Sequence[Range] = ()
-    ) -> None:
+    def __init__(self, *, reflink: bool, uids: Sequence[Range] = (), gids: Sequence[Range] = ()) -> None:
         self._uids = uids
         self._gids = gids
         self._reflink = reflink
         self._copy_range = True
-        self._checkpoint = checkpoint
         self._links: dict[tuple[int, int], str] = {}  # inode with several names -> its first name, from the copy's root
         self._root = -1
 
@@ -61,7 +58,6 @@ class TreeCopy:
 
     def _children(self, source: int, target: int, path: str) -> list[str]:
         """Copies what is no directory; the names of the directories."""
-        self._checkpoint()
         directories = []
         for name in os.listdir(source):
             found = os.stat(name, dir_fd=source, follow_symlinks=False)
@@ -153,12 +149,16 @@ class TreeCopy:
         os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
 
     def _finish_name(self, source: int, target: int, name: str, found: os.stat_result) -> None:
-        """For what can't be opened. xattrs by path, for there is no call by directory and name before Linux 6.13."""
+        """For what can't be opened. xattrs from the working directory: there is no call by directory and name before Linux 6.13."""
         owner = _mapped(found.st_uid, self._uids), _mapped(found.st_gid, self._gids)
         os.chown(name, *owner, dir_fd=target, follow_symlinks=False)
-        old, new = f"/proc/self/fd/{source}/{name}", f"/proc/self/fd/{target}/{name}"
-        for key in os.listxattr(old, follow_symlinks=False):
-            os.setxattr(new, key, os.getxattr(old, key, follow_symlinks=False), follow_symlinks=False)
+        os.fchdir(source)
+        xattrs = {
+            key: os.getxattr(name, key, follow_symlinks=False) for key in os.listxattr(name, follow_symlinks=False)
+        }
+        os.fchdir(target)
+        for key, value in xattrs.items():
+            os.setxattr(name, key, value, follow_symlinks=False)
         if not stat.S_ISLNK(found.st_mode):
             os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
@@ -174,3 +174,6 @@ def _mapped(id: int, ranges: Sequence[Range]) -> int:
 def _exchange(old: int, new: int) -> int:
     os.close(old)
     return new
+
+
+__all__ = ["TreeCopy"]
