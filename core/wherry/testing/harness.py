@@ -105,6 +105,7 @@ class Harness(Generic[D]):
         self.root = directory / "root"
         self.run = directory / "run"
         self._shim: Any = None
+        self._workers: Any = None
         self._driver: D | None = None
         self.config = registration.config(**options)
         id = f"{family}.{registration.id}"
@@ -147,6 +148,8 @@ class Harness(Generic[D]):
 
     def close(self) -> None:
         self._close_driver()
+        if self._workers is not None:
+            self._workers.close()
         if self._shim is not None:
             shim, self._shim = self._shim, None
             try:
@@ -165,4 +168,5 @@ class Harness(Generic[D]):
     def _start_workers(self) -> Any:
         from wherry.engine.workers import WorkerPool
 
-        return WorkerPool(self.run)
+        self._workers = WorkerPool(self.run)
+        return self._workers
