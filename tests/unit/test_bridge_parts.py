@@ -154,7 +154,7 @@ def test_a_port_comes_back_at_once_after_connections() -> None:
     """Those that the server ended wait for a minute (TIME-WAIT); a claim does not."""
     claims = claim([Port(80, host_ip="127.0.0.1")])
     (port,) = claims.ports
-    (listener,) = claims.sockets[port]
+    (listener,) = claims.held[port].sockets
     with socket.create_connection(("127.0.0.1", port.host_port), 30) as client:
         server, _address = listener.accept()
         server.close()

@@ -1,7 +1,7 @@
-"""Ports of the host, claimed before the program that will listen on them starts: bind(2), ip(7), socket(7).
+"""Ports of the host, claimed before whoever will answer on them starts: bind(2), ip(7), socket(7).
 
-A claim is a bound socket that nobody else's bind gets past. ``share`` lets the program bind beside it: SO_REUSEADDR on both, which the
-kernel accepts for as long as neither listens.
+A claim is a bound socket that nobody else's bind gets past. It is handed on, and listens already, or ``share`` lets a program bind
+beside it: SO_REUSEADDR on both, which the kernel accepts for as long as neither listens.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ _lock = threading.Lock()
 class Claim:
     """A port and its sockets, one a family. protocol and number are the port's."""
 
-    __slots__ = ("_sockets", "number", "protocol")
+    __slots__ = ("number", "protocol", "sockets")
 
     def __init__(self, protocol: str, number: int, sockets: list[socket.socket]) -> None:
         self.protocol = protocol
         self.number = number
-        self._sockets = sockets
+        self.sockets = sockets
 
     def share(self) -> None:
         """From here on a socket with SO_REUSEADDR may be bound to the same port."""
-        for sock in self._sockets:
+        for sock in self.sockets:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
     def close(self) -> None:
-        for sock in self._sockets:
+        for sock in self.sockets:
             sock.close()
-        self._sockets = []
+        self.sockets = []
 
 
-def claim(protocol: str, address: str, number: int) -> Claim:
+def claim(protocol: str, address: str, number: int, *, backlog: int = 0) -> Claim:
     """Claims a port; protocol is "tcp" or "udp", address "" is every address of both families, number 0 lets one be chosen.
+    backlog: that many connections may wait (listen(2)); 0: sockets of tcp do not listen.
 
     OSError: EADDRINUSE, EADDRNOTAVAIL for an address that is not the host's, EACCES for a port below
     net.ipv4.ip_unprivileged_port_start; ValueError for what is no address.
@@ -48,7 +49,7 @@ def claim(protocol: str, address: str, number: int) -> Claim:
         try:
             for family, host in families:
                 try:
-                    sock = _bind(protocol, family, host, chosen)
+                    sock = _bind(protocol, family, host, chosen, backlog)
                 except OSError as error:
                     if not address and family == socket.AF_INET6 and error.errno in _NO_IPV6:
                         continue
@@ -79,7 +80,7 @@ def _families(address: str) -> list[tuple[socket.AddressFamily, str]]:
     return [(family, address)]
 
 
-def _bind(protocol: str, family: socket.AddressFamily, host: str, number: int) -> socket.socket:
+def _bind(protocol: str, family: socket.AddressFamily, host: str, number: int, backlog: int) -> socket.socket:
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     sock = socket.socket(family, kind | socket.SOCK_CLOEXEC)
     try:
@@ -96,6 +97,11 @@ def _bind(protocol: str, family: socket.AddressFamily, host: str, number: int) -
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind((host, number))
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        if backlog and protocol == "tcp":
+            with _lock:
+                # Its connections have this from it, and would keep the port from the next claim while they last.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.listen(backlog)
     except BaseException:
         sock.close()
         raise

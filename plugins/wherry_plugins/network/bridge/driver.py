@@ -217,7 +217,7 @@ class BridgeNetwork:
         except BaseException:
             claims.close()
             raise
-        if claims.sockets:
+        if claims.held:
             self._claims[request.sandbox_id, request.network] = claims
         return place.reservation
 
