@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
+from support import registry
 from support.images_area import World, world
 from support.layers import directory, member, tar
 from support.registry import Content, Handler, Scripted, image
 from wherry.api import Invalid, Mount, Unavailable
-from wherry.engine.arrivals import Arrivals
+from wherry.engine.arrivals import Arrivals, Tap
 from wherry_plugins.store.local.ingest import LocalIngest
 
 BOTH = pytest.mark.parametrize("snapshotter", ["overlayfs", "vfs"])
 TWIN = pytest.mark.parametrize("twin", [False, True])
+NOISE = "snapshotter/*/snapshots/**/noise"
 LAYER = tar(directory("d"), member("d/early", data=b"e"), member("noise", data=os.urandom(3 << 20)))
 
 
@@ -175,3 +177,38 @@ def test_slow_registries_keep_nobody_from_working(tmp_path: Path, monkeypatch: p
                 puller.join(60)
             other.join(30)
         assert not puller.is_alive()
+
+
+@BOTH
+@TWIN
+def test_what_was_read_along_is_nothing_when_the_fetch_begins_anew(
+    tmp_path: Path, snapshotter: str, monkeypatch: pytest.MonkeyPatch, twin: bool
+) -> None:
+    """A power cut left zeros in the middle of a plain layer: nothing in it looks wrong, and the worker has ended well before the store
+    says that these are not the bytes. The twin takes its word."""
+    monkeypatch.setattr(registry.gzip, "compress", lambda data, *_args, **_more: data)
+    content = image(LAYER, layer_type=registry.LAYER)
+    wanted, real = content.layers[0].digest, LocalIngest.commit
+    tries: list[int] = []
+    if twin:
+        monkeypatch.setattr(Tap, "whole", True)
+    with world(tmp_path / "w", snapshotter) as made:
+
+        def commit(self: LocalIngest, size: int | None, digest: Any, labels: Any) -> Any:
+            if digest == wanted:
+                assert tries or until(lambda: found(made) and not made.workers._pids)
+                tries.append(1)
+            return real(self, size, digest, labels)
+
+        monkeypatch.setattr(LocalIngest, "commit", commit)
+        ingest = made.drivers.store.ingest(f"fetch-{wanted}")
+        ingest.write(LAYER[: 1 << 20] + bytes(1 << 20))
+        ingest.close()
+        with Scripted(content) as server:
+            if twin:
+                with pytest.raises(Invalid, match="unpacks to the diff-id"):
+                    list(made.images.pull(f"registry:{server.host}/x:1"))
+                return
+            assert list(made.images.pull(f"registry:{server.host}/x:1"))[-1].status == "done"
+        assert len(tries) == 2
+        assert until(lambda: [path.read_bytes() in LAYER for path in made.root.glob(NOISE)] == [True])

@@ -293,7 +293,30 @@ def _read(blob: bytes) -> tuple[bytes, Layer]:
     return b"".join(parts), layer
 
 
-@pytest.mark.parametrize("pack", [bytes, _gzip, _zstd])
+class Dripping(io.BytesIO):
+    """One byte at first, as a file that grows may have it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(1 if self.tell() < 3 else size)
+
+
+PACKED = pytest.mark.parametrize("pack", [bytes, _gzip, _zstd])
+
+
+@PACKED
+def test_a_first_byte_by_itself_says_nothing(pack: Any) -> None:
+    layer = Layer(Dripping(pack(bytes(1000))))
+    assert b"".join(iter(layer.read, b"")) == bytes(1000)
+    tiny = Layer(Dripping(b"ab"))
+    assert b"".join(iter(tiny.read, b"")) == b"ab"
+
+
+def test_a_first_byte_by_itself_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Layer, "_head", Layer._take)
+    assert Layer(Dripping(_gzip(bytes(1000)))).compression == ""
+
+
+@PACKED
 def test_both_digests_in_one_pass(pack: object) -> None:
     import hashlib
 

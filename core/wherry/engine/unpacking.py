@@ -161,11 +161,13 @@ class Unpacker:
             job.arrivals.landed(layer.digest)  # what is wrong with the bytes, or with their source, says the fetch
             if tap.whole:
                 raise
-            self._let_go(job, key)  # the fetch had to begin anew
-            return self._worked(job, number, parent, None, undo, unpack)
-        job.arrivals.landed(layer.digest)
-        job.report(Progress(layer.digest, "unpacking", layer.size, layer.size))
-        return _Made(key, found, begun, later)
+        else:
+            job.arrivals.landed(layer.digest)
+            if tap.whole:
+                job.report(Progress(layer.digest, "unpacking", layer.size, layer.size))
+                return _Made(key, found, begun, later)
+        self._let_go(job, key)  # the fetch had to begin anew
+        return self._worked(job, number, parent, None, undo, unpack)
 
     def _prepare(self, job: _Job, name: str, parent: str) -> tuple[str, tuple[Mount, ...]]:
         key = f"{PREFIX}{secrets.token_hex(8)}-{name}"

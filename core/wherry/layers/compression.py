@@ -35,7 +35,7 @@ class Layer:
     def __init__(self, raw: Readable, *, digested: bool = True, inner: Any = None) -> None:
         self._raw = raw
         self._outer = hashlib.sha256() if digested else None
-        self._input = self._take()
+        self._input = self._head()
         self.compression = compression_of(self._input)
         #: Of what comes out; where that is what goes in, one digest is enough.
         self._inner = inner or hashlib.sha256() if self.compression or not digested else None
@@ -104,6 +104,13 @@ class Layer:
 
     def _needs_input(self) -> bool:
         return self._fresh or bool(self._decoder.needs_input)
+
+    def _head(self) -> bytes:
+        """Enough to tell what it is: of what still comes there may be no more than a byte."""
+        data = self._take()
+        while len(data) < len(_ZSTD) and (more := self._take()):
+            data += more
+        return data
 
     def _take(self) -> bytes:
         data = self._raw.read(CHUNK)
