@@ -8,9 +8,10 @@ from typing import Any
 from wherry.errors import DeadlineExceeded, Error, PluginFault
 from wherry.kernel.calls import CURRENT, Abandoned, Call, Pool
 from wherry.kernel.config import LoadedConfig
-from wherry.kernel.drivers import PROTOCOLS, Driver
+from wherry.kernel.drivers import Driver
 from wherry.kernel.guard import missing
 from wherry.kernel.plugins import Plugins, said
+from wherry.kernel.protocols import PROTOCOLS
 
 Blame = Callable[[BaseException], str]
 

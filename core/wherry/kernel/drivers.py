@@ -14,12 +14,7 @@ from attrs import frozen
 
 from wherry.errors import DeadlineExceeded, Error, PluginFault, Unavailable
 from wherry.interfaces.common import Capabilities
-from wherry.interfaces.contributions import Frontend, LogDriver, Transport, VolumeDriver
-from wherry.interfaces.isolation import Checkpointer, Isolation
 from wherry.interfaces.kernel import Registration
-from wherry.interfaces.network import Network, PublishingNetwork
-from wherry.interfaces.snapshotter import LayerSnapshotter, Snapshotter
-from wherry.interfaces.store import Store
 from wherry.kernel import process_state
 from wherry.kernel.calls import CURRENT, Abandoned, Call, Pool
 from wherry.kernel.checks import check_for
@@ -30,24 +25,7 @@ from wherry.kernel.guard import missing
 from wherry.kernel.health import Health
 from wherry.kernel.log import logger as log
 from wherry.kernel.plugins import Plugins, in_process, options, said
-
-PROTOCOLS: dict[str, Any] = {
-    "store": Store,
-    "snapshotter": Snapshotter,
-    "isolation": Isolation,
-    "network": Network,
-    "transport": Transport,
-    "log": LogDriver,
-    "volume": VolumeDriver,
-    "frontend": Frontend,
-}
-OPTIONAL: dict[str, tuple[tuple[str, frozenset[str], Any], ...]] = {
-    "snapshotter": tuple((flag, frozenset({flag}), LayerSnapshotter) for flag in ("apply", "diff", "rebase")),
-    "isolation": (("checkpoint", frozenset({"checkpoint", "restore"}), Checkpointer),),
-    "network": (("publish", frozenset({"publish"}), PublishingNetwork),),
-    "transport": (("push", frozenset({"push"}), Transport),),
-}
-"""family -> (flag, methods that only drivers with the flag need to have, the Protocol they stand in)."""
+from wherry.kernel.protocols import OPTIONAL, PROTOCOLS
 
 
 @frozen

@@ -119,7 +119,7 @@ class Host:
         from wherry.errors import Error, PluginFault
         from wherry.kernel.drivers import unfit
         from wherry.kernel.plugins import said
-        from wherry.kernel.variants import protocols
+        from wherry.kernel.protocols import protocols
 
         order = self._order
         key = f"{order.family}.{order.id}"
@@ -142,7 +142,7 @@ class _Judged:
         from wherry.kernel.checks import hints_of, methods_of
         from wherry.kernel.guard import Method
         from wherry.kernel.policy import NORMAL
-        from wherry.kernel.variants import protocols
+        from wherry.kernel.protocols import protocols
 
         self._driver = driver
         self._key = key

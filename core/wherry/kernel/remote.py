@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import frozen
 
@@ -31,14 +31,15 @@ from wherry.kernel import calls
 from wherry.kernel.codec import decoder
 from wherry.kernel.config import combined
 from wherry.kernel.discovery import Entry
-from wherry.kernel.drivers import Driver
 from wherry.kernel.log import logger
+from wherry.kernel.protocols import protocols
 from wherry.kernel.rpc_client import Channel, Lost, RemoteMethod, TimedOut, make_proxy
 from wherry.kernel.rpc_server import serve
-from wherry.kernel.variants import protocols
+
+if TYPE_CHECKING:
+    from wherry.kernel.drivers import Driver
 
 _TOKEN: ContextVar[int] = ContextVar("wherry_call_token", default=0)
-
 
 START_SECONDS = 10.0
 """The least that a new process gets for its start: an interpreter and its imports take most of a second on a busy machine."""

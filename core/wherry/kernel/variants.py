@@ -11,16 +11,17 @@ from attrs import field, frozen
 from wherry.errors import Error, Invalid, NotFound, Unavailable
 from wherry.interfaces.common import Capabilities, Kind
 from wherry.interfaces.config import Variant
-from wherry.interfaces.isolation import Checkpointer, Isolation
-from wherry.interfaces.network import Network, PublishingNetwork
+from wherry.interfaces.isolation import Isolation
+from wherry.interfaces.network import Network
 from wherry.interfaces.snapshotter import LayerSnapshotter
 from wherry.interfaces.store import Store
 from wherry.kernel.calls import Pool
 from wherry.kernel.config import LoadedConfig, variants_of
 from wherry.kernel.decorators import Decorators
 from wherry.kernel.discovery import closest
-from wherry.kernel.drivers import PROTOCOLS, Driver, provided
+from wherry.kernel.drivers import Driver, provided
 from wherry.kernel.guard import Target, guard
+from wherry.kernel.protocols import protocols
 
 KINDS: tuple[Kind, ...] = ("store", "snapshotter", "isolation", "network")
 
@@ -174,14 +175,3 @@ class Variants:
             blame=blame,
         )
         return guard(wrapped, target, driver.family, *protocols(driver.family))
-
-
-def protocols(family: str) -> tuple[Any, ...]:
-    """The Protocols whose methods a guarded driver of the family has."""
-    if family == "snapshotter":
-        return (LayerSnapshotter,)
-    if family == "isolation":
-        return (Isolation, Checkpointer)
-    if family == "network":
-        return (PublishingNetwork,)
-    return (PROTOCOLS[family],)
