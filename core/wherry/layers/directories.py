@@ -32,7 +32,7 @@ class DirectorySnapshotter:
         self._prefix = f"{self._directory}/"
         self._rows = Snapshots(root / "snapshots.db")
         self._making: set[str] = set()  # directories without a row yet
-        self._trash = Trash(name, self._erase)
+        self._trash = Trash(name, self._discard)
         for stray in self._rows.strays(self._directory):
             self._trash.add(stray)
 
@@ -108,6 +108,10 @@ class DirectorySnapshotter:
             raise Invalid(
                 f'snapshot "{key}"', f"{self._name} keeps no quota", "choose a snapshotter with that capability"
             )
+
+    def _discard(self, name: str) -> int:
+        """For the trash: what is done with a directory that nobody needs; the bytes freed."""
+        return self._erase(name)
 
     def _erase(self, name: str) -> int:
         """Deletes a directory, if it is there; the bytes freed. What can't be deleted now, cleanup finds again."""

@@ -7,6 +7,8 @@ written to.
 from __future__ import annotations
 
 import os
+import secrets
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +25,9 @@ from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
 UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
 #: A label: this snapshot is mounted once, for a run that it ends with. Nothing of it need ever be on the disk.
 ONCE = "wherry.once"
+#: Empty directories that are kept for the next containers. On an ext4 without a journal a new inode takes a third of a millisecond
+#: where many were deleted lately, as it searches past each of them.
+SPARES = 32
 
 
 class Root(NamedTuple):
@@ -36,13 +41,15 @@ class Root(NamedTuple):
 
 
 class StackedSnapshotter(DirectorySnapshotter):
-    """Implements ``wherry.api.LayerSnapshotter`` with "rebase". prepare is one commit and three directories.
+    """Implements ``wherry.api.LayerSnapshotter`` with "rebase". prepare is one commit and three directories,
+    or the renaming of some that a container has left empty.
 
     A driver adds ``_merged``. opaque: the xattrs, "y", that hide what a directory has in lower layers. remaps: whether ids can be
     remapped.
     """
 
     def __init__(self, name: str, root: Path, *, opaque: Sequence[str], remaps: bool) -> None:
+        self._spares: deque[str] = deque()  # names, in _making as well; who takes one out has it
         super().__init__(name, root)
         self._opaque = opaque
         self._remaps = remaps
@@ -86,6 +93,15 @@ class StackedSnapshotter(DirectorySnapshotter):
     def commit(self, name: str, key: str, labels: Labels) -> None:
         self._rows.commit(name, key, {UNPACK: None, ONCE: None, **labels})
 
+    def cleanup(self) -> int:
+        freed = super().cleanup()
+        self._drop_spares()
+        return freed
+
+    def close(self) -> None:
+        super().close()
+        self._drop_spares()
+
     # directories
 
     def _fs(self, number: int) -> str:
@@ -94,20 +110,60 @@ class StackedSnapshotter(DirectorySnapshotter):
     def _make(self, row: Row, *, work: bool) -> None:
         """The directories, before their row is committed: a durable commit's fsync takes them to the disk's journal as well."""
         directory = f"{self._prefix}{row.number}"
+        spare = work and self._take_spare(directory)
+        if not spare:
+            try:
+                os.mkdir(directory, 0o700)
+            except FileExistsError:  # a crash before the commit left one, and the number with it
+                self._erase(str(row.number))
+                os.mkdir(directory, 0o700)
         try:
-            os.mkdir(directory, 0o700)
-        except FileExistsError:  # a crash before the commit left one, and the number with it
-            self._erase(str(row.number))
-            os.mkdir(directory, 0o700)
-        try:
-            os.mkdir(f"{directory}/fs", 0o755)
+            if not spare:
+                os.mkdir(f"{directory}/fs", 0o755)
             if row.lowers:
                 _dress(f"{directory}/fs", self._root_of(row.lowers[0]))
-            if work:
+            if work and not spare:
                 os.mkdir(f"{directory}/work", 0o711)
         except BaseException:
             self._erase(str(row.number))
             raise
+
+    def _take_spare(self, directory: str) -> bool:
+        """Gives a spare that name; False where there is none, or it can't be had."""
+        try:
+            spare = self._spares.pop()
+        except IndexError:
+            return False
+        try:
+            os.rename(self._prefix + spare, directory)
+        except OSError:
+            self._trash.add(spare)
+            return False
+        finally:
+            self._making.discard(spare)
+        return True
+
+    def _discard(self, name: str) -> int:
+        """What nothing was written to becomes a spare. fs/ is another one then: of what a container can reach nothing comes back."""
+        directory, spare = f"{self._prefix}{name}", f"spare-{secrets.token_hex(4)}"
+        self._making.add(spare)
+        try:
+            if len(self._spares) < SPARES and self._clear(directory) and not os.listdir(f"{directory}/work"):
+                os.mkdir(f"{directory}/fs", 0o755)
+                os.rename(directory, self._prefix + spare)
+                self._spares.append(spare)
+                return 0
+        except OSError:  # a view, which is not written to; or the disk is full
+            pass
+        self._making.discard(spare)
+        return self._erase(name)
+
+    def _drop_spares(self) -> None:
+        while self._spares:
+            with suppress(IndexError):
+                spare = self._spares.pop()
+                self._erase(spare)
+                self._making.discard(spare)
 
     def _root_of(self, number: int) -> Root:
         known = self._roots.get(number)
@@ -153,10 +209,22 @@ class StackedSnapshotter(DirectorySnapshotter):
     def _erase(self, name: str) -> int:
         return 0 if self._erase_empty(f"{self._prefix}{name}") else super()._erase(name)
 
+    @classmethod
+    def _erase_empty(cls, directory: str) -> bool:
+        """Deletes that of a container that wrote nothing, in a tenth of the time; False when there is something in it."""
+        if not cls._clear(directory):
+            return False
+        try:
+            for name in ("/work", ""):
+                with suppress(FileNotFoundError):
+                    os.rmdir(directory + name)
+        except OSError:
+            return False
+        return True
+
     @staticmethod
-    def _erase_empty(directory: str) -> bool:
-        """Deletes that of a container that wrote nothing, in a tenth of the time; False when there is something in it. What is in
-        work/ is made by the kernel's mount, incompat/ by a volatile one."""
+    def _clear(directory: str) -> bool:
+        """Deletes fs/ and what the kernel's mount has made in work/, incompat/ a volatile one; False when there is more."""
         try:
             with suppress(FileNotFoundError):
                 os.rmdir(directory + "/fs")
@@ -164,9 +232,8 @@ class StackedSnapshotter(DirectorySnapshotter):
                 os.unlink(directory + "/work/work/incompat/volatile/dirty")
                 for name in ("/work/work/incompat/volatile", "/work/work/incompat"):
                     os.rmdir(directory + name)
-            for name in ("/work/work", "/work", ""):
-                with suppress(FileNotFoundError):
-                    os.rmdir(directory + name)
+            with suppress(FileNotFoundError):
+                os.rmdir(directory + "/work/work")
         except OSError:
             return False
         return True
