@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from wherry.api import Event, Plan, Stdio
 from wherry.engine.records import Exec, Gate
 from wherry.engine.shim import ShimClient
+from wherry.shim import replace, server
+from wherry.shim.server import Shim
+from wherry.shim.task import Task
+from wherry.shim.tasks import Tasks
 
 
 class Overtaken(ShimClient):
@@ -83,3 +91,43 @@ def test_the_end_is_told_after_the_start() -> None:
 
 def test_the_end_is_told_after_the_start_twin() -> None:
     assert told(first=False) == ["exec.exited", "exec.started"]
+
+
+def a_version_that_waits_for_a_stopped_exec(monkeypatch: pytest.MonkeyPatch, *, late: bool) -> tuple[int, list[str]]:
+    """A container has stopped what was being born in it when the shim is to become the next version: (how often that begins within ten
+    looks, what the exec's caller is told). late: whether patience is over by then."""
+    begun: list[str] = []
+    told: list[str] = []
+    again: list[Any] = []
+    monkeypatch.setattr(replace, "replace", lambda *_args: begun.append("it"))
+    monkeypatch.setattr(server.time, "monotonic", lambda: 100.0)
+    around: Any = SimpleNamespace(
+        replacing=(SimpleNamespace(), {}),
+        patience=99.0 if late else 101.0,
+        supervisor=SimpleNamespace(busy=lambda: False),
+        loop=SimpleNamespace(later=lambda _seconds, call: again.append(call), remove=lambda _fd: None),
+        keeper=SimpleNamespace(streams={}),
+    )
+    tasks = around.tasks = Tasks(around)
+    around._give_up, around._replace = (lambda: Shim._give_up(around)), (lambda: Shim._replace(around))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        task = Task("c", "x", "")
+        task.channel, task.direct = ours, True
+        task.waiting = (SimpleNamespace(fail=lambda error: told.append(error["class"])),)  # type: ignore[assignment]
+        tasks.add(task)
+        around._replace()
+        for _look in range(9):
+            if again:
+                again.pop()()
+    return len(begun), told
+
+
+def test_a_stopped_exec_does_not_keep_the_next_version_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert a_version_that_waits_for_a_stopped_exec(monkeypatch, late=False) == (0, [])
+    assert a_version_that_waits_for_a_stopped_exec(monkeypatch, late=True) == (1, ["Unavailable"])
+
+
+def test_a_stopped_exec_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shim, "_give_up", lambda _self: None)
+    assert a_version_that_waits_for_a_stopped_exec(monkeypatch, late=True) == (0, [])

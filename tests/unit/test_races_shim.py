@@ -193,13 +193,13 @@ def test_a_child_that_is_to_go_is_not_told_as_created(
 
 
 def test_twin_a_child_whose_last_word_counts(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = Tasks._failed
+    failed = Tasks.failed
 
     def failing(tasks: Tasks, task: Task, record: dict[str, Any]) -> None:
         failed(tasks, task, record)
         task.error = None
 
-    monkeypatch.setattr(Tasks, "_failed", failing)
+    monkeypatch.setattr(Tasks, "failed", failing)
     assert a_child_that_cannot_be_looked_at(child, monkeypatch).answers != []
 
 
@@ -476,7 +476,7 @@ def failed_start(*, direct: bool) -> tuple[list[str], list[Any], bool]:
     task.status, task.pid, task.direct, task.starting = "created", 1 << 30, direct, True
     task.waiting = (reply,)  # type: ignore[assignment]
     tasks.add(task)
-    tasks._failed(task, {"class": "CommandNotFound"})  # there is no such pid: it has ended
+    tasks.failed(task, {"class": "CommandNotFound"})  # there is no such pid: it has ended
     return around.told, reply.errors, tasks.find("c", "") is None
 
 

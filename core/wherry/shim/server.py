@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import termios
+import time
 
 from wherry.linux import pidfd
 from wherry.linux.loop import IN, Loop
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 _PAGE = 150  # pidfds a frame
+_PATIENCE = 10.0  # seconds that the next version waits for execs on their way
 
 
 class Reply:
@@ -79,6 +81,7 @@ class Shim:
         self.listener = listener
         self.quitting = False
         self.replacing: tuple[Reply, dict[str, str]] | None = None
+        self.patience = 0.0  # until when execs on their way are waited for then
         self.start_time = pidfd.start_time(os.getpid())
 
     def listen(self) -> None:
@@ -261,6 +264,7 @@ class Shim:
     def _replace_op(self, reply: Reply, message: dict[str, Any], _fds: list[int]) -> None:
         """exec of the code below "core", of that "version", by the interpreter "exe"; answered by the successor."""
         self.replacing = reply, {name: message[name] for name in ("core", "version", "exe") if message.get(name)}
+        self.patience = time.monotonic() + _PATIENCE
         self._replace()
 
     def _replace(self) -> None:
@@ -268,12 +272,21 @@ class Shim:
         if self.replacing is None:
             return
         if self.tasks.starting() or self.supervisor.busy():
+            if time.monotonic() > self.patience:
+                self._give_up()
             self.loop.later(0.005, self._replace)
             return
         from wherry.shim.replace import replace
 
         (reply, successor), self.replacing = self.replacing, None
         replace(self, reply, successor)
+
+    def _give_up(self) -> None:
+        """Execs that do not get to their execve are no more: a container's root may stop what is born in it, for good, and the next
+        version would never come."""
+        for task in self.tasks:
+            if task.exec_id and task.waiting and task.error is None:
+                self.tasks.failed(task, describe(Fault("Unavailable", task.name, "its process does not get on")))
 
     # bookkeeping
 

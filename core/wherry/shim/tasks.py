@@ -181,7 +181,7 @@ class Tasks:
             self._take_packet(task)
         except Exception as error:
             report()
-            self._failed(task, describe(error))
+            self.failed(task, describe(error))
 
     def _take_packet(self, task: Task) -> None:
         sock = task.channel
@@ -209,7 +209,7 @@ class Tasks:
     def _said(self, task: Task, message: dict[str, Any], fds: array.array[int]) -> None:
         """fds: what is taken out of it is the task's, the rest is closed by the caller."""
         if "error" in message:
-            self._failed(task, message["error"])
+            self.failed(task, message["error"])
             return
         if "pid" in message:
             task.pid = message["pid"]
@@ -234,7 +234,7 @@ class Tasks:
 
         def done(error: BaseException | None) -> None:
             if error is not None:
-                self._failed(task, describe(error))
+                self.failed(task, describe(error))
             elif task.channel is not None:
                 with contextlib.suppress(OSError):
                     task.channel.send(b"h")
@@ -289,7 +289,7 @@ class Tasks:
         if task.starting and task.error is None:
             self._running(task)
         elif task.status == "creating" and task.pid == 0 and task.error is None:  # the intermediate died
-            self._failed(task, describe(Fault("Error", task.name, "its first process ended before it was ready")))
+            self.failed(task, describe(Fault("Error", task.name, "its first process ended before it was ready")))
 
     def _started(self, task: Task) -> None:
         waiting, task.waiting = task.waiting, ()
@@ -299,7 +299,7 @@ class Tasks:
             else:
                 reply.ok(None)
 
-    def _failed(self, task: Task, record: dict[str, Any]) -> None:
+    def failed(self, task: Task, record: dict[str, Any]) -> None:
         """The child cannot go on. Whoever waits hears why once it has ended, so that the same id can be used again at once."""
         task.error = record
         task.hooks = None
