@@ -269,9 +269,8 @@ class Ending:
             attempt(failures, "volume.unmount", lambda: state.volumes.unmount(record))
         if end.leaving is not None and record.sandbox_id in state.attached:
             take_down(state, record, end.leaving, failures, pending)
-        if (
-            end.leaving is not None or record.sandbox_id != record.id
-        ):  # else its hosts files are mounted in those that joined it
+        # Else its hosts files are mounted in those that joined it.
+        if end.leaving is not None or record.sandbox_id != record.id:
             bundles.remove(str(state.bundle(record)))
         return pending
 

@@ -72,8 +72,7 @@ def _restore(what: str, old: object) -> None:
         case "recursion limit", int(limit):
             sys.setrecursionlimit(limit)
         case "signal handlers", (term, interrupt):
-            with suppress(
-                ValueError, TypeError
-            ):  # only the main thread may, and only then can a plugin have changed them
+            # Only the main thread may, and only there can a plugin have changed them.
+            with suppress(ValueError, TypeError):
                 signal.signal(signal.SIGTERM, term)  # type: ignore[arg-type]
                 signal.signal(signal.SIGINT, interrupt)  # type: ignore[arg-type]

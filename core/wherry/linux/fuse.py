@@ -86,9 +86,8 @@ def serve(program: str, options: Sequence[str], attributes: int = 0) -> int:
 def _become(program: str, options: Sequence[str], device: int) -> None:
     """A mount namespace in which the mount never is: else the program would hold what it ends with."""
     namespaces.unshare(namespaces.NEWNS)
-    device = fcntl.fcntl(
-        device, fcntl.F_DUPFD_CLOEXEC, 3
-    )  # it may have been one of the first three, where they were closed
+    # It may have been one of the first three, where they were closed.
+    device = fcntl.fcntl(device, fcntl.F_DUPFD_CLOEXEC, 3)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)

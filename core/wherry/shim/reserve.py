@@ -52,9 +52,8 @@ class Reserve:
     def namespaces(self, record: Mapping[str, Any]) -> dict[str, int]:
         """Those of a sandbox, as make_sandbox: the ones that are ready where they fit, else new ones."""
         fit = all(record.get(key, value) == value for key, value in _SANDBOX.items())
-        if (
-            not fit or record.get("idmap") or not record.get("hostname")
-        ):  # else its name would be the host's of long ago
+        # Without a name it has the host's, and those that are ready have that of when they were made.
+        if not fit or record.get("idmap") or not record.get("hostname"):
             return oci.make_sandbox(record)
         self._wants_sandbox = True
         self._fill_later()
@@ -83,7 +82,7 @@ class Reserve:
             return None
         try:
             held = spare.spawn(plan, **given)
-        except (BrokenPipeError, ConnectionError):  # it was killed, and its end is on the way
+        except (BlockingIOError, ConnectionError):  # it was killed, and its end is on the way
             self._drop_spare()
             return None
         if held is not None:

@@ -118,9 +118,8 @@ class Services:
         for place in places:
             request = place.reservation.request
             held = known.get((request.sandbox_id, request.network))
-            if held is not None and held[1] >= len(
-                place.reservation.ports
-            ):  # fewer: the engine died while it told them
+            # Fewer sockets than ports: the engine died while it told them.
+            if held is not None and held[1] >= len(place.reservation.ports):
                 continue
             claims = None
             try:

@@ -39,8 +39,7 @@ def command(
     mine = stdio(session, interactive=interactive, tty=container.tty)
     with foreground(session, mine, detach_keys) as streams:
         engine.start(container.id, streams)
-        if (
-            container.status == "running" and mine.hold_stdin and session.rows
-        ):  # attached to it, then, at the size it had
+        # One that ran already was attached to, at the size that its terminal had.
+        if container.status == "running" and mine.hold_stdin and session.rows:
             engine.resize(container.id, session.rows, session.columns)
         return follow(session, container.id, streams, tty=container.tty)

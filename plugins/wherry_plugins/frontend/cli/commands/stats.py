@@ -14,6 +14,7 @@ from wherry.api import Container, Error
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, rendered
+from wherry_plugins.frontend.cli.machine import memory
 from wherry_plugins.frontend.cli.session import Gone, Session
 
 APART = 0.25
@@ -81,15 +82,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _memory() -> int:
-    """Bytes that this machine has (proc_meminfo(5))."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return int(file.readline().split()[1]) * 1024
-
-
 def _readings(session: Session, choose: Callable[[], tuple[Container, ...]]) -> Iterator[list[Reading]]:
     """One list after another, each EVERY seconds, without an end."""
-    machine = _memory()
+    there = memory()
     before, began = _counters(session, choose()), time.monotonic()
     wait = APART
     while True:
@@ -99,7 +94,7 @@ def _readings(session: Session, choose: Callable[[], tuple[Container, ...]]) -> 
         chosen = choose()
         after, now = _counters(session, chosen), time.monotonic()
         passed = (now - began) * 1e6
-        yield [Reading(one, after[one.id], _share(one.id, before, after, passed), machine) for one in chosen]
+        yield [Reading(one, after[one.id], _share(one.id, before, after, passed), there) for one in chosen]
         before, began, wait = after, now, EVERY
 
 

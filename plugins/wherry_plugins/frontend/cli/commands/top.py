@@ -12,6 +12,7 @@ import click
 from wherry.api import ContainerProcess, Invalid
 from wherry_plugins.frontend.cli.command import Command, argument
 from wherry_plugins.frontend.cli.listing import table
+from wherry_plugins.frontend.cli.machine import memory
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 
@@ -52,8 +53,7 @@ def _cpu(process: ContainerProcess) -> float:
 
 
 def _memory(process: ContainerProcess) -> float:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return 100 * process.resident / (int(file.readline().split()[1]) * 1024)
+    return 100 * process.resident / memory()
 
 
 #: By the names that ps(1) has under STANDARD FORMAT SPECIFIERS: head and text.
