@@ -183,9 +183,9 @@ class Progress:
     total: int = 0
 
 
-#: Told of each step when another verb than pull fetches an image on its way. Whoever calls a verb sets it, in the engine's own
-#: process; several threads may call it, and what it raises ends the work. The last step has the image's name and "done".
 watching: ContextVar[Callable[[Progress], None]] = ContextVar("wherry_watching", default=lambda progress: None)
+"""Told of each step when another verb than pull fetches an image on its way. Whoever calls a verb sets it, in the engine's own
+process; several threads may call it, and what it raises ends the work. The last step has the image's name and "done"."""
 
 
 @frozen

@@ -40,9 +40,7 @@ class Workers(Protocol):
     ) -> Digest:
         """Applies one layer and answers its diff-id; Invalid when the bytes do not match layer.digest or break a layer rule.
 
-        With sync the files are on disk when it returns (syncfs(2)); without, the caller sees to it before it relies on them. feed:
-        stream is a file that still grows, and this pipe says so (``wherry.layers.growing``); the caller compares layer.digest then.
-        Unavailable where it ends before it has said that this is all."""
+        With sync the files are on disk when it returns (syncfs(2)); without, the caller sees to it before it relies on them."""
         ...
 
     def unpack_apart(
