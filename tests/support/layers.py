@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from wherry.engine.workers import WorkerPool
 from wherry.layers.apply import Applied, apply
 from wherry.layers.describe import describe
+from wherry.layers.listing import listing
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
@@ -101,9 +102,12 @@ def joined(members: Iterable[bytes]) -> bytes:
 
 
 class Inside(WorkerPool):
-    """Workers that describe in this very process, where a test can reach them."""
+    """Workers that read tars in this very process, where a test can reach them."""
 
-    def _run(self, job: str, _details: Any, _roots: Any, stream: BinaryIO | None, _feed: BinaryIO | None = None) -> Any:
-        assert job == "describe"
+    def _run(self, job: str, _details: Any, _roots: Any, stream: BinaryIO | None, other: BinaryIO | None = None) -> Any:
         assert stream is not None
-        return describe(stream)
+        if job == "describe":
+            return describe(stream)
+        assert job == "list"
+        assert other is not None
+        return listing(stream, other.write)

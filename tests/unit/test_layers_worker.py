@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import encodings
 import gzip
+import json
 import lzma
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from support.layers import Inside, digest, link, member, tar, tree
 from wherry.api import Descriptor, Digest, IdMap, Invalid, Mount, Unavailable
 from wherry.engine import nursery as module
 from wherry.engine.workers import WorkerPool
+from wherry.layers import apply, listing
 from wherry.layers.archive import Archive
 from wherry.spec.distribution import LAYER
 from wherry_plugins.transport.archive.transport import ArchiveTransport
@@ -116,6 +119,62 @@ def test_a_tar_is_described(pool: WorkerPool, tmp_path: Path) -> None:
             pool.describe(stream)
 
 
+def listed(pool: WorkerPool, tmp_path: Path, blob: bytes) -> list[Any]:
+    (tmp_path / "blob").write_bytes(blob)
+    with (tmp_path / "blob").open("rb") as stream, (tmp_path / "spool").open("w+b") as spool:
+        count = pool.entries(stream, spool)
+        spool.seek(0)
+        found = [json.loads(line) for line in spool]
+    assert len(found) == count
+    return found
+
+
+def test_a_layer_is_listed(pool: WorkerPool, tmp_path: Path) -> None:
+    data = tar(
+        member("./d/", tarfile.DIRTYPE), member("d/f\n\udcff", data=b"x" * 5), link("l", "d/f"), member("d/.wh.gone"),
+        member("d/.wh..wh..opq"), member("p", tarfile.FIFOTYPE),
+    )  # fmt: skip
+    wanted = [
+        ["d", "directory", 0, ""], ["d/f\n\\xff", "file", 5, ""], ["l", "symlink", 0, "d/f"], ["d/gone", "whiteout", 0, ""],
+        ["d", "opaque", 0, ""], ["p", "fifo", 0, ""],
+    ]  # fmt: skip
+    assert listed(pool, tmp_path, data) == listed(pool, tmp_path, gzip.compress(data)) == wanted
+    for bad, why in ((data[:700], "cut short"), (b"no tar at all" * 100, "checksum")):
+        with pytest.raises(Invalid, match=why):
+            listed(pool, tmp_path, bad)
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_layer_of_too_many_entries_is_not_listed(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool
+) -> None:
+    """A hundred kilobytes that name two hundred thousand files: neither the spool nor the reader would know an end."""
+    piece = tar(member("f"))[:512]
+    blob = gzip.compress(piece * 200_000, 9)
+    assert len(blob) < 500_000
+    if not twin:
+        with pytest.raises(Invalid, match="bomb"):
+            listed(pool, tmp_path, blob)
+        assert (tmp_path / "spool").stat().st_size < 8 << 20
+        return
+    monkeypatch.setattr(listing, "afford", lambda *_: None)
+    inside = Inside(tmp_path)  # where the step can be left out
+    with (tmp_path / "blob").open("w+b") as stream, (tmp_path / "spool").open("w+b") as spool:
+        stream.write(blob)
+        stream.seek(0)
+        assert inside.entries(stream, spool) == 200_000
+
+
+def test_links_count_as_names_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets go into the list as well, four kilobytes for each entry."""
+    monkeypatch.setattr(apply, "COST_FREE", 20_000)
+    blob = gzip.compress(tar(*(link(f"l{number}", "x" * 4000) for number in range(10))))
+    (tmp_path / "blob").write_bytes(blob)
+    with (tmp_path / "blob").open("rb") as stream, (tmp_path / "spool").open("w+b") as spool:
+        with pytest.raises(Invalid, match="bomb"):
+            Inside(tmp_path).entries(stream, spool)
+
+
 @pytest.mark.parametrize("twin", [False, True])
 def test_the_engine_itself_reads_no_tar(
     pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: bool
@@ -136,6 +195,9 @@ def test_the_engine_itself_reads_no_tar(
         assert found.target.size
     finally:
         transport.close()
+    assert bool(read) == twin
+    read.clear()
+    assert len(listed(Inside(tmp_path) if twin else pool, tmp_path, tar(member("f")))) == 1
     assert bool(read) == twin
 
 

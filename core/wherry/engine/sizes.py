@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from attrs import frozen
 
 from wherry.api import Digest, Image, Invalid, NotFound, Snapshotter, Store
 from wherry.engine.collecting import present
 from wherry.engine.content import Content, Documents
+from wherry.engine.pacing import paced
 from wherry.engine.references import NAMELESS, familiar
 from wherry.interfaces.images import ContainerUse, DiskUsage, ImageUse, LayerFile, LayerUse
-from wherry.layers.archive import BLOCKDEV, CHAR, DIRECTORY, FIFO, LINK, REGULAR, SYMLINK, Archive, Entry
-from wherry.layers.compression import Layer
-from wherry.layers.paths import clean
 from wherry.spec.distribution import MANIFESTS
 
 if TYPE_CHECKING:
     from wherry.engine.records import Record
     from wherry.kernel import Kernel
-
-_KINDS: dict[bytes, Any] = {
-    REGULAR: "file",
-    DIRECTORY: "directory",
-    LINK: "link",
-    SYMLINK: "symlink",
-    CHAR: "device",
-    BLOCKDEV: "device",
-    FIFO: "fifo",
-}
-_WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
 
 
 @frozen
@@ -84,12 +73,18 @@ class Sizes:
         return tuple(result)
 
     def files(self, store: Store, content: Content, digest: str) -> Iterator[LayerFile]:
-        """What a layer of the image has, in its order. NotFound for a digest that is none of its layers."""
+        """What a layer of the image has, in its order. NotFound for a digest that is none of its layers, Invalid for
+        a layer that could not be unpacked for what it has."""
         if digest not in {layer.digest for layer in content.manifest.layers}:
             raise NotFound(f'layer "{digest}"', f'the image "{content.target.digest}" has none of that digest')
-        with store.open(Digest(digest)) as stream:
-            for entry in Archive(Layer(stream)):
-                yield _file(entry)
+        scratch = self._kernel.root / "tmp"
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=scratch) as spool:
+            with store.open(Digest(digest)) as stream:
+                self._kernel.workers.entries(stream, cast(BinaryIO, spool))
+            spool.seek(0)
+            for line in paced(spool):
+                yield LayerFile(*json.loads(line))
 
     def usage(self, store: Store, records: Iterable[Record], *, images_only: bool) -> DiskUsage:
         groups = self._groups(store)
@@ -182,23 +177,6 @@ def _history(content: Content) -> Sequence[str]:
     return [
         str(entry.get("created_by") or entry.get("comment") or "") for entry in entries if not entry.get("empty_layer")
     ]
-
-
-def _file(entry: Entry) -> LayerFile:
-    path = b"/".join(clean(entry.name))
-    directory, _, name = path.rpartition(b"/")
-    if name == _OPAQUE:
-        return LayerFile(_text(directory), "opaque")
-    if name.startswith(_WHITEOUT):
-        below = name[len(_WHITEOUT) :]
-        return LayerFile(_text(directory + b"/" + below if directory else below), "whiteout")
-    kind = _KINDS[entry.type]
-    size = (entry.real_size if entry.sparse is not None else entry.size) if kind == "file" else 0
-    return LayerFile(_text(path), kind, size, _text(entry.link) if kind in ("link", "symlink") else "")
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")
 
 
 __all__ = ["Sizes"]

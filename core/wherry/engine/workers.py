@@ -79,6 +79,9 @@ class WorkerPool:
         media_type = LAYER + (f"+{done['compression']}" if done["compression"] else "")
         return Descriptor(media_type, Digest(done["digest"]), done["size"], {"diff-id": done["diff_id"]})
 
+    def entries(self, stream: BinaryIO, spool: BinaryIO) -> int:
+        return int(self._run("list", {"nice": 0}, [], stream, spool))
+
     def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:
         return int(self._run("populate", {"path": path, "devices": self._devices}, [mounts, volume, ()], spool))
 
@@ -104,15 +107,15 @@ class WorkerPool:
 
     def _run(
         self, job: str, details: Mapping[str, Any], roots: Sequence[tuple[Mount, ...]], stream: BinaryIO | None,
-        feed: BinaryIO | None = None,
+        other: BinaryIO | None = None,
     ) -> Any:  # fmt: skip
         # Without the map of an idmapped mount: on disk files have the ids of the image, and so they are in a layer.
         plain = [[(mount.type, mount.source, mount.target, mount.options) for mount in mounts] for mounts in roots]
         request = {"job": job, "point": str(self._point), "roots": plain, "nice": _NICE, **details}
         # One that reads what comes from elsewhere would keep others from working for as long as that takes.
-        with self._slots if feed is None else contextlib.nullcontext():
+        with contextlib.nullcontext() if details.get("grows") else self._slots:
             self._point.mkdir(mode=0o700, exist_ok=True)
-            text = self._ask(json.dumps(request).encode(), stream, feed)
+            text = self._ask(json.dumps(request).encode(), stream, other)
         try:
             answer = json.loads(text)
         except ValueError:
@@ -124,7 +127,7 @@ class WorkerPool:
         name, what, cause, hint = answer["error"]
         raise CLASSES.get(name, Error)(what, cause, hint)
 
-    def _ask(self, request: bytes, stream: BinaryIO | None, feed: BinaryIO | None) -> bytes:
+    def _ask(self, request: bytes, stream: BinaryIO | None, other: BinaryIO | None) -> bytes:
         """Starts a worker, gives it the request and answers what it wrote before it ended."""
         with contextlib.ExitStack() as ours:
             memory = os.memfd_create("wherry-request", os.MFD_CLOEXEC)  # a pipe might not hold all of it
@@ -138,8 +141,8 @@ class WorkerPool:
                 theirs.append(stream.fileno())
                 with contextlib.suppress(OSError, ValueError):
                     os.lseek(stream.fileno(), stream.tell(), os.SEEK_SET)  # what Python has read ahead is the worker's
-            if feed is not None:
-                theirs.append(feed.fileno())
+            if other is not None:
+                theirs.append(other.fileno())
             try:
                 worker = ours.enter_context(self._nursery.worker(theirs))
             finally:

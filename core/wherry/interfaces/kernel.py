@@ -20,8 +20,8 @@ API = 1
 class Workers(Protocol):
     """Short-lived processes, at most one per CPU, each in a mount namespace whose root is the mounts given.
 
-    Streams need fileno(). A worker cannot see the host's tree; it is nice 5 but for unpacking, copying and describing, which
-    somebody waits for.
+    Streams need fileno(). A worker cannot see the host's tree; it is nice 5 but for unpacking, copying, describing and listing,
+    which somebody waits for.
 
     A layer can be unpacked while it is fetched: stream is what has come (``Ingest.reader``), feed a pipe that has "+" when there is
     more and "." when that is all. The bytes are not compared with layer.digest then, whoever fetches them does, and such a worker
@@ -59,6 +59,11 @@ class Workers(Protocol):
     def describe(self, stream: BinaryIO) -> Descriptor:
         """What layer a file is that nobody has described: media type, digest, size, and the annotation "diff-id". stream is a tar,
         packed as layers may be; Invalid for other bytes and for a tar without entries."""
+        ...
+
+    def entries(self, stream: BinaryIO, spool: BinaryIO) -> int:
+        """What a layer has, packed or not: a line for each entry into spool, an empty file, as a JSON list of path, kind, size and
+        target, in the words of ``LayerFile``; how many. Invalid for what is no layer, or has more entries than its size justifies."""
         ...
 
     def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:

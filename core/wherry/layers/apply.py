@@ -94,6 +94,12 @@ def _apply(root: int, layer: Layer, uids: Ids, gids: Ids, *, devices: bool, mark
     return Applied(layer.digest, layer.diff_id, layer.size, work.entries, root=work.wrote_root, removals=removals)
 
 
+def afford(cost: int, entries: int, records: int, compressed: int) -> None:
+    """Invalid where so many entries and records of extended headers, and cost bytes besides, are more than a blob's size justifies."""
+    if cost + _ENTRY * entries + _RECORD * records > COST_FREE + COST_PER_BYTE * compressed:
+        raise Invalid("layer", f"{compressed} bytes yield more than {entries - 1} entries: a bomb")
+
+
 class _Unpacker:
     def __init__(self, root: int, uids: Ids, gids: Ids, *, devices: bool, marks: bytes) -> None:
         self.tree = Tree(root, (uids(0), gids(0)))
@@ -148,9 +154,7 @@ class _Unpacker:
     def afford(self, entry: Entry, records: int, compressed: int) -> None:
         """Invalid for a layer that takes more than its own size justifies: it would exhaust memory, inodes or patience."""
         self._names += len(entry.name)
-        cost = self._names + _ENTRY * self.entries + _MADE * len(self.tree.made) + _RECORD * records
-        if cost > COST_FREE + COST_PER_BYTE * compressed:
-            raise Invalid("layer", f"{compressed} bytes yield more than {self.entries - 1} entries: a bomb")
+        afford(self._names + _MADE * len(self.tree.made), self.entries, records, compressed)
         if self.tree.steps > STEPS_FREE + STEPS_PER_BYTE * compressed:
             raise Invalid("layer", "its names lead through too many links and directories: a bomb")
 
@@ -487,4 +491,4 @@ def _times(mtime: int) -> tuple[int, int]:
     return mtime, mtime
 
 
-__all__ = ["Applied", "apply"]
+__all__ = ["Applied", "afford", "apply"]

@@ -1,8 +1,8 @@
 """The stem: a process that has loaded all that workers need and forks one for each job, ten times as fast as a new interpreter.
 
 fd 0 is a socket to the engine (SOCK_SEQPACKET). A message brings the descriptors of a job: request, answer, and where there is one the
-stream and its feed; the answer is the worker's pid, with a pidfd, or the number of the error that fork(2) had. The stem reads no
-byte of an image. It ends with its socket, that is with the engine, and its workers with it.
+stream and its feed or sink; the answer is the worker's pid, with a pidfd, or the number of the error that fork(2) had. The stem reads
+no byte of an image. It ends with its socket, that is with the engine, and its workers with it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The worker: one process for one job on one tree, forked by ``wherry.layers.stem``.
 
 fd 0 carries the request (JSON), fd 1 takes the answer (JSON), fd 3 is the stream of the job, fd 4 the feed of a stream that still
-grows. It goes into a mount namespace of its own whose root becomes the tree, and forgets how to import before it reads a byte of the
-image: from then on any file found by name is the image's. It dies with the engine.
+grows, or what the job writes to. It goes into a mount namespace of its own whose root becomes the tree, and forgets how to import
+before it reads a byte of the image: from then on any file found by name is the image's. It dies with the engine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from wherry.layers import mounts
 from wherry.linux import userns
 
 REQUEST, ANSWER, STREAM, FEED = 0, 1, 3, 4
+SINK = FEED
 _MEMORY = 1 << 30  # of address space; a job that needs more is an attack or a bug
 Range = tuple[int, int, int]
 
@@ -47,7 +48,7 @@ def main() -> None:
 
 def load() -> None:
     """Imports what any job needs, and what the libraries need only when they are used."""
-    from wherry.layers import apply, compression, copying, describe, diff, usage  # noqa: F401
+    from wherry.layers import apply, compression, copying, describe, diff, listing, usage  # noqa: F401
 
     compression.preload()
 
@@ -135,6 +136,20 @@ def _describe(_request: Mapping[str, Any]) -> Job:
     return lambda _roots: describe(stream)
 
 
+def _list(_request: Mapping[str, Any]) -> Job:
+    from wherry.layers.listing import listing
+
+    stream = open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - descriptors, for the life of the process
+    sink = open(SINK, "wb", buffering=1 << 20)  # noqa: SIM115
+
+    def job(_roots: Sequence[int]) -> object:
+        entries = listing(stream, sink.write)
+        sink.flush()
+        return entries
+
+    return job
+
+
 def _usage(_request: Mapping[str, Any]) -> Job:
     from wherry.layers.usage import usage
 
@@ -206,6 +221,7 @@ _JOBS: dict[str, Callable[[Mapping[str, Any]], Job]] = {
     "unpack": _unpack,
     "diff": _diff,
     "describe": _describe,
+    "list": _list,
     "usage": _usage,
     "populate": _populate,
     "copy": _copy,
