@@ -23,10 +23,10 @@ from wherry.oci.tree import Host, MountLike, Tree, id_map
 __all__ = ["Compiled", "Host", "container", "exec", "id_maps"]
 
 _PTRACE = "CAP_SYS_PTRACE"
-#: RLIMIT_FSIZE, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_MEMLOCK: what needs memory or a process goes on under them.
-_NOFILE = 7
+_NOFILE = 7  # RLIMIT_NOFILE
+#: With RLIMIT_FSIZE, RLIMIT_CORE and RLIMIT_MEMLOCK: what needs memory or a process goes on under them.
 _HARMLESS_LIMITS = {1, 4, _NOFILE, 8}
-#: So many descriptors are enough for a process that has another one spawned, and for all that it passes on.
+#: So many descriptors are enough for a process that has another one spawned: for its pidfd, and for all that it passes on.
 _ROOM = 256
 _SHARED_TYPES = {"network": "net", "ipc": "ipc", "uts": "uts"}
 
@@ -320,9 +320,7 @@ def _spawned(spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) ->
     return (
         host.spawns
         and all(number in _HARMLESS_LIMITS for number, _soft, _hard in limits)
-        and not any(
-            number == _NOFILE and 0 <= soft < _ROOM for number, soft, _hard in limits
-        )  # it is still to open a pidfd
+        and not any(number == _NOFILE and 0 <= soft < _ROOM for number, soft, _hard in limits)
         and not _ptrace(spec)
         and not process.get("terminal")  # which belongs to a session's leader
         and not process.get("apparmorProfile")  # of this process's own next execve
