@@ -11,7 +11,7 @@ import pytest
 
 from support.shims import Shimmed, eventually, read_all, shimmed
 from wherry.api import CommandNotExecutable, CommandNotFound, Plan, Stdio
-from wherry.linux import caps
+from wherry.linux import caps, process, seccomp
 from wherry.oci import compile, filters
 
 
@@ -124,6 +124,67 @@ def test_what_cannot_be_executed(made: Shimmed) -> None:
             with pytest.raises(error):
                 made.exec("c", exec_id, "", start=True, argv=argv)
     assert [state.exec_id for state in made.client.list("c")] == [""]
+
+
+def ignored(said: str) -> int:
+    """The signals that a process ignores, by its /proc/PID/status."""
+    (word,) = (line.split()[1] for line in said.splitlines() if line.startswith("SigIgn:"))
+    return int(word, 16)
+
+
+STATUS = "exec cat /proc/self/status"
+
+
+def ignored_below_a_filter() -> int:
+    """What a process ignores that is spawned under Docker's filter: it refuses clone3, and glibc goes another way."""
+    code = filters.Filters().compiled("", 0)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.set_inheritable(writer, True)
+            seccomp.load(seccomp.Program(code), 0)
+            argv = process.strings([b"sh", b"-c", f"{STATUS} > /proc/self/fd/{writer}".encode()])
+            env = process.strings([b"PATH=/usr/bin:/bin"])
+            os.waitpid(process.spawn(b"/bin/sh", argv, env, process.SpawnAttributes()), 0)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    said = read_all(reader).decode()
+    os.close(reader)
+    os.waitpid(pid, 0)
+    return ignored(said) & 0b11 << 31
+
+
+def test_signals_of_the_c_library_are_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ignored_below_a_filter() == 0
+    if "CS_GNU_LIBC_VERSION" in os.confstr_names:  # the twin
+        monkeypatch.setattr(process, "_INTERNAL", bytes(128))
+        assert ignored_below_a_filter() == 0b11 << 31
+
+
+def status_under_a_shim_that_was_started_with(number: int) -> int:
+    """What a container ignores whose shim was started by a process that ignores that signal."""
+    process.set_disposition(number, ignored=True)
+    try:
+        with shimmed() as made:
+            process.set_disposition(number, ignored=False)
+            reader, writer = os.pipe()
+            made.container("c", STATUS, Stdio(stdout=writer))
+            made.client.start("c", "")
+            os.close(writer)
+            said = read_all(reader).decode()
+            os.close(reader)
+            made.exit("c")
+            made.client.forget("c", "")
+    finally:
+        process.set_disposition(number, ignored=False)
+    return ignored(said)
+
+
+@pytest.mark.parametrize("number", [32, 33, 40])
+def test_what_whoever_started_the_shim_ignores_is_not_for_containers(number: int) -> None:
+    assert status_under_a_shim_that_was_started_with(number) == 0
 
 
 def with_few_descriptors(made: Shimmed) -> str:

@@ -14,13 +14,17 @@ PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 CLOSE_RANGE_CLOEXEC = 4
 _KEYCTL_JOIN_SESSION_KEYRING, _KEYCTL_SETPERM, _KEYCTL_DESCRIBE = 1, 5, 6
 _LAST = 0xFFFFFFFF
-_SPAWN_SETSIGMASK, _SPAWN_SETSID, _SPAWN_SETCGROUP = 0x08, 0x80, 0x100  # <spawn.h>
+_SPAWN_SETSIGDEF, _SPAWN_SETSIGMASK, _SPAWN_SETSID, _SPAWN_SETCGROUP = 0x04, 0x08, 0x80, 0x100  # <spawn.h>
+_SPAWN = _SPAWN_SETSIGDEF | _SPAWN_SETSIGMASK | _SPAWN_SETSID
+#: A sigset_t of 32 and 33, which a C library keeps for itself: glibc has a process that it spawns ignore them, also after its execve.
+_INTERNAL = (0b11 << 31).to_bytes(128, "little")
 
 #: prctl(2) with all five arguments, its result unchecked.
 raw_prctl = bind("prctl", Int, Ulong, Ulong, Ulong, Ulong)
 _close_range = call("close_range", Uint, Uint, Int)
 _keyctl = call("keyctl", Int, Text, Ulong, Ulong, Ulong)
 _execveat = call("execveat", Int, Text, Pointer, Pointer, Int)
+_rt_sigaction = call("rt_sigaction", Int, Pointer, Pointer, ctypes.c_size_t)
 _execve = bind("execve", Text, Pointer, Pointer)
 _posix_spawn = bind("posix_spawn", Pointer, Text, Pointer, Pointer, Pointer, Pointer)
 _sethostname = bind("sethostname", Text, ctypes.c_size_t)
@@ -48,6 +52,12 @@ def set_name(name: str) -> None:
 def set_no_new_privileges() -> None:
     """PR_SET_NO_NEW_PRIVS, for good."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_disposition(number: int, *, ignored: bool) -> None:
+    """rt_sigaction(2) itself: SIG_IGN or SIG_DFL, also for 32 and 33, which the C library keeps for itself."""
+    action = (ctypes.c_ulong * 4)(int(ignored))
+    check(_rt_sigaction(number, action, None, 8), "rt_sigaction")
 
 
 def set_child_subreaper() -> None:
@@ -114,7 +124,7 @@ def execve_fd(fd: int, argv: Sequence[str | bytes], env: Sequence[str | bytes]) 
 
 
 class SpawnAttributes:
-    """posix_spawnattr_t for ``spawn``: a session of its own and no blocked signal."""
+    """posix_spawnattr_t for ``spawn``: a session of its own, no blocked signal, and none that is ignored but by this process."""
 
     __slots__ = ("_buffer", "address")
 
@@ -123,10 +133,11 @@ class SpawnAttributes:
         self.address = ctypes.addressof(self._buffer)
         for name, argument in (
             ("posix_spawnattr_init", None),
-            ("posix_spawnattr_setsigmask", ctypes.create_string_buffer(128)),
+            ("posix_spawnattr_setsigmask", bytes(128)),
+            ("posix_spawnattr_setsigdefault", _INTERNAL),
         ):
             _succeed(getattr(libc, name)(*([self._buffer] if argument is None else [self._buffer, argument])), name)
-        self._set_flags(_SPAWN_SETSIGMASK | _SPAWN_SETSID)
+        self._set_flags(_SPAWN)
 
     def _set_flags(self, flags: int) -> None:
         _succeed(libc.posix_spawnattr_setflags(self._buffer, ctypes.c_short(flags)), "posix_spawnattr_setflags")
@@ -134,7 +145,7 @@ class SpawnAttributes:
     def set_cgroup(self, fd: int) -> None:
         """The process is born in that cgroup v2 directory; see ``spawns_into_cgroups``."""
         _succeed(libc.posix_spawnattr_setcgroup_np(self._buffer, fd), "posix_spawnattr_setcgroup_np")
-        self._set_flags(_SPAWN_SETSIGMASK | _SPAWN_SETSID | _SPAWN_SETCGROUP)
+        self._set_flags(_SPAWN | _SPAWN_SETCGROUP)
 
 
 def spawns_into_cgroups() -> bool:

@@ -26,6 +26,7 @@ pylibc = ctypes.PyDLL(None, use_errno=True)
 pylibc.syscall.restype = ctypes.c_long
 
 NUMBERS: dict[str, int] = {
+    "rt_sigaction": 134 if _ARM else 13,
     "getcwd": 17 if _ARM else 79,
     "pivot_root": 41 if _ARM else 155,
     "keyctl": 219 if _ARM else 250,

@@ -20,6 +20,8 @@ from wherry.shim.supervise import protect
 
 #: Containers inherit the soft limit, and some programs walk all descriptors up to it: not the billion that hard may be.
 _FILES = 1 << 16
+#: Whoever was spawned by glibc's posix_spawn(3), as the engine is that starts a lost shim again, ignores the first two.
+_REALTIME = range(32, 65)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -37,6 +39,8 @@ def main(fd: int) -> None:
     # handled, not ignored: an ignored signal would stay ignored in every container
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: None)
+    for realtime in _REALTIME:  # the others a container gets back by itself
+        process.set_disposition(realtime, ignored=False)
     options = Options.read(fd)
     for descriptor in options.descriptors():
         os.set_inheritable(descriptor, False)
