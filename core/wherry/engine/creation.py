@@ -134,11 +134,12 @@ class Creation:
         def name_of(network: str) -> str:
             return self._state.find_network(network, drivers)[0] if network and _HEX.issuperset(network) else network
 
-        return evolve(
-            request,
-            network=name_of(request.network),
-            networks=tuple(evolve(join, network=name_of(join.network)) for join in request.networks),
-        )
+        asked = (request.network, *(join.network for join in request.networks))
+        names = tuple(map(name_of, asked))
+        if names == asked:  # all but always
+            return request
+        others = (evolve(join, network=name) for join, name in zip(request.networks, names[1:], strict=True))
+        return evolve(request, network=names[0], networks=tuple(others))
 
     def _record(self, id: str, request: RunRequest, drivers: Drivers) -> Record:
         state = self._state

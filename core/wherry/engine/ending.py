@@ -28,11 +28,12 @@ _KILLED = 128 + 9
 @attrs.define
 class _End:
     """One end of a container's run. leaving: the places of the sandbox that ends with it, None when that stays.
-    written: whether it is durable. told: whether its events are."""
+    written: whether it is durable. told: whether its events are. tell: opens the gates of who waits."""
 
     record: Record
     exit: Exit
     leaving: tuple[Place, ...] | None
+    tell: Callable[[], None]
     written: bool = True
     told: bool = False
 
@@ -139,9 +140,9 @@ class Ending:
         written later.
         """
         state = self._state
-        gate, execs = record.gate, list(record.execs.values())
+        tell = partial(self._tell, exit, record.gate, list(record.execs.values()))
         last = state.memberships.leave(record)
-        end = _End(record, exit, state.attached.get(record.sandbox_id, ()) if last else None)
+        end = _End(record, exit, state.attached.get(record.sandbox_id, ()) if last else None, tell)
         try:
             with state.traced(record.id, record.traced):
                 try:
@@ -155,15 +156,17 @@ class Ending:
             if last:
                 state.memberships.down(record)
         if end.written or self._write_late(end):
-            self._tell(exit, gate, execs)
+            tell()
             # Durable by now, and nobody who waits needs to wait for the shim's bookkeeping.
             self._settled(record, done)
         else:
-            self._tell(exit, gate, execs)
+            tell()
             threading.Thread(target=self._owe, args=(end, done), name="wherry-owed", daemon=True).start()
 
     def _finish(self, end: _End) -> None:
-        if not (end.record.remove and self.remove(end.record, end)):
+        if end.record.remove and self.remove(end.record, end):
+            end.tell()  # it is gone, and nobody who waits needs to wait for the way back to who waits for this
+        else:
             self._stop(end)
 
     def _settled(self, record: Record, done: Callable[[], None]) -> None:

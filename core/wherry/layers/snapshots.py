@@ -215,8 +215,16 @@ class Snapshots:
         Only a committed one's end is synced to disk: if that were taken back, a later look-up would find a layer whose files
         are gone. An active one that comes back after a power cut is removed again by whoever knows its container is gone.
         """
-        kinds = self.database.all("SELECT kind FROM snapshots WHERE name = ?", (name,))
-        with self.database.write(durable=kinds == [("committed",)]) as execute:
+        # One that is not committed has no children.
+        with self.database.write(durable=False) as execute:
+            gone = execute(
+                "DELETE FROM snapshots WHERE name = ? AND kind <> 'committed' RETURNING number, name, kind, parent, labels, extra,"
+                " created, updated, bytes, inodes, (SELECT p.name FROM snapshots p WHERE p.number = parent)",
+                (name,),
+            ).fetchall()
+        if gone:
+            return self._row(gone[0], lowers=False)
+        with self.database.write() as execute:
             found = execute(f"{_SELECT} WHERE s.name = ?", (name,)).fetchall()
             if not found:
                 return None
