@@ -100,6 +100,18 @@ def test_import_from_a_file_and_from_a_pipe(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("command", [("load",), ("import", "-")])
+def test_a_pipe_onto_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    class Info:
+        root = str(tmp_path)
+
+    monkeypatch.setattr(Path, "open", lambda _path, mode: open("/dev/full", mode))
+    code, _out, err = call(FakeEngine(info=Info), *command, stdin=b"piped")
+    assert code == 1
+    assert err.startswith(f'wherry: file "{tmp_path}/tmp/load-')
+    assert err.endswith('/archive": no space left on device\n')
+
+
 def test_a_tree_has_a_relative_path() -> None:
     engine = FakeEngine(pull=lambda reference, **_: (step for step in ()))
     assert call(engine, "pull", "-q", "archive:rootfs:r.tar", cwd="/here")[1] == "archive:rootfs:/here/r.tar\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -503,3 +504,13 @@ def test_too_many_entries(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apply_module, "COST_PER_BYTE", 0)
     with pytest.raises(Invalid, match="more than 5 entries"):
         unpack(root, tar(*(member(f"f{n}") for n in range(7))))
+
+
+def test_a_full_disk_says_at_which_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(apply_module, "_write", full)
+    with pytest.raises(OSError, match="no space") as caught:
+        unpack(root, tar(directory("d"), member("d/big", data=b"x" * 100)))
+    assert caught.value.filename == "/d/big of a layer"

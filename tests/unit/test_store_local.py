@@ -441,3 +441,16 @@ def test_every_open_file_is_synced_before_its_row(store: LocalStore, monkeypatch
     put(store, b"x")
     store.database._connection.set_commit_hook(None)
     assert steps == ["commit", "fsync", "link", "fsync", "commit"]
+
+
+def test_a_full_disk_says_at_which_file(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    ingest = store.ingest("r")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="no space") as caught:
+            ingest.write(b"data")
+    assert Path(str(caught.value.filename)).parent == store.root / "ingest"
+    ingest.close()

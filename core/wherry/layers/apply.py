@@ -33,6 +33,7 @@ STEPS_FREE, STEPS_PER_BYTE = 300_000, 1
 #: What a whiteout can't hide: nothing, its directory, and the directory above.
 _NOTHING = frozenset((b"", b".", b".."))
 _ENTRY, _MADE, _RECORD = 128, 256, 64
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: The overlay file systems' own marks would let an image hide, redirect or change the looks of what is below it.
 _FOREIGN_XATTRS = tuple(mark.encode() for mark in XATTRS)
 #: Those that only tell how a file came to its directory. Builders that archive such a directory as it is leave them in their layers,
@@ -83,7 +84,13 @@ def _apply(root: int, layer: Layer, uids: Ids, gids: Ids, *, devices: bool, mark
     work = _Unpacker(root, uids, gids, devices=devices, marks=marks)
     try:
         for entry in members:
-            work.entry(entry, members)
+            try:
+                work.entry(entry, members)
+            except OSError as error:
+                # A call by descriptor names no file; what can't be read of the stream has other numbers.
+                if error.errno in _FULL and error.filename is None:
+                    error.filename = f"{show(clean(entry.name))} of a layer"
+                raise
             work.afford(entry, members.records, layer.compressed)
         members.drain()
         work.finish()

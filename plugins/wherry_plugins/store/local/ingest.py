@@ -93,6 +93,9 @@ class LocalIngest:
                 count = os.write(fd, view[written:])
                 self._hash.update(view[written : written + count])
                 written += count
+        except OSError as error:
+            error.filename = str(self._claim.path)  # a disk that is full should have a name
+            raise
         finally:
             self.offset += written
         return written

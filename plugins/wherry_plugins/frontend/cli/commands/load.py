@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,11 @@ def _spool(session: Session) -> Path:
 
 
 def _copy(session: Session, target: Path) -> None:
-    with target.open("wb") as sink:
-        for piece in session.pieces(CHUNK):
-            sink.write(piece)
+    try:
+        with target.open("wb") as sink:
+            for piece in session.pieces(CHUNK):
+                sink.write(piece)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of the file, not of the client's stream
+            error.filename = str(target)
+        raise
