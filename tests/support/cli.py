@@ -104,6 +104,7 @@ class Client:
         stdin: bytes = b"",
         cli: Cli | None = None,
         blocking: bool = True,
+        stdout: str = "",
     ) -> None:
         self.cli = cli or Cli(CliConfig(), None)
         self.cli.engine = engine
@@ -118,6 +119,9 @@ class Client:
         self.out_end, out = os.pipe()
         self.err_end, err = os.pipe()
         os.set_blocking(out, blocking)
+        if stdout:  # a file in the place of the pipe
+            os.close(out)
+            out = os.open(stdout, os.O_WRONLY)
         hello = {
             "wherry": 1,
             "version": "0.1.0",

@@ -132,6 +132,14 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert client.finish()[2] == ""
 
 
+@pytest.mark.parametrize("command", [("ps", "-q"), ("save", "a")])
+def test_a_stdout_on_a_full_disk_is_told(command: tuple[str, ...]) -> None:
+    """``wherry save a > a.tar`` would else end without a word."""
+    engine = FakeEngine(containers=(container(),), save=lambda *_, **__: (piece for piece in (b"archive",)))
+    said = 'wherry: file "stdout": no space left on device\n'
+    assert call(engine, *command, stdout="/dev/full") == (1, "", said)
+
+
 def test_a_stdout_that_nobody_reads_ends_the_client() -> None:
     held = Held()
     client = Client(held.engine, ("run", "busybox", "yes"))

@@ -162,7 +162,7 @@ def quietly(write: object, text: str, code: int = 0) -> int:
     """Writes for the last time: nobody is left to hear that it failed."""
     try:
         write(text)  # type: ignore[operator]
-    except Gone:
+    except (Gone, OSError):
         return code or BROKEN_PIPE
     return code
 

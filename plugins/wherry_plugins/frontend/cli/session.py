@@ -5,6 +5,7 @@ Nothing here touches sys.stdout, os.environ or the working directory: many sessi
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import select
@@ -110,7 +111,7 @@ class Session:
 
     # output
     def out(self, text: str) -> None:
-        """Writes to the client's stdout. Gone when nobody reads it."""
+        """Writes to the client's stdout. Gone when nobody reads it, OSError when it is a file on a full disk."""
         self.write(1, text.encode("utf-8", "surrogateescape"))
 
     def line(self, text: str) -> None:
@@ -122,7 +123,7 @@ class Session:
         self.write(2, text.encode("utf-8", "surrogateescape"))
 
     def write(self, number: int, data: bytes) -> None:
-        """All of data to descriptor 1 or 2 of the client, which may be non-blocking."""
+        """All of data to descriptor 1 or 2 of the client, which may be non-blocking. Gone; for 1 OSError of a full disk."""
         fd = self.duplicate(number)
         try:
             view = memoryview(data)
@@ -135,8 +136,10 @@ class Session:
                     poll = select.poll()
                     poll.register(fd, select.POLLOUT)
                     poll.poll(1000)
-                except OSError:  # EPIPE, or EIO from a terminal that has hung up
-                    raise Gone from None
+                except OSError as error:
+                    if number == 1 and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise OSError(error.errno, error.strerror, "stdout") from None
+                    raise Gone from None  # EPIPE, or EIO from a terminal that has hung up
         finally:
             os.close(fd)
 
