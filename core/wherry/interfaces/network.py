@@ -139,6 +139,7 @@ class PublishingNetwork(Network, Protocol):
     def publish(self, sandbox_id: str, network: str, ports: tuple[Port, ...]) -> tuple[Port, ...]:
         """Publishes ports of a sandbox that is attached and publishes none there, as ``reserve`` would have; the ports as granted.
 
-        InUse names a taken port, Invalid one that this network can't publish; then nothing has changed.
+        InUse names a taken port, Invalid one that this network can't publish; NotFound for a sandbox that is not attached,
+        FailedPrecondition for one that publishes ports there already. Then nothing has changed.
         """
         ...
