@@ -209,7 +209,7 @@ def test_no_marks_of_overlayfs_from_an_image(root: Path, monkeypatch: pytest.Mon
     layer = tar(directory("d"), directory("d/e", pax_headers={f"SCHILY.xattr.{xattr}": "y"}))
     with pytest.raises(Invalid, match=rf'"/d/e" has the xattr "{xattr}"'):
         unpack(root, layer)
-    monkeypatch.setattr("wherry.layers.apply._admitted", lambda entry: entry.xattrs)
+    monkeypatch.setattr("wherry.layers.apply.admitted", lambda entry: entry.xattrs)
     unpack(root, layer)
     assert os.listxattr(root / "d/e") == [xattr]
 
@@ -227,7 +227,7 @@ def test_no_device_that_overlayfs_takes_for_a_removal(root: Path, monkeypatch: p
     layer = tar(member("x", tarfile.CHRTYPE, devmajor=0, devminor=0))
     with pytest.raises(Invalid, match="0:0"):
         unpack(root, layer)
-    monkeypatch.setattr(apply_module, "_check_device", lambda entry: None)  # the twin
+    monkeypatch.setattr(apply_module, "check_device", lambda entry: None)  # the twin
     unpack(root, layer)
     assert (root / "x").lstat().st_rdev == 0
 

@@ -19,10 +19,11 @@ from collections.abc import Callable, Collection
 
 from wherry.errors import FailedPrecondition, Invalid
 from wherry.layers import archive
+from wherry.layers.admission import FOREIGN_XATTRS, admitted, check_device
 from wherry.layers.ahead import Beside, ReadAhead
 from wherry.layers.archive import Archive, Entry
 from wherry.layers.compression import Layer, Readable
-from wherry.layers.marks import META, OPAQUE, WHITEOUT, XATTRS, is_removal
+from wherry.layers.marks import META, OPAQUE, WHITEOUT, is_removal
 from wherry.layers.paths import Directory, Tree, clean, remove, show
 from wherry.layers.siblings import Siblings
 
@@ -34,11 +35,6 @@ STEPS_FREE, STEPS_PER_BYTE = 300_000, 1
 _NOTHING = frozenset((b"", b".", b".."))
 _ENTRY, _MADE, _RECORD = 128, 256, 64
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: The overlay file systems' own marks would let an image hide, redirect or change the looks of what is below it.
-_FOREIGN_XATTRS = tuple(mark.encode() for mark in XATTRS)
-#: Those that only tell how a file came to its directory. Builders that archive such a directory as it is leave them in their layers,
-#: and other runtimes lose them, too; a file without them is the same file.
-_TRACES = frozenset(mark + name for mark in _FOREIGN_XATTRS for name in (b"impure", b"nlink", b"origin", b"uuid"))
 Ids = Callable[[int], int]
 
 
@@ -130,7 +126,7 @@ class _Unpacker:
         self.entries += 1
         parts = clean(entry.name)
         if entry.xattrs:
-            entry.xattrs = _admitted(entry)
+            entry.xattrs = admitted(entry)
         if not parts:
             self._root(entry)
             return
@@ -297,7 +293,7 @@ class _Unpacker:
         if entry.type != archive.FIFO:
             if not self.devices:
                 return
-            _check_device(entry)
+            check_device(entry)
             device = os.makedev(entry.devmajor, entry.devminor)
         self._create(parent, name, lambda: os.mknod(name, mode, device, dir_fd=parent.fd))
         self._attributes(entry, parent, name)
@@ -427,7 +423,7 @@ class _Unpacker:
         os.fchown(fd, self.uids(entry.uid), self.gids(entry.gid))
         if known:
             for key in map(os.fsencode, os.listxattr(fd)):
-                if key not in entry.xattrs and not key.startswith((*_FOREIGN_XATTRS, b"security.selinux")):
+                if key not in entry.xattrs and not key.startswith((*FOREIGN_XATTRS, b"security.selinux")):
                     os.removexattr(fd, key)
         if entry.xattrs:
             self._xattrs(fd, entry)
@@ -456,23 +452,6 @@ class _Unpacker:
                 # Not on this file system, or not from inside a user namespace: other runtimes go on as well.
                 if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                     raise
-
-
-def _admitted(entry: Entry) -> dict[bytes, bytes]:
-    """An entry's xattrs without the traces of overlay file systems. Invalid for one of their marks."""
-    for key in entry.xattrs:
-        if key.startswith(_FOREIGN_XATTRS) and key not in _TRACES:
-            name = key.decode(errors="backslashreplace")
-            raise Invalid("layer", f'"{show(clean(entry.name))}" has the xattr "{name}", a mark of overlayfs itself')
-    return {key: value for key, value in entry.xattrs.items() if key not in _TRACES}
-
-
-def _check_device(entry: Entry) -> None:
-    """Invalid for a number that does not exist, and for the one that means something else to overlayfs."""
-    if entry.devmajor >= 1 << 12 or entry.devminor >= 1 << 20:
-        raise Invalid("layer", f'"{show(clean(entry.name))}" has a device number out of range')
-    if entry.type == archive.CHAR and not entry.devmajor and not entry.devminor:
-        raise Invalid("layer", f'"{show(clean(entry.name))}" is a device 0:0, overlayfs\' mark of a removal')
 
 
 def _write(fd: int, piece: memoryview) -> None:
