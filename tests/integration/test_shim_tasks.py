@@ -24,6 +24,8 @@ from wherry.api import (
     Sandbox,
     Stdio,
 )
+from wherry.linux import framing
+from wherry.shim import wire
 
 
 @pytest.fixture
@@ -537,3 +539,15 @@ def test_clients_that_go_away_without_a_word_leave_nothing(made: Shimmed) -> Non
     made.end("c")
     assert read_all(reader) == b""
     os.close(reader)
+
+
+def test_a_request_without_an_id_is_carried_out_and_not_answered(made: Shimmed) -> None:
+    made.container("c", "", argv=("/bin/true",), start=True)
+    made.exit("c")
+    assert [state.id for state in made.client.list("c")] == ["c"]
+    with wire.connect(f"{made.client._run}/shim.sock") as sock:
+        sock.settimeout(30)
+        framing.send(sock, {"op": "no such op"})
+        framing.send(sock, {"op": "forget", "container": "c", "exec_id": ""})
+        framing.send(sock, {"id": 7, "op": "list", "container": "c"})
+        assert framing.Reader(sock).next() == ({"id": 7, "ok": []}, [])

@@ -73,6 +73,18 @@ class Link:
             self._lose()
         return number, slot
 
+    def tell(self, op: str, fields: Mapping[str, Any]) -> None:
+        """Sends a request that nobody wants an answer to, and the shim gives none. Raises as ``post``."""
+        if self.lost:
+            raise ConnectionResetError(errno.ECONNRESET, LOST)
+        try:
+            with self._sending:
+                framing.send(self._socket, {"op": op, **fields})
+        except (OSError, framing.FrameError) as error:
+            if isinstance(error, framing.FrameError) or error.errno in _OWN_FAULT:
+                raise
+            self._lose()
+
     def wait(self, number: int, slot: _Slot) -> tuple[dict[str, Any], list[int]]:
         """The answer to a request that was posted. ConnectionError when there will be none."""
         while slot.answer is None:

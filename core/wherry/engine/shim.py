@@ -360,7 +360,7 @@ class ShimClient:
     # beyond the contract
 
     def _post(self, op: str, **fields: Any) -> Callable[[], Any]:
-        """Sends a request whose answer is asked for later, by a call of what comes back, or not at all."""
+        """Sends a request whose answer is asked for later, by a call of what comes back."""
         link = self._connected()
         try:
             ticket = link.post(op, fields, ())
@@ -376,6 +376,14 @@ class ShimClient:
                 raise
 
         return result
+
+    def _tell(self, op: str, **fields: Any) -> None:
+        """Sends a request that is not answered."""
+        link = self._connected()
+        try:
+            link.tell(op, fields)
+        except ConnectionError:
+            raise errors.Unavailable("shim", LOST, "try again") from None
 
     def create_sandbox_soon(self, sandbox: Sandbox) -> Callable[[], Sandbox]:
         """As create_sandbox, while the caller goes on; its call of what comes back waits, or raises."""
@@ -399,12 +407,12 @@ class ShimClient:
         return gone
 
     def ack_soon(self, sequence: int) -> None:
-        """As ack; nobody waits for the answer, since the next ack covers this one."""
-        self._post("ack", sequence=sequence)
+        """As ack, without an answer: the next ack covers this one."""
+        self._tell("ack", sequence=sequence)
 
     def forget_soon(self, id: str, exec_id: str) -> None:
-        """As forget, for a process whose end was told: nobody waits for the answer."""
-        self._post("forget", container=id, exec_id=exec_id)
+        """As forget, for a process whose end was told, without an answer."""
+        self._tell("forget", container=id, exec_id=exec_id)
         self._unremember(id, exec_id)
 
     def engine(self, *, restart: bool = False) -> int:

@@ -40,14 +40,14 @@ _PATIENCE = 10.0  # seconds that the next version waits for execs on their way
 
 
 class Reply:
-    """The answer to one request, given once, at any time; a client that went away gets none."""
+    """The answer to one request, given once, at any time; a client that went away gets none, nor does a request without an id."""
 
     __slots__ = ("channel", "given", "id")
 
     def __init__(self, channel: Channel, id: Any) -> None:
         self.channel = channel
         self.id = id
-        self.given = False
+        self.given = id is None
 
     def ok(self, value: Any, fds: Sequence[int] = ()) -> None:
         if not self.given:
