@@ -20,11 +20,12 @@ import pytest
 
 from support import leaks
 from support.engines import Wherry
-from support.running import until
+from support.running import SLOW, until
 
 IMAGE = "host:/bin/sh,/bin/cat,/bin/sleep,/bin/ip,/usr/bin/busybox,/usr/bin/getent"
 OUTSIDE = "198.51.100.7"
 SERVER = "busybox mkdir /www; echo served > /www/index.html; exec busybox httpd -f -p 80 -h /www"
+SECONDS = int(5 * SLOW)
 pytestmark = [
     pytest.mark.parametrize("who", ["user"], indirect=True),
     pytest.mark.skipif(shutil.which("pasta") is None, reason="pasta is not installed"),
@@ -53,7 +54,7 @@ def outside() -> Iterator[str]:
     """A server on an address of this network namespace, which has a route out and is the host to everybody else. Its URL."""
 
     def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, timeout=30, capture_output=True)
+        subprocess.run(["ip", *words], check=True, timeout=30 * SLOW, capture_output=True)
 
     ip("link", "add", "out0", "type", "veth", "peer", "name", "out1")
     try:
@@ -69,7 +70,7 @@ def outside() -> Iterator[str]:
         finally:
             server.shutdown()
             server.server_close()
-            thread.join(30)
+            thread.join(30 * SLOW)
     finally:
         ip("link", "delete", "out0")
 
@@ -88,7 +89,7 @@ def program(name: str) -> list[int]:
 
 
 def fetched(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=30 * SLOW) as answer:
         text: str = answer.read().decode()
     return text
 
@@ -101,13 +102,13 @@ def free_port() -> int:
 
 def serve(wherry: Wherry, network: str, *more: str) -> None:
     wherry("run", "-d", "--name", "web", "--network", network, *more, IMAGE, "sh", "-c", SERVER)
-    ask = ("exec", "web", "sh", "-c", "busybox wget -T 5 -qO- http://127.0.0.1/")
+    ask = ("exec", "web", "sh", "-c", f"busybox wget -T {SECONDS} -qO- http://127.0.0.1/")
     until(lambda: wherry(*ask, code=None).stdout == "served\n", 30)
 
 
 def get(wherry: Wherry, network: str, url: str, *more: str) -> str:
     """What a container in a network is answered, or why not."""
-    script = f"busybox wget -T 10 -qO- {url} 2>&1"
+    script = f"busybox wget -T {2 * SECONDS} -qO- {url} 2>&1"
     return wherry("run", "--rm", "--network", network, *more, IMAGE, "sh", "-c", script, code=None).stdout
 
 
@@ -151,7 +152,7 @@ def test_a_killed_pasta_is_started_again(wherry: Wherry, outside: str) -> None:
     """At once, by the engine that has started it and by one that came later; nothing else has to happen first."""
     wherry("network", "create", "one")
     serve(wherry, "one")
-    ask = ("exec", "web", "sh", "-c", f"busybox wget -T 5 -qO- {outside}")
+    ask = ("exec", "web", "sh", "-c", f"busybox wget -T {SECONDS} -qO- {outside}")
     for _engine in range(2):
         (pasta,) = program("pasta")
         time.sleep(1.5)  # one that ends at once is left alone

@@ -18,10 +18,8 @@ import wherry
 from support import leaks
 from support.isolation import isolated
 from support.rootless import User
+from support.running import SLOW
 from wherry.api import Engine
-
-#: By how much this machine is slower than others; contrib/vm says it of an emulated one.
-SLOW = float(os.environ.get("WHERRY_TESTS_SLOW", "1"))
 
 
 class EngineDirs(NamedTuple):

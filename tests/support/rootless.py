@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support import isolation
+from support.running import SLOW
 from wherry.linux import mount
 
 TOP = Path(__file__).resolve().parents[2]
@@ -132,7 +133,7 @@ def inside(user: User, *argv: str, timeout: float = 110, **more: str) -> subproc
     return subprocess.run(
         [user.program.parent / "python3", "-I", "-c", _ENTER, directory, *argv],
         cwd=directory, env={**kept, "HOME": str(user.home), **more},
-        capture_output=True, text=True, timeout=timeout, check=False, **user.identity,
+        capture_output=True, text=True, timeout=timeout * SLOW, check=False, **user.identity,
     )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ HOST = "host:" + ",".join(
     )
 )
 
+#: By how much this machine is slower than others; contrib/vm says it of an emulated one.
+SLOW = float(os.environ.get("WHERRY_TESTS_SLOW", "1"))
+
 
 class Said(NamedTuple):
     """What a container or exec left: its exit code and its output."""
@@ -58,7 +61,7 @@ class _Pipe:
         os.close(self._reader)
 
     def text(self) -> str:
-        self._thread.join(10)
+        self._thread.join(10 * SLOW)
         return self._data.decode(errors="replace")
 
 
@@ -87,7 +90,7 @@ def _finish(engine: Engine, start: Callable[[Stdio], str], container: str, timeo
     finally:
         os.close(out.writer)
         os.close(err.writer)
-    exit = engine.wait(container or id, id if container else "", timeout)
+    exit = engine.wait(container or id, id if container else "", timeout * SLOW)
     assert exit is not None, "it did not end in time"
     return Said(exit.code, out.text(), err.text(), id)
 
@@ -100,7 +103,7 @@ def sleeper(engine: Engine, name: str = "", **request: Any) -> str:
 
 def until(true: Callable[[], object], seconds: float = 10) -> None:
     """Waits for something that happens soon."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * SLOW
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)

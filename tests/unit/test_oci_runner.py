@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wherry.linux import process
+from wherry.linux import namespaces, process
 from wherry.oci.runner import fits
 
 
@@ -35,5 +35,8 @@ def test_a_filter_and_cgroup_v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not fits(plan(steps=filtered, cgroups=v2))
     monkeypatch.setattr(process, "spawns_into_cgroups", lambda: True)
     assert fits(plan(cgroups=v2))
+    spaced = [["enter", namespaces.NEWPID | namespaces.NEWCGROUP], ["spawn"]]
+    assert fits(plan(steps=spaced, cgroups=v1))
+    assert not fits(plan(steps=spaced, cgroups=v2)), "with nsdelegate, ENOENT from within the namespace"
     monkeypatch.setattr(process, "spawns_into_cgroups", lambda: False)
     assert not fits(plan(cgroups=v2))

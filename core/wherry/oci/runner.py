@@ -34,8 +34,12 @@ def fits(plan: Mapping[str, Any]) -> bool:
 
 
 def _unified(plan: Mapping[str, Any]) -> bool:
-    """Whether its process can be born in a cgroup v2: by clone3, which filters refuse, as they can't look at its flags."""
-    return process.spawns_into_cgroups() and not any(step[0] == "filter" for step in plan["steps"])
+    """Whether its process can be born in a cgroup v2: by clone3, which filters refuse, as they can't look at its flags. And whoever has
+    entered a cgroup namespace may put nothing into it from outside: ENOENT, where the hierarchy is mounted with nsdelegate, as systemd
+    does (Documentation/admin-guide/cgroup-v2.rst, "Delegation Containment")."""
+    if not process.spawns_into_cgroups():
+        return False
+    return not any(step[0] == "filter" or (step[0] == "enter" and step[1] & ns.NEWCGROUP) for step in plan["steps"])
 
 
 def early(plan: Mapping[str, Any]) -> Sequence[Any] | None:
