@@ -26,7 +26,9 @@ from wherry.api import (
     Stdio,
 )
 from wherry.linux import mount
+from wherry.linux.cgroup import detect
 from wherry.linux.userns import confined
+from wherry.oci import compile
 
 pytestmark = pytest.mark.shared
 ISOLATION, NETWORK = ("isolation.userns", "network.pasta") if confined() else ("isolation.namespaces", "network.bridge")
@@ -158,6 +160,27 @@ def test_tmpfs_and_read_only(engine: Engine) -> None:
     mount = next(line for line in said.out.splitlines() if " /t tmpfs" in line)
     assert {"nosuid", "nodev", "noexec", "size=1024k"} <= set(mount.split()[3].split(","))
     assert sh(engine, "echo b > /b; cat /b").out == "b\n"
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_an_exec_takes_the_last_process_of_a_limit(
+    engine: Engine, groups: None, monkeypatch: pytest.MonkeyPatch, twin: bool
+) -> None:
+    """The process that would have it spawned needs a place of its own, in version 1 of cgroups."""
+    if twin:
+        if detect().unified:
+            pytest.skip("it is in no cgroup of the container's")
+        monkeypatch.setattr(compile, "_FEW", 0)
+    engine.run(RunRequest(HOST, ("sleep", "1000"), name="full", pids_limit=2))
+    try:
+        for _again in range(2):
+            if twin:
+                with pytest.raises(CommandNotExecutable, match="temporarily unavailable"):
+                    execute(engine, "full", "true")
+            else:
+                assert execute(engine, "full", "true").code == 0
+    finally:
+        engine.remove("full", force=True)
 
 
 def test_limits(engine: Engine, groups: None) -> None:

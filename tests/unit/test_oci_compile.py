@@ -128,6 +128,7 @@ def test_an_exec_is_not_born_last_where_that_is_no_good() -> None:
     process = SPEC["process"]
     few = [{"type": "RLIMIT_AS", "soft": 1 << 20, "hard": 1 << 20}]
     sees = {**SPEC, "process": {**process, "capabilities": {"bounding": ["CAP_SYS_PTRACE"]}}}
+    full = {**SPEC, "linux": {**SPEC["linux"], "resources": {"pids": {"limit": 2}}}}
     aware = compile.Host(spawns=True, apparmor=True)
     for container, wanted, host, start in (
         (SPEC, process, aware, False),
@@ -136,6 +137,7 @@ def test_an_exec_is_not_born_last_where_that_is_no_good() -> None:
         (SPEC, {**process, "rlimits": few}, aware, True),
         (SPEC, {**process, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 9}]}, aware, True),
         (SPEC, {**process, "apparmorProfile": "p"}, aware, True),
+        (full, process, aware, True),  # there is room for one process, not for who has it spawned
         (sees, process, aware, True),  # its processes could look into the one that waits for the birth
     ):
         compiled = names(compile.exec("id", container, wanted, host, start=start))

@@ -28,6 +28,8 @@ _NOFILE = 7  # RLIMIT_NOFILE
 _HARMLESS_LIMITS = {1, 4, _NOFILE, 8}
 #: So many descriptors are enough for a process that has another one spawned: for its pidfd, and for all that it passes on.
 _ROOM = 256
+#: Containers that may have fewer processes than these are often a single one short of it.
+_FEW = 64
 _SHARED_TYPES = {"network": "net", "ipc": "ipc", "uts": "uts"}
 
 
@@ -313,6 +315,12 @@ def _ptrace(spec: Mapping[str, Any]) -> bool:
     return _PTRACE in (sets.get("bounding") or ()) or _PTRACE in (sets.get("permitted") or ())
 
 
+def _pids(spec: Mapping[str, Any]) -> int:
+    """How many processes the container may have, 0 for any number."""
+    limit = (((spec.get("linux") or {}).get("resources") or {}).get("pids") or {}).get("limit") or 0
+    return _number(limit, -1, 1 << 62, "pids.limit")
+
+
 def _spawned(spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) -> bool:
     """Whether one more process can be born at the very end, by posix_spawn(3): where nobody can look into it meanwhile, and nothing
     that was set before would stop it, or be lost."""
@@ -322,6 +330,7 @@ def _spawned(spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) ->
         and all(number in _HARMLESS_LIMITS for number, _soft, _hard in limits)
         and not any(number == _NOFILE and 0 <= soft < _ROOM for number, soft, _hard in limits)
         and not _ptrace(spec)
+        and not 0 < _pids(spec) < _FEW  # there are two of them in the container's cgroup for a moment
         and not process.get("terminal")  # which belongs to a session's leader
         and not process.get("apparmorProfile")  # of this process's own next execve
     )
