@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 from wherry.shim import arena, compact, launch
 from wherry.shim.ledger import Ledger
 from wherry.shim.output import boundary
+from wherry.shim.server import Shim
 from wherry.shim.sink import HEAD, LogFile, encode_json, encode_local, timestamp
+from wherry.shim.wire import Fault
 
 TIME = 1_700_000_000_123_456_789
 
@@ -225,6 +229,25 @@ class Reached(Exception):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a link away")
+@pytest.mark.parametrize(
+    ("status", "streams", "said"),
+    [
+        ("stopped", None, "is stopped"),
+        ("running", None, "its streams went straight to whoever started it"),
+        ("running", SimpleNamespace(key="k"), "its streams have ended"),
+    ],
+)
+def test_why_there_is_nothing_to_attach_to(status: str, streams: object, said: str) -> None:
+    """Between the end of its output and its own, a container has streams no more, and was not started without."""
+    task = SimpleNamespace(name="container c", status=status, streams=streams)
+    shim: Any = SimpleNamespace(
+        tasks=SimpleNamespace(get=lambda _container, _exec_id: task), keeper=SimpleNamespace(streams={})
+    )
+    with pytest.raises(Fault) as caught:
+        Shim._with_streams(shim, {"container": "c", "exec_id": ""})
+    assert caught.value.record["cause"] == said
+
+
 def test_a_run_directory_by_another_s_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its owner could lead it to a socket of their own a moment later."""
     with pytest.raises(RuntimeError, match="belongs to user 1000"):

@@ -165,7 +165,12 @@ class Shim:
     def _with_streams(self, message: dict[str, Any]) -> Task:
         task = self.tasks.get(message["container"], message["exec_id"])
         if task.streams is None or task.streams.key not in self.keeper.streams:
-            cause = "is stopped" if task.status == "stopped" else "its streams went straight to whoever started it"
+            if task.status == "stopped":
+                cause = "is stopped"
+            elif task.streams is None:
+                cause = "its streams went straight to whoever started it"
+            else:
+                cause = "its streams have ended"  # a moment before it ends itself, or it has closed them
             raise Fault("FailedPrecondition", task.name, cause)
         return task
 
