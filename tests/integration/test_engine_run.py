@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.engines import clear, engine_of_a_module
-from support.running import HOST, execute, run, sh, sleeper, until
+from support.running import HOST, execute, run, sh, sleeper, until, until_it_listens
 from wherry.api import (
     AlreadyExists,
     Bind,
@@ -293,6 +293,7 @@ def test_stop_and_start_again(engine: Engine) -> None:
     stopped = engine.stop(id)
     assert (stopped.status, stopped.exit_code) == ("stopped", 0)
     assert engine.start("again").status == "running"
+    until_it_listens(engine, id)
     assert execute(engine, id, "ls", "/kept").out == "/kept\n"
     engine.kill(id, "USR1")
     assert engine.wait(id, timeout=10).code == 7  # type: ignore[union-attr]

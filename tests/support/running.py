@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import attrs
@@ -96,9 +98,24 @@ def _finish(engine: Engine, start: Callable[[Stdio], str], container: str, timeo
 
 
 def sleeper(engine: Engine, name: str = "", **request: Any) -> str:
-    """A container that stays until it is told to go; its id. It ends at SIGTERM with 0."""
+    """A container that stays until it is told to go; its id. It ends at SIGTERM with 0, at SIGUSR1 with 7."""
     script = "trap 'exit 0' TERM; trap 'exit 7' USR1; while :; do sleep 0.05; done"
-    return engine.run(attrs.evolve(RunRequest(HOST, ("/bin/sh", "-c", script), name=name), **request)).id
+    id = engine.run(attrs.evolve(RunRequest(HOST, ("/bin/sh", "-c", script), name=name), **request)).id
+    until_it_listens(engine, id)
+    return id
+
+
+def until_it_listens(engine: Engine, id: str) -> None:
+    """Waits until a sleeper has set its traps: before, a signal is lost on it, or is its end (proc_pid_status(5), SigCgt)."""
+    mask = 1 << signal.SIGUSR1 - 1 | 1 << signal.SIGTERM - 1
+    pid = engine.container(id).pid
+
+    def listens() -> bool:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+        return caught & mask == mask
+
+    until(listens, 30)
 
 
 def until(true: Callable[[], object], seconds: float = 10) -> None:
