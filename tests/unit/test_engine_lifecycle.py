@@ -175,6 +175,7 @@ def test_ports_say_how_to_get_them(parts: Parts) -> None:
     with pytest.raises(Invalid, match='the network driver "none" cannot publish ports') as caught:
         parts.lifecycle.create(RunRequest(image="x", ports=(Port(80),)))
     assert "--publish" in caught.value.hint
+    assert "wherry info" in caught.value.hint, "a user without pasta sees there what is missing"
 
 
 def test_names_are_taken_once_and_found_by_prefix(parts: Parts) -> None:

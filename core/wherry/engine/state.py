@@ -170,7 +170,7 @@ class State:
         raise Invalid(
             f"port {port.container_port}/{port.protocol}",
             f'the network driver "{driver_ids[0]}" cannot publish ports',
-            'leave out --publish, use --network host, or set a driver that can: [variant.NAME] network = "..."',
+            'leave out --publish, or name a network that can: "wherry network create"; "wherry info" tells why no other is in use',
         )
 
     def sandbox(self, record: Record, netns: str, hostname: str) -> Sandbox:
