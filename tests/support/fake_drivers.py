@@ -60,6 +60,9 @@ class FakeSnapshotter(Fake):
     def update(self, name, labels):
         return SnapshotInfo("active", name, "", {}, 1, 2)
 
+    def relabel(self, names, labels):
+        pass
+
     def usage(self, name):
         return (1, 2)
 

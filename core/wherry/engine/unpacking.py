@@ -187,6 +187,8 @@ class Unpacker:
             try:
                 with self._disks[job.id].sound(begun):
                     job.drivers.snapshotter.commit(name, key, {UNSYNCED: begun} if later else {})
+                if not later:
+                    job.drivers.snapshotter.update(name, {})  # durable, as what was prepared so is not by its commit
                 return
             except AlreadyExists:  # of another engine of the same snapshotter, or brought back by a collector
                 if self.find(job, name) is None:
@@ -285,7 +287,7 @@ class Unpacker:
         return mounts[0].type == "bind" and mounts[0].source.startswith(below)
 
     def _sync(self, job: _Job) -> None:
-        """Puts on disk what is not there yet, and says so, the lowest layer first: one that says it stands on ones that do."""
+        """Puts on disk what is not there yet, and says so of all at once: one that says it stands on ones that do."""
         with self._locks.hold((job.id, "sync")):
             waiting = []
             for name in job.chain:
@@ -301,8 +303,7 @@ class Unpacker:
             except OSError:
                 self._sound.discard(job.id)
                 raise
-            for name in waiting:
-                job.drivers.snapshotter.update(name, {UNSYNCED: None})
+            job.drivers.snapshotter.relabel(waiting, {UNSYNCED: None})
 
     def clear(self, job: _Job) -> None:
         """Before the first use, and after an error: removes what others left unfinished, what nobody can vouch for, and what stands

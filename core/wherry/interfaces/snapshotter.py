@@ -43,7 +43,8 @@ class SnapshotOptions:
     """idmap needs the flag "remap-ids"; quota, bytes of the writable layer, needs "quota".
 
     durable: False where a crash of the machine may take the snapshot back, since whoever asks for it will not outlive that
-    either; a driver then need not wait for its disk. Half a snapshot is never left.
+    either; a driver then need not wait for its disk, nor when it commits it: that is durable with the next update, relabel or
+    other durable call. Half a snapshot is never left.
     """
 
     labels: Labels = field(factory=dict)
@@ -72,6 +73,10 @@ class Snapshotter(Protocol):
 
     def stat(self, name: str) -> SnapshotInfo: ...
     def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo: ...
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        """Sets the same labels of several, None taking one away: of all of them or, where one is absent, of none."""
+        ...
+
     def usage(self, name: str) -> tuple[int, int]:
         """(bytes, inodes) of this snapshot alone, without its parents."""
         ...

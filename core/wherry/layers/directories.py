@@ -42,6 +42,9 @@ class DirectorySnapshotter:
     def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
         return self._rows.update(name, labels).info()
 
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        self._rows.relabel(names, labels)
+
     def mounts(self, key: str) -> tuple[Mount, ...]:
         row = self._rows.get(key)
         if row.kind == "committed":

@@ -151,6 +151,12 @@ class Snapshots:
             execute("UPDATE snapshots SET labels = ?, updated = ? WHERE name = ?", (merged, time.time_ns(), name))
             return self.get(name)
 
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        """``update`` of several at once."""
+        with self.database.write():
+            for name in names:
+                self.update(name, labels)
+
     @contextmanager
     def prepare(
         self, key: str, parent: str, labels: Labels, kind: Kind, extra: str = "", *, durable: bool = True
@@ -193,8 +199,9 @@ class Snapshots:
             yield row._replace(parent=parent, lowers=(above.number, *above.lowers))
 
     def commit(self, name: str, key: str, labels: Mapping[str, str | None]) -> None:
-        """active key -> committed name; a label that is None is taken away."""
-        with self.database.write() as execute:
+        """active key -> committed name; a label that is None is taken away. Synced to disk unless it was prepared otherwise."""
+        unsynced = self.database.row("SELECT 1 FROM snapshots WHERE name = ? AND boot != ''", (key,))
+        with self.database.write(durable=unsynced is None) as execute:
             row = self.get(key)
             if row.kind != "active":
                 raise FailedPrecondition(f'snapshot "{key}"', f"is {row.kind}, only an active one can be committed")

@@ -345,6 +345,19 @@ class SnapshotterContract(LayeringClauses, RebaseClauses):
         assert dict(driver.stat("work").labels) == {"one": "1", "three": "3"}
         assert answer.updated >= answer.created
 
+    def test_relabel_changes_all_or_none(self, driver: Snapshotter) -> None:
+        for name in ("one", "two", "three"):
+            driver.prepare(name, "", SnapshotOptions(labels={"old": name}))
+        driver.relabel(["one", "two"], {"old": None, "new": "n"})
+        assert [dict(driver.stat(name).labels) for name in ("one", "two")] == [{"new": "n"}] * 2
+        assert dict(driver.stat("three").labels) == {"old": "three"}
+        before = walked(driver)
+        with pytest.raises(NotFound):
+            driver.relabel(["one", "absent", "three"], {"new": "other"})
+        assert walked(driver) == before
+        driver.relabel([], {"new": "other"})
+        assert walked(driver) == before
+
     def test_commit_takes_labels(self, driver: Snapshotter) -> None:
         driver.prepare("work", "")
         driver.commit(BASE, "work", {"layer": "yes"})

@@ -318,6 +318,34 @@ class ReplacesLabels(CopySnapshotter):
         return super().update(name, labels)
 
 
+@breaks("relabel_changes_all_or_none")
+class RelabelsOneByOne(CopySnapshotter):
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        for name in names:
+            self.update(name, labels)
+
+
+@breaks("relabel_changes_all_or_none")
+class RelabelsTheFirst(CopySnapshotter):
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        for name in names:
+            self.row(name)
+        super().relabel(list(names)[:1], labels)
+
+
+@breaks("relabel_changes_all_or_none")
+class RelabelPassesOver(CopySnapshotter):
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        super().relabel([name for name in names if name in self.rows], labels)
+
+
+@breaks("relabel_changes_all_or_none")
+class RelabelsEverything(CopySnapshotter):
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        super().relabel(names, {})
+        super().relabel(list(self.rows), labels)
+
+
 @breaks("commit_takes_labels")
 class CommitDropsLabels(CopySnapshotter):
     def commit(self, name: str, key: str, labels: Labels) -> None:

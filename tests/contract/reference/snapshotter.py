@@ -93,6 +93,13 @@ class CopySnapshotter:
             row["updated"] = time.time_ns()
             return self.stat(name)
 
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        with self.state.change():
+            for name in names:
+                self.row(name)
+            for name in names:
+                self.update(name, labels)
+
     def usage(self, name: str) -> tuple[int, int]:
         size, inodes = measure(self.directory(name))
         parent = self.row(name)["parent"]

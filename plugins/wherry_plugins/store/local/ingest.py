@@ -56,7 +56,8 @@ class LocalIngest:
             while chunk := os.read(self._claim.fd, _CHUNK):  # what an earlier writer left counts for the digest
                 self._hash.update(chunk)
                 self.offset += len(chunk)
-            with store.database.write() as execute:
+            # A power cut may take the row back, and with it no more than what could have been gone on with.
+            with store.database.write(durable=False) as execute:
                 execute("INSERT OR IGNORE INTO ingests (ref, created) VALUES (?, ?)", (ref, time.time_ns()))
         except BaseException:
             self._claim.release()

@@ -97,13 +97,18 @@ class CopySnapshotter:
         return self._row(name)[1]
 
     def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
-        with self._change():
-            merged = {**self.stat(name).labels, **labels}
-            kept = {key: value for key, value in merged.items() if value is not None}
-            self._db.execute(
-                "UPDATE snapshots SET labels = ?, updated = ? WHERE name = ?", (json.dumps(kept), time.time_ns(), name)
-            )
+        self.relabel((name,), labels)
         return self.stat(name)
+
+    def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
+        with self._change():
+            for name in names:
+                merged = {**self.stat(name).labels, **labels}
+                kept = {key: value for key, value in merged.items() if value is not None}
+                self._db.execute(
+                    "UPDATE snapshots SET labels = ?, updated = ? WHERE name = ?",
+                    (json.dumps(kept), time.time_ns(), name),
+                )
 
     def usage(self, name: str) -> tuple[int, int]:
         number, info = self._row(name)
