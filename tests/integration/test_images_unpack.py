@@ -18,6 +18,8 @@ from support.layers import digest, directory, hard, link, member, names, tar, tr
 from support.tools import need
 from wherry.api import Error, Invalid, NotFound
 from wherry.engine import unpacking, writeback
+from wherry.layers.database import Database
+from wherry.layers.snapshots import Snapshots
 
 BOTH = pytest.mark.parametrize("snapshotter", ["overlayfs", "vfs"])
 
@@ -277,6 +279,56 @@ def test_what_a_power_cut_may_have_damaged_is_made_anew(tmp_path: Path, layered:
             assert (ours / "etc/caps").read_bytes() == b"x"
         made.drivers.snapshotter.cleanup()
         assert not damaged.exists()
+
+
+@pytest.mark.parametrize("twin", ["", "commit", "relabel"])
+@BOTH
+def test_layers_wait_for_the_disk_once(
+    tmp_path: Path, layered: Path, monkeypatch: pytest.MonkeyPatch, snapshotter: str, twin: str
+) -> None:
+    """One sync of the files and one of the rows, however many layers there are."""
+    waited: list[str] = []
+    real_write, real_commit = Database.write, Snapshots.commit
+
+    def write(self: Database, *, durable: bool = True) -> Any:
+        if durable and not self._depth:
+            waited.append(self.path.name)
+        return real_write(self, durable=durable)
+
+    def commit(self: Snapshots, name: str, key: str, labels: Any) -> None:
+        with self.database.write():
+            real_commit(self, name, key, labels)
+
+    def relabel(self: Snapshots, names: Any, labels: Any) -> None:
+        for name in names:
+            self.update(name, labels)
+
+    if twin:
+        monkeypatch.setattr(Snapshots, twin, {"commit": commit, "relabel": relabel}[twin])
+    with world(tmp_path / "w", snapshotter) as made:
+        monkeypatch.setattr(Database, "write", write)
+        made.images.ensure(f"archive:{layered}", made.drivers)
+        monkeypatch.setattr(Database, "write", real_write)
+        assert {info.kind for info in made.drivers.snapshotter.walk()} == {"committed"}
+    assert waited.count("snapshots.db") == {"": 1, "commit": 1 + len(LAYERS), "relabel": len(LAYERS)}[twin]
+
+
+def test_a_commit_that_nobody_waited_for_leaves_no_half(tmp_path: Path) -> None:
+    """Taken back to the active snapshot that it was, it goes at the next boot; what was made to last stays."""
+    rows = Snapshots(tmp_path / "snapshots.db")
+    for key, durable in (("fleeting", False), ("lasting", True)):
+        with rows.prepare(key, "", {}, "active", durable=durable):
+            pass
+    rows._boot = "another boot"
+    rows._recover()
+    assert [row.name for row in rows.walk()] == ["lasting"]
+    with rows.prepare("fleeting", "", {}, "active", durable=False):
+        pass
+    rows.commit("layer", "fleeting", {})
+    rows._boot = "a third"
+    rows._recover()
+    assert [row.name for row in rows.walk()] == ["lasting", "layer"]
+    rows.close()
 
 
 def test_never_and_unknown(tmp_path: Path) -> None:
