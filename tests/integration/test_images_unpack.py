@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import tarfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,10 +292,14 @@ def test_layers_wait_for_the_disk_once(
     waited: list[str] = []
     real_write, real_commit = Database.write, Snapshots.commit
 
-    def write(self: Database, *, durable: bool = True) -> Any:
-        if durable and not self._depth:
-            waited.append(self.path.name)
-        return real_write(self, durable=durable)
+    @contextmanager
+    def write(self: Database, *, durable: bool = True) -> Iterator[Any]:
+        with self._lock:
+            outer, before = not self._depth, self._connection.total_changes()
+            with real_write(self, durable=durable) as execute:
+                yield execute
+            if durable and outer and self._connection.total_changes() > before:  # else there is nothing to wait for
+                waited.append(self.path.name)
 
     def commit(self: Snapshots, name: str, key: str, labels: Any) -> None:
         with self.database.write():
