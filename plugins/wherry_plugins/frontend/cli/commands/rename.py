@@ -8,7 +8,12 @@ from wherry_plugins.frontend.cli.command import Command, argument
 from wherry_plugins.frontend.cli.session import Session
 
 
-@click.command("rename", cls=Command, help="Give a container another name.", examples="wherry rename db old-db")
+@click.command(
+    "rename",
+    cls=Command,
+    help="Give a container another name. Other containers of its networks know it by that name from its next start on.",
+    examples="wherry rename db old-db",
+)
 @argument("container", metavar="CONTAINER")
 @argument("name", metavar="NEW_NAME")
 def command(session: Session, *, container: str, name: str) -> int:
