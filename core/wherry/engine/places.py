@@ -58,7 +58,7 @@ def network_id(driver: str, name: str) -> str:
 
 
 def pack_places(places: Sequence[Place]) -> str:
-    return json.dumps([attrs.astuple(place) for place in places])
+    return json.dumps([attrs.astuple(place, recurse=False) for place in places])
 
 
 def keep_places(state: State, sandbox_id: str, places: tuple[Place, ...]) -> None:

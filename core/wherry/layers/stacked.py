@@ -144,12 +144,15 @@ class StackedSnapshotter(DirectorySnapshotter):
         return True
 
     def _discard(self, name: str) -> int:
-        """What nothing was written to becomes a spare. fs/ is another one then: of what a container can reach nothing comes back."""
+        """What nothing was written to becomes a spare. fs/ and work/ are others then: of what a container can reach nothing comes back,
+        and a mount that somebody keeps, by a descriptor from inside it, has neither of them in use."""
         directory, spare = f"{self._prefix}{name}", f"spare-{secrets.token_hex(4)}"
         self._making.add(spare)
         try:
-            if len(self._spares) < SPARES and self._clear(directory) and not os.listdir(f"{directory}/work"):
+            if len(self._spares) < SPARES and self._clear(directory):
+                os.rmdir(f"{directory}/work")
                 os.mkdir(f"{directory}/fs", 0o755)
+                os.mkdir(f"{directory}/work", 0o711)
                 os.rename(directory, self._prefix + spare)
                 self._spares.append(spare)
                 return 0

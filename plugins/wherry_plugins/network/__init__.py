@@ -92,7 +92,7 @@ class SingleNetwork(OneNetwork):
         # Readers skip what they can't parse: a file cut short by a crash. os.open and os.write: this is on the path of each start.
         fd = os.open(f"{self._directory}/{sandbox.id}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, json.dumps(attrs.asdict(request)).encode())
+            os.write(fd, json.dumps(attrs.asdict(request, recurse=False)).encode())
         finally:
             os.close(fd)
         with self._lock:
