@@ -484,7 +484,7 @@ def test_without_the_claims_they_would(lab: Lab, monkeypatch: pytest.MonkeyPatch
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(claims, "_claim", lambda port: Fake())
+    monkeypatch.setattr(claims.kernel, "claim", lambda *_args, **_options: Fake())
     assert both(lab, Port(80)) == [4711] * 8
 
 
