@@ -361,7 +361,7 @@ def test_twin_that_takes_what_comes(made: World, monkeypatch: pytest.MonkeyPatch
     def longer(self: BlobStream, answer: Any, connect: Any, offset: int, size: int, *rest: Any) -> None:
         stream(self, answer, connect, offset, size if answer.headers.get("Content-Length") else 1 << 40, *rest)
 
-    def write(self: fetching.Fetcher, ingest: Any, target: Descriptor) -> None:
+    def write(self: fetching.Fetcher, ingest: Any, target: Descriptor, _arrival: Any) -> None:
         nonlocal seen
         with self._transport.fetch(self._reference, target, ingest.offset) as source:
             while chunk := source.read(1 << 20):
