@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
-SHORT = (
-    "tests/vm/test_cgroup2.py::test_limits_counters_and_freezer",
-    "tests/vm/test_execs.py::test_roots[filtered]",
-    "tests/vm/test_execs.py::test_roots[unfiltered]",
-)
+SHORT = ("tests/vm/test_cgroup2.py::test_limits_counters_and_freezer", "tests/vm/test_execs.py::test_roots[unfiltered]")
 
 
 @pytest.mark.timeout(500)
