@@ -268,6 +268,18 @@ def test_no_import_once_the_root_is_the_images(
     assert (tmp_path / "fs/ran").exists() is twin
 
 
+def test_a_stem_that_does_not_answer_is_replaced(pool: WorkerPool, root: tuple[Mount, ...]) -> None:
+    pool.usage(root)
+    stem = pool._nursery._stem
+    assert stem is not None
+    assert stem[1].gettimeout(), "one that was stopped would hold up all jobs"
+    stem[1].settimeout(0.1)
+    os.kill(stem[0], signal.SIGSTOP)
+    assert pool.usage(root)[1] == 1
+    assert pool._nursery._stem not in (None, stem)
+    assert not Path(f"/proc/{stem[0]}").exists()
+
+
 def _fifo(tmp_path: Path) -> tuple[Any, int]:
     """A stream that gives nothing until its writer does."""
     reader, writer = os.pipe()

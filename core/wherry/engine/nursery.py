@@ -26,6 +26,7 @@ _ENVIRON = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }  # fmt: skip
 _LINGER = 10.0  # seconds that the stem waits for the next job
+_PATIENCE = 30.0  # seconds for a fork: one who takes longer was stopped, and would hold up all jobs
 
 
 @frozen
@@ -129,17 +130,18 @@ class Nursery:
 
 
 def _ask(channel: socket.socket, fds: Sequence[int]) -> tuple[str, int]:
-    """(the stem's answer, a pidfd or -1); ("", -1) where there is no stem any more."""
+    """(the stem's answer, a pidfd or -1); ("", -1) where there is no stem any more, or none that answers."""
     try:
         socket.send_fds(channel, [b"job"], list(fds))
         data, found, _flags, _address = socket.recv_fds(channel, 64, 1, socket.MSG_CMSG_CLOEXEC)
-    except (BrokenPipeError, ConnectionResetError):
+    except (BrokenPipeError, ConnectionResetError, TimeoutError):
         return "", -1
     return data.decode("ascii", "replace"), found[0] if found else -1
 
 
 def _spawn() -> tuple[int, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(_PATIENCE)
     with theirs:
         argv = [sys.executable, "-I", "-S", "-c", _START, *_search_path()]
         actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
