@@ -156,6 +156,26 @@ def test_layout_prefers_v1_where_v2_lacks_the_controllers() -> None:
     assert cgroup.Layout({}, "", []).available() is False
 
 
+def test_a_group_that_goes_while_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = cgroup.detect()
+    if "freezer" not in layout.v1 or os.geteuid():
+        pytest.skip("no freezer of cgroup v1, or not root")
+    group = cgroup1.Group1(layout, f"/wherry-unit-{os.getpid()}-{time.monotonic_ns():x}")
+    real = cgroup1.Group1.freeze
+
+    def freeze(self: cgroup1.Group1, frozen: bool) -> None:
+        if not frozen:
+            assert self.delete()
+        real(self, frozen)
+
+    monkeypatch.setattr(cgroup1.Group1, "freeze", freeze)
+    group.create({})
+    try:
+        group.kill(signal.SIGKILL)
+    finally:
+        group.delete()
+
+
 def without_devices(directory: Path, rules: list[dict[str, Any]]) -> None:
     """A group on a host that mounts no hierarchy of the devices controller."""
     (directory / "memory").mkdir()

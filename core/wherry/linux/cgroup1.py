@@ -211,7 +211,7 @@ class Group1(cgroup.Group):
         try:
             self.freeze(True)
         except OSError:
-            if not os.path.isdir(self._one()):
+            if self._gone():
                 return
         try:
             for pid in self.pids():
@@ -227,7 +227,14 @@ class Group1(cgroup.Group):
                     os.close(fd)
         finally:
             if not was_frozen or signal == _SIGKILL:
-                self.freeze(False)
+                try:
+                    self.freeze(False)
+                except OSError:
+                    if not self._gone():  # all have ended, and whoever was told of it was quicker
+                        raise
+
+    def _gone(self) -> bool:
+        return not os.path.isdir(self._one())
 
     def stats(self) -> dict[str, int]:
         result: dict[str, int | None] = {}
