@@ -110,7 +110,7 @@ def test_module(dists: Distributions, source: str, cause: str) -> None:
         ({"init": "lambda c, x: sys.exit(2)"}, "its init raised SystemExit: 2"),
         (
             {"init": "lambda c, x: None"},
-            "init returned NoneType without stat, update, usage, mounts, prepare, view, commit, ",
+            "init returned NoneType without stat, update, relabel, ",
         ),
         (
             {"init": "lambda c: None"},
