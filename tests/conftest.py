@@ -23,6 +23,7 @@ import pytest
 
 from support import images, isolation, leaks, rootless
 from support.engines import EngineDirs, Wherry, stop_all
+from wherry.engine import nursery
 
 if TYPE_CHECKING:
     from wherry.api import Engine
@@ -75,6 +76,9 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if isolation.isolated():
         isolation.raise_loopback()
+    nursery._LINGER = (
+        0.2  # of an engine in this process: else each test that unpacked waits ten seconds for who forked its workers
+    )
     if not hasattr(config, "workerinput"):
         config.stash[_before] = leaks.look(leaks.SHARED)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -486,6 +487,30 @@ def test_without_the_claims_they_would(lab: Lab, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(claims.kernel, "claim", lambda *_args, **_options: Fake())
     assert both(lab, Port(80)) == [4711] * 8
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_the_first_add_of_a_network_goes_alone(monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
+    """As when plugins are to make what they all use. The twin has begun already."""
+    now, most, met = 0, 0, threading.Barrier(4)
+
+    def add(_self: Chain, _conflist: Any, _attached: Any) -> dict[str, Any]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        if twin:
+            met.wait(30)
+        now -= 1
+        return {}
+
+    monkeypatch.setattr(Chain, "_add", add)
+    chain: Any = Chain(None, (), 1.0)  # type: ignore[arg-type]
+    lab = SimpleNamespace(name="lab")
+    if twin:
+        chain._begun.add("lab")
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: chain.add(lab, None), range(4))) == [{}] * 4
+    assert most == (4 if twin else 1)
 
 
 def test_claims_are_held_until_detach_and_over_a_restart(lab: Lab) -> None:

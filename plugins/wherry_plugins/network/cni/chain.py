@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_interface
 from typing import Any
@@ -50,11 +51,25 @@ class Chain:
         self._programs = programs
         self._bin_dirs = bin_dirs
         self._timeout = timeout
+        self._first = threading.Lock()
+        self._begun: set[str] = set()  # networks that an ADD has gone well for
 
     # for one attachment
 
     def add(self, conflist: Conflist, attached: Attached) -> dict[str, Any]:
-        """The last plugin's result. An Error says which plugin failed; the caller sees to it that ``delete`` follows."""
+        """The last plugin's result. An Error says which plugin failed; the caller sees to it that ``delete`` follows.
+
+        The first one of a network goes alone: plugins make the chains and tables that they all use then, and some of them (firewall)
+        fail where another one is just about to.
+        """
+        if conflist.name in self._begun:
+            return self._add(conflist, attached)
+        with self._first:
+            result = self._add(conflist, attached)
+        self._begun.add(conflist.name)
+        return result
+
+    def _add(self, conflist: Conflist, attached: Attached) -> dict[str, Any]:
         result: dict[str, Any] | None = None
         for plugin in conflist.plugins:
             done = self._call("ADD", conflist, plugin, attached, result)
