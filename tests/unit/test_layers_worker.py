@@ -268,7 +268,10 @@ def test_no_import_once_the_root_is_the_images(
     assert (tmp_path / "fs/ran").exists() is twin
 
 
-def test_a_stem_that_does_not_answer_is_replaced(pool: WorkerPool, root: tuple[Mount, ...]) -> None:
+def test_a_stem_that_does_not_answer_is_replaced(
+    pool: WorkerPool, root: tuple[Mount, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LINGER", 60.0)
     pool.usage(root)
     stem = pool._nursery._stem
     assert stem is not None
