@@ -72,9 +72,15 @@ def hierarchies_of(api: Any) -> list[str]:
     return found
 
 
-def set_up(world: World, wanted: set[str], options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """(peers that run, the reason of each that does not)."""
-    found: dict[str, Any] = {}
+def end_once(*_: object) -> None:
+    """At SIGTERM: the daemons are stopped. timeout(1) sends it to the process and then to its group, and the second one would be the
+    end of what the first one began."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
+def set_up(world: World, wanted: set[str], options: argparse.Namespace, found: dict[str, Any]) -> dict[str, str]:
+    """Puts the peers that run into found, for whoever ends them to know each from the start; the reason of each that does not."""
     absent: dict[str, str] = {}
     hierarchies = options.hierarchies.split(",") if options.hierarchies else None
 
@@ -119,7 +125,7 @@ def set_up(world: World, wanted: set[str], options: argparse.Namespace) -> tuple
             absent[name] = str(reason)
         except Exception as error:
             absent[name] = f"there is no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-    return found, absent
+    return absent
 
 
 def machine() -> str:
@@ -170,15 +176,15 @@ def main() -> int:
     if options.row5 == "whole" and not options.short:
         plan.images, plan.pulls, plan.pull_seconds = WHOLE, 2, 660
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are stopped
+    signal.signal(signal.SIGTERM, end_once)
     world = World()
     failed = False
     found: dict[str, Any] = {}
     began = time.monotonic()
     lines: list[Line] = []
     try:
-        found, absent = set_up(world, wanted, options)
-        print(machine())
+        absent = set_up(world, wanted, options, found)
+        print(machine(), flush=True)
         for name, reason in absent.items():
             print(f"not run: {name}: {reason}")
             failed |= name in ("wherry", "wherry api", "wherry crowd")

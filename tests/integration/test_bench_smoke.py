@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,18 @@ def test_unknown_row_is_refused() -> None:
     done = subprocess.run([RUN, "--rows", "1,99"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "no row [99]" in done.stderr
+
+
+def test_ended_by_a_signal_that_comes_twice() -> None:
+    """As timeout(1) sends it. That nothing is left is looked at after each test."""
+    bench = subprocess.Popen([RUN, "--rows", "11", "--without", "docker,podman"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert bench.stdout is not None
+        assert bench.stdout.readline()  # all peers run
+        bench.send_signal(signal.SIGTERM)
+        time.sleep(0.05)  # two at once are one (signal(7))
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(60) == 143
+    finally:
+        bench.kill()
+        bench.communicate(timeout=60)
