@@ -23,7 +23,7 @@ import pytest
 
 from support import images, isolation, leaks, rootless
 from support.engines import EngineDirs, Wherry, stop_all
-from wherry.engine import nursery
+from wherry.engine.workers import zygote
 
 if TYPE_CHECKING:
     from wherry.api import Engine
@@ -76,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if isolation.isolated():
         isolation.raise_loopback()
-    nursery._LINGER = (
+    zygote._LINGER = (
         0.2  # of an engine in this process: else each test that unpacked waits ten seconds for who forked its workers
     )
     if not hasattr(config, "workerinput"):

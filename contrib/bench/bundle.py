@@ -7,7 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from wherry.engine.specs.profile import DEFAULT_CAPABILITIES, MASKED_PATHS, MOUNTS, NET_SYSCTLS, READONLY_PATHS
+from wherry.engine.containers.specs.profile import (
+    DEFAULT_CAPABILITIES,
+    MASKED_PATHS,
+    MOUNTS,
+    NET_SYSCTLS,
+    READONLY_PATHS,
+)
 from wherry.oci.filters import default_profile
 
 _MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]

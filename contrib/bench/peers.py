@@ -21,7 +21,7 @@ from wherry.oci.filters import default_profile
 
 def filter_bytes() -> bytes:
     """The compiled default filter, the same that our runs load."""
-    from wherry.engine.specs.profile import DEFAULT_CAPABILITIES
+    from wherry.engine.containers.specs.profile import DEFAULT_CAPABILITIES
     from wherry.linux import caps
     from wherry.oci.filters import Filters
 

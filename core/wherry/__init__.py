@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wherry.engine.local import Engine as Engine
-    from wherry.engine.remote import connect as connect
+    from wherry.engine.server.client import connect as connect
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "__version__", "connect"]
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return Engine
     if name == "connect":
-        from wherry.engine.remote import connect
+        from wherry.engine.server.client import connect
 
         return connect
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

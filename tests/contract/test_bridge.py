@@ -20,4 +20,4 @@ class TestBridgeInAHub(NetworkContract):
 
     @pytest.fixture(autouse=True)
     def _not_the_hosts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("wherry_plugins.network.bridge.hub.owns_network", lambda: False)
+        monkeypatch.setattr("wherry_plugins.network.bridge.netns.owns_network", lambda: False)

@@ -24,7 +24,7 @@ from support.images_area import World, world
 from support.layers import Inside, digest
 from support.running import until
 from wherry.api import BlobInfo, Digest, Invalid, Labels, NotFound
-from wherry.engine.workers import WorkerPool
+from wherry.engine.workers.pool import WorkerPool
 from wherry.layers import compression
 from wherry_plugins.store.local.ingest import LocalIngest
 from wherry_plugins.transport.archive import compressed, file, formats

@@ -12,11 +12,11 @@ from support.engines import clear, engine_of_a_module
 from support.running import execute, sh
 from wherry.api import (
     AlreadyExists,
+    EndpointConfig,
     Engine,
     FailedPrecondition,
     InUse,
     Invalid,
-    Join,
     NetworkConfig,
     NotFound,
     Port,
@@ -147,7 +147,7 @@ def test_no_second_family_where_none_was_asked_for(engine: Engine) -> None:
 def test_several_networks(engine: Engine) -> None:
     for name in ("front", "back"):
         engine.create_network(NetworkConfig(name))
-    one = stays(engine, "one", network="front", networks=(Join("back", aliases=("db",)),))
+    one = stays(engine, "one", network="front", networks=(EndpointConfig("back", aliases=("db",)),))
     front, back = stays(engine, "f", network="front"), stays(engine, "b", network="back")
     assert engine.container(one).networks == ("front", "back")
     assert all(reaches(engine, one, address_in(engine, *at)) for at in (("front", front), ("back", back)))
@@ -159,9 +159,9 @@ def test_several_networks(engine: Engine) -> None:
     settings = engine.inspect(one)["NetworkSettings"]["Networks"]
     assert settings["back"]["IPAddress"] == address_in(engine, "back", one)
     with pytest.raises(AlreadyExists):
-        stays(engine, "two", network="front", networks=(Join("front"),))
+        stays(engine, "two", network="front", networks=(EndpointConfig("front"),))
     with pytest.raises(Invalid):
-        stays(engine, "two", network="front", networks=(Join("host"),))
+        stays(engine, "two", network="front", networks=(EndpointConfig("host"),))
 
 
 def test_an_internal_network_has_no_way_out(engine: Engine) -> None:
@@ -174,17 +174,17 @@ def test_an_internal_network_has_no_way_out(engine: Engine) -> None:
 def test_connect_and_disconnect_while_it_runs(engine: Engine) -> None:
     engine.create_network(NetworkConfig("late"))
     one, two = stays(engine, "one", network="bridge"), stays(engine, "two", network="late")
-    engine.connect("one", Join("late", aliases=("also",)))
+    engine.connect("one", EndpointConfig("late", aliases=("also",)))
     assert engine.container("one").networks == ("bridge", "late")
     assert reaches(engine, one, address_in(engine, "late", two))
     assert "one also\n" in inside(engine, one, "/bin/busybox cat /etc/hosts")
     with pytest.raises(AlreadyExists):
-        engine.connect("one", Join("late"))
+        engine.connect("one", EndpointConfig("late"))
     engine.disconnect("one", "bridge")
     assert engine.container("one").networks == ("late",)
     assert "eth0" not in ip(engine, one, "link")
     assert reaches(engine, one, address_in(engine, "late", two))
-    engine.connect("one", Join("bridge"))
+    engine.connect("one", EndpointConfig("bridge"))
     assert "eth0" in ip(engine, one, "link")
     with pytest.raises(NotFound):
         engine.disconnect("two", "bridge")
@@ -205,7 +205,7 @@ def test_connect_and_disconnect_while_it_runs(engine: Engine) -> None:
 def test_network_none_is_not_connected(engine: Engine) -> None:
     stays(engine, "one", network="bridge")
     with pytest.raises(Invalid, match="nothing to give"):
-        engine.connect("one", Join("none"))
+        engine.connect("one", EndpointConfig("none"))
     assert engine.container("one").networks == ("bridge",)
 
 
@@ -213,12 +213,12 @@ def test_a_network_by_its_id(engine: Engine) -> None:
     """As scripts do it: what `network create` printed."""
     id = engine.create_network(NetworkConfig("late")).id
     other = engine.create_network(NetworkConfig("later")).id
-    stays(engine, "one", network=id, networks=(Join(other[:12]),))
+    stays(engine, "one", network=id, networks=(EndpointConfig(other[:12]),))
     assert engine.container("one").networks == ("late", "later")
     for wish in ("late", id):
         engine.disconnect("one", wish)
         assert engine.container("one").networks == ("later",)
-        engine.connect("one", Join(wish))
+        engine.connect("one", EndpointConfig(wish))
     assert engine.container("one").networks == ("later", "late")
     with pytest.raises(Invalid, match="several ids begin so"):
         stays(engine, "two", network=shared_prefix(engine))
@@ -259,7 +259,7 @@ def test_disconnect_is_done_when_it_returns(engine: Engine) -> None:
     """Else a container goes on in a network that it has left, by an address that another one may have by then."""
     assert "eth0" not in disconnected(engine)
     assert engine.container("one").ports == ()
-    engine.connect("one", Join("late"))  # where they are published again
+    engine.connect("one", EndpointConfig("late"))  # where they are published again
     assert [port.container_port for port in engine.container("one").ports] == [80]
 
 
@@ -274,7 +274,7 @@ def test_twin_disconnect_leaves_the_link_to_the_end_of_the_container(
 def test_connect_and_disconnect_while_it_does_not_run(engine: Engine) -> None:
     engine.create_network(NetworkConfig("late"))
     made = engine.create(RunRequest(IMAGE, ("/bin/busybox", "sleep", "1000"), name="one", network="bridge"))
-    engine.connect("one", Join("late"))
+    engine.connect("one", EndpointConfig("late"))
     engine.disconnect("one", "bridge")
     assert engine.start("one").networks == ("late",)
     engine.stop("one", 0)
@@ -289,7 +289,7 @@ def test_a_container_in_anothers_network_or_the_hosts_is_not_connected(engine: E
     stays(engine, "three", network="host")
     for name in ("two", "three"):
         with pytest.raises(FailedPrecondition):
-            engine.connect(name, Join("bridge"))
+            engine.connect(name, EndpointConfig("bridge"))
 
 
 def test_an_owner_comes_back_to_the_network_it_shares(engine: Engine) -> None:

@@ -12,8 +12,18 @@ import pytest
 import wherry
 from support.engines import EngineDirs
 from support.running import execute, until
-from wherry.api import Container, Engine, FailedPrecondition, Finding, InUse, Join, NetworkConfig, Port, RunRequest
-from wherry.engine import joining
+from wherry.api import (
+    Container,
+    EndpointConfig,
+    Engine,
+    FailedPrecondition,
+    Finding,
+    InUse,
+    NetworkConfig,
+    Port,
+    RunRequest,
+)
+from wherry.engine.networks import connect
 
 IMAGE = "host:/bin/busybox,/bin/sh"
 BOUND = 30
@@ -122,9 +132,9 @@ def broken_off(engine_dirs: EngineDirs, monkeypatch: pytest.MonkeyPatch) -> tupl
     with wherry.Engine(root=engine_dirs.root, run=engine_dirs.run) as first:
         for name in ("lab", "side"):
             first.create_network(NetworkConfig(name))
-        start(first, "one", "exec /bin/busybox sleep 1000", networks=(Join("side"),), ports=(Port(80),))
+        start(first, "one", "exec /bin/busybox sleep 1000", networks=(EndpointConfig("side"),), ports=(Port(80),))
         with monkeypatch.context() as patched:
-            patched.setattr(joining, "settle_places", ends)
+            patched.setattr(connect, "settle_endpoints", ends)
             with pytest.raises(FailedPrecondition, match="it ends here"):
                 first.disconnect("one", "lab")
     with wherry.Engine(root=engine_dirs.root, run=engine_dirs.run) as second:
@@ -149,7 +159,7 @@ def test_a_disconnect_that_was_broken_off_is_done_by_the_next_engine(
 
 
 def test_twin_nobody_notes_that_a_disconnect_begins(engine_dirs: EngineDirs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "keep_places", lambda _state, _id, _places: None)
+    monkeypatch.setattr(connect, "keep_endpoints", lambda _state, _id, _places: None)
     made, found = broken_off(engine_dirs, monkeypatch)
     assert found
     assert made.networks == ("lab", "side")

@@ -16,8 +16,8 @@ from support.running import execute
 from wherry.api import AlreadyExists, AttachRequest, Engine, FailedPrecondition, Invalid, NetworkConfig, RunRequest
 from wherry.testing import NetworkHarness
 from wherry_plugins.network.bridge import wherry_network
-from wherry_plugins.network.bridge.hub import Hub
-from wherry_plugins.network.bridge.links import Links
+from wherry_plugins.network.bridge.links import BridgeLinks
+from wherry_plugins.network.bridge.netns import BridgeNetns
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def test_the_hosts_namespace_by_its_path(harness: NetworkHarness) -> None:
 
 
 def test_twin_nobody_looks_whose_it_is(harness: NetworkHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Hub, "is_ours", lambda hub, fd: False)
-    monkeypatch.setattr("wherry_plugins.network.bridge.links.Links.leave", lambda links, name: None)
+    monkeypatch.setattr(BridgeNetns, "is_ours", lambda hub, fd: False)
+    monkeypatch.setattr("wherry_plugins.network.bridge.links.BridgeLinks.leave", lambda links, name: None)
     attach_to_the_hosts(harness)
     assert "stray0" in links()
     subprocess.run(["ip", "link", "delete", "stray0"], check=True, timeout=30)
@@ -133,7 +133,7 @@ def test_a_bridge_of_the_hosts_own_is_left_alone(engine: Engine) -> None:
 
 
 def test_twin_nobody_looks_whose_bridge_it_is(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Links, "_foreign", staticmethod(lambda rtnl, shape: False))
+    monkeypatch.setattr(BridgeLinks, "_foreign", staticmethod(lambda rtnl, shape: False))
     with pytest.raises(pytest.fail.Exception):
         hosts_own_bridge(engine)
 

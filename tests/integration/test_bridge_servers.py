@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.running import execute, run, until
-from wherry.api import Bind, Engine, Join, NetworkConfig, Port, RunRequest
+from wherry.api import Bind, EndpointConfig, Engine, NetworkConfig, Port, RunRequest
 
 BOUND = 60
 CLIENT = "host:/bin/busybox,/bin/sh"
@@ -134,7 +134,7 @@ def test_a_front_and_a_back(engine: Engine, net: str) -> None:
     serve = "/bin/busybox mkdir /www; echo {0} >/www/index.html; exec /bin/busybox httpd -f -p 80 -h /www"
 
     def start(name: str, script: str, *networks: str) -> str:
-        joins = tuple(map(Join, networks[1:]))
+        joins = tuple(map(EndpointConfig, networks[1:]))
         return engine.run(
             RunRequest(CLIENT, ("/bin/sh", "-c", script), name=name, network=networks[0], networks=joins, remove=True)
         ).id

@@ -14,7 +14,7 @@ import wherry
 from support.engines import clear, engine_of_a_module
 from support.outside import HOST, HOST6, OUTSIDE, OUTSIDE6, Outside, outside
 from support.running import execute, until
-from wherry.api import Container, Engine, InUse, Invalid, Join, NetworkConfig, Port, RunRequest
+from wherry.api import Container, EndpointConfig, Engine, InUse, Invalid, NetworkConfig, Port, RunRequest
 from wherry_plugins.network.bridge.driver import BridgeNetwork
 
 pytestmark = pytest.mark.shared
@@ -119,12 +119,15 @@ def test_a_name_goes_with_its_container(engine: Engine) -> None:
 
 def test_names_are_those_of_shared_networks(engine: Engine) -> None:
     web(engine, "server", network="six")
-    apart, both = start(engine, "apart", network="lab"), start(engine, "both", network="lab", networks=(Join("six"),))
+    apart, both = (
+        start(engine, "apart", network="lab"),
+        start(engine, "both", network="lab", networks=(EndpointConfig("six"),)),
+    )
     assert refused(engine, apart.id, "server")
     assert fetched(engine, both.id, "server") == "server"
     engine.disconnect("both", "six")
     assert refused(engine, both.id, "server")
-    engine.connect("apart", Join("six"))
+    engine.connect("apart", EndpointConfig("six"))
     assert fetched(engine, apart.id, "server") == "server"
 
 
@@ -163,7 +166,7 @@ def test_names_where_the_first_network_has_none(engine: Engine) -> None:
     web(engine, "server", network="lab")
     client = start(engine, "client", network="bridge")
     assert "127.0.0.11" not in execute(engine, client.id, "/bin/busybox", "cat", "/etc/resolv.conf").out
-    engine.connect("client", Join("lab"))
+    engine.connect("client", EndpointConfig("lab"))
     assert fetched(engine, client.id, "server") == "server"
 
 
@@ -191,7 +194,7 @@ def test_other_names_are_asked_elsewhere(engine: Engine, machine: Outside) -> No
         engine.create_network(NetworkConfig("cellar", internal=True))
         inner = start(engine, "inner", network="cellar", dns=(OUTSIDE,))
         assert "192.0.2.7" not in execute(engine, inner.id, "/bin/busybox", "nslookup", "far.example").out
-        engine.connect("inner", Join("bridge"))  # which has no names, but a way out
+        engine.connect("inner", EndpointConfig("bridge"))  # which has no names, but a way out
         assert "192.0.2.7" in execute(engine, inner.id, "/bin/busybox", "nslookup", "far.example").out
         engine.disconnect("inner", "bridge")
         assert "192.0.2.7" not in execute(engine, inner.id, "/bin/busybox", "nslookup", "far.example").out
@@ -290,7 +293,7 @@ def test_ports_are_published_where_they_can_be(engine: Engine) -> None:
     engine.create_network(NetworkConfig("cellar", internal=True))
     with pytest.raises(Invalid, match="internal"):
         start(engine, "server", network="cellar", ports=(Port(80),))
-    number = port_of(web(engine, "server", network="cellar", networks=(Join("lab"),), ports=(Port(80),)))
+    number = port_of(web(engine, "server", network="cellar", networks=(EndpointConfig("lab"),), ports=(Port(80),)))
     assert host_gets("127.0.0.1", number) == "server"
     engine.remove("server", force=True)
     engine.remove_network("cellar")
@@ -299,7 +302,7 @@ def test_ports_are_published_where_they_can_be(engine: Engine) -> None:
 def test_ports_move_with_a_disconnect_and_back(engine: Engine) -> None:
     """The host's port stays the same, as whoever uses it knows it; TCP, UDP and IPv6."""
     wish = (Port(80), Port(81, "udp"), Port(80, host_ip="::1"))
-    server = web(engine, "server", network="lab", networks=(Join("bridge"),), ports=wish)
+    server = web(engine, "server", network="lab", networks=(EndpointConfig("bridge"),), ports=wish)
     number = server.ports[0].host_port
     assert host_gets("127.0.0.1", number) == "server"
     engine.disconnect("server", "lab")
@@ -307,14 +310,14 @@ def test_ports_move_with_a_disconnect_and_back(engine: Engine) -> None:
     assert engine.network("lab").attachments == ()
     assert host_gets("127.0.0.1", number) == host_gets("::1", server.ports[2].host_port) == "server"
     assert engine.doctor() == ()
-    engine.connect("server", Join("lab"))  # that changes nothing: they stay where they are
+    engine.connect("server", EndpointConfig("lab"))  # that changes nothing: they stay where they are
     assert engine.container("server").ports == server.ports
     engine.disconnect("server", "bridge")
     assert engine.container("server").ports == server.ports
     assert host_gets("127.0.0.1", number) == "server"
     engine.disconnect("server", "lab")  # nothing is left that could publish them
     assert engine.container("server").ports == ()
-    engine.connect("server", Join("lab"))
+    engine.connect("server", EndpointConfig("lab"))
     again = engine.container("server").ports
     assert len(again) == 3
     assert host_gets("127.0.0.1", again[0].host_port) == "server"
@@ -322,7 +325,7 @@ def test_ports_move_with_a_disconnect_and_back(engine: Engine) -> None:
 
 def test_a_port_that_is_taken_while_it_moves(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The container has left the network all the same, and the error says that its port is lost."""
-    server = web(engine, "server", network="lab", networks=(Join("bridge"),), ports=(Port(80),))
+    server = web(engine, "server", network="lab", networks=(EndpointConfig("bridge"),), ports=(Port(80),))
     detach, takers = BridgeNetwork.detach, []
 
     def snatched(self: BridgeNetwork, sandbox_id: str, network: str) -> None:
@@ -344,7 +347,7 @@ def test_a_port_that_is_taken_while_it_moves(engine: Engine, monkeypatch: pytest
 def test_ports_of_network_none_wait_for_another(engine: Engine) -> None:
     server = web(engine, "server", network="none", ports=(Port(80),))
     assert server.ports == ()
-    engine.connect("server", Join("lab"))
+    engine.connect("server", EndpointConfig("lab"))
     assert host_gets("127.0.0.1", port_of(engine.container("server"))) == "server"
 
 

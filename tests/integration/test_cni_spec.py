@@ -31,9 +31,9 @@ from wherry.api import (
     Reservation,
     Unavailable,
 )
-from wherry.networks import claims
-from wherry.networks.records import Records
-from wherry.programs import Programs
+from wherry.kit.networks import claims
+from wherry.kit.networks.records import AttachmentFiles
+from wherry.kit.programs import Programs
 from wherry_plugins.network.cni.chain import Chain
 
 PLUGIN = Path(__file__).parent.parent / "support/cni_plugin.py"
@@ -555,12 +555,12 @@ def test_killed_at_every_step(lab: Lab) -> None:
 
 def test_a_step_less_and_it_leaks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin: without the note that DEL has to run, an ADD that was interrupted stays for ever."""
-    real = Records.write
+    real = AttachmentFiles.write
 
-    def forgetful(self: Records, key: Any, data: Any) -> None:
+    def forgetful(self: AttachmentFiles, key: Any, data: Any) -> None:
         real(self, key, {**data, "added": bool(data.get("attachment"))})
 
-    monkeypatch.setattr(Records, "write", forgetful)
+    monkeypatch.setattr(AttachmentFiles, "write", forgetful)
     lab.write({"label": "a", "do": {"ADD": {"text": "{}"}}}, cniVersion="1.0.0")
     reservation: Reservation = lab.made.open().reserve(request())
 

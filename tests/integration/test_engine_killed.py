@@ -20,7 +20,7 @@ from wherry.linux import cgroup
 def groups(run_directory: str) -> list[str]:
     from pathlib import Path
 
-    from wherry.engine.state import cgroup_parent
+    from wherry.engine.state.state import cgroup_parent
 
     layout = cgroup.detect()
     parent = cgroup_parent(Path(run_directory))

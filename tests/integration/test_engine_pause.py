@@ -12,8 +12,8 @@ import wherry
 from support.engines import EngineDirs
 from support.running import execute, sleeper
 from wherry.api import Engine, Unavailable
-from wherry.engine.database import Database
 from wherry.engine.recovery import Recovery
+from wherry.engine.state.database import EngineDatabase
 from wherry.linux import cgroup
 
 pytestmark = pytest.mark.skipif(not cgroup.detect().available(), reason="no control groups: nothing can be paused")
@@ -77,12 +77,12 @@ def test_one_that_cannot_be_written_is_taken_back(
         driver = state.isolation(state.registry.find(id))
 
         @contextmanager
-        def full(_self: Database, **_options: Any) -> Iterator[Any]:
+        def full(_self: EngineDatabase, **_options: Any) -> Iterator[Any]:
             raise Unavailable("database", "disk full")
             yield
 
         with monkeypatch.context() as patched:
-            patched.setattr(Database, "transaction", full)
+            patched.setattr(EngineDatabase, "transaction", full)
             with pytest.raises(Unavailable):
                 getattr(engine, verb)(id)
         assert driver.state(id).status == engine.container(id).status == before

@@ -453,7 +453,7 @@ def test_spans_of_what_failed_can_be_asked_for(engine: Engine) -> None:
 
 
 def test_spans_of_what_failed_go(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wherry.engine.state.SPAN_SECONDS", 0.0)
+    monkeypatch.setattr("wherry.engine.state.state.SPAN_SECONDS", 0.0)
     kernel = engine._p.state.kernel
     before = set(kernel._collectors)
     with pytest.raises(NotFound):

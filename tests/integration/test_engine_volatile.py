@@ -10,7 +10,7 @@ import pytest
 from support.engines import engine_of_a_module
 from support.running import HOST, sh
 from wherry.api import Bind, Engine
-from wherry.layers.stacked import StackedSnapshotter
+from wherry.kit.snapshots.stacked import StackedSnapshotter
 
 ROOT = "while read -r line; do case $line in *' / / '*) echo \"$line\";; esac; done < /proc/self/mountinfo"
 

@@ -15,7 +15,7 @@ from support.images_area import World, world
 from support.layers import directory, member, tar
 from support.registry import Content, Handler, Scripted, image
 from wherry.api import Invalid, Mount, Unavailable
-from wherry.engine.arrivals import Arrivals, Tap
+from wherry.engine.images.incoming import IncomingLayers, PartialBlob
 from wherry_plugins.store.local.ingest import LocalIngest
 
 BOTH = pytest.mark.parametrize("snapshotter", ["overlayfs", "vfs"])
@@ -54,7 +54,7 @@ def test_a_layer_is_unpacked_while_it_comes(
 ) -> None:
     """Its first file is there when its last has not come; and the snapshot is nothing yet. The twin waits for all of it."""
     if twin:
-        monkeypatch.setattr(Arrivals, "tap", lambda self, digest: self.landed(digest))
+        monkeypatch.setattr(IncomingLayers, "tap", lambda self, digest: self.landed(digest))
     content = image(LAYER)
     seen: list[Any] = []
 
@@ -94,7 +94,7 @@ def test_a_wrong_digest_leaves_nothing(
     """The store has its word when all is unpacked. The twin does not wait for it, and keeps a snapshot of bytes that were refused."""
     content, _data = disguised(image(LAYER))
     if twin:
-        monkeypatch.setattr(Arrivals, "landed", lambda self, digest: None)
+        monkeypatch.setattr(IncomingLayers, "landed", lambda self, digest: None)
     real = LocalIngest.commit
 
     def commit(self: LocalIngest, size: int | None, digest: Any, labels: Any) -> Any:
@@ -191,7 +191,7 @@ def test_what_was_read_along_is_nothing_when_the_fetch_begins_anew(
     wanted, real = content.layers[0].digest, LocalIngest.commit
     tries: list[int] = []
     if twin:
-        monkeypatch.setattr(Tap, "whole", True)
+        monkeypatch.setattr(PartialBlob, "whole", True)
     with world(tmp_path / "w", snapshotter) as made:
 
         def commit(self: LocalIngest, size: int | None, digest: Any, labels: Any) -> Any:

@@ -17,7 +17,7 @@ from support.engines import EngineDirs
 from support.full_disk import MIB
 from support.images_area import image_layout, pack
 from support.layers import directory, member, tar
-from wherry.engine.reserve import SIZE, Reserve
+from wherry.engine.state.reserve import SIZE, DiskReserve
 
 TOP = Path(__file__).resolve().parent.parent
 
@@ -67,8 +67,8 @@ def test_deleting_works_with_no_byte_free(
 
 def test_the_reserve_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     low: list[bool] = [False]
-    monkeypatch.setattr(Reserve, "_is_low", lambda self: low[0])
-    reserve, path = Reserve(tmp_path), tmp_path / "reserve"
+    monkeypatch.setattr(DiskReserve, "_is_low", lambda self: low[0])
+    reserve, path = DiskReserve(tmp_path), tmp_path / "reserve"
     with reserve.used():
         assert not path.exists()
     assert path.stat().st_blocks * 512 >= SIZE

@@ -20,8 +20,8 @@ from support.images_area import World, world
 from support.layers import digest, member, tar
 from support.registry import Content, Handler, Scripted, image
 from wherry.api import Descriptor, Digest, Error, Invalid
-from wherry.engine import content as content_module
-from wherry.engine import fetching
+from wherry.engine.images import content as content_module
+from wherry.engine.images import fetch
 from wherry.spec import distribution, document
 from wherry.spec import image as image_module
 from wherry.spec.distribution import CONFIG, INDEX, LAYER, MANIFEST
@@ -130,7 +130,7 @@ def test_indexes_without_end(made: World, tmp_path: Path, monkeypatch: pytest.Mo
     maker.point(target)
     source = maker.write(tmp_path / "x.tar")
     if twin:
-        monkeypatch.setattr(fetching, "_INDEX_DEPTH", 100)
+        monkeypatch.setattr(fetch, "_INDEX_DEPTH", 100)
         monkeypatch.setattr(content_module, "_INDEX_DEPTH", 100)
         assert made.images.load(source)
         return
@@ -361,7 +361,7 @@ def test_twin_that_takes_what_comes(made: World, monkeypatch: pytest.MonkeyPatch
     def longer(self: BlobStream, answer: Any, connect: Any, offset: int, size: int, *rest: Any) -> None:
         stream(self, answer, connect, offset, size if answer.headers.get("Content-Length") else 1 << 40, *rest)
 
-    def write(self: fetching.Fetcher, ingest: Any, target: Descriptor, _arrival: Any) -> None:
+    def write(self: fetch.Fetcher, ingest: Any, target: Descriptor, _arrival: Any) -> None:
         nonlocal seen
         with self._transport.fetch(self._reference, target, ingest.offset) as source:
             while chunk := source.read(1 << 20):
@@ -372,7 +372,7 @@ def test_twin_that_takes_what_comes(made: World, monkeypatch: pytest.MonkeyPatch
         ingest.commit(target.size, target.digest, {})
 
     monkeypatch.setattr(BlobStream, "__init__", longer)
-    monkeypatch.setattr(fetching.Fetcher, "_write", write)
+    monkeypatch.setattr(fetch.Fetcher, "_write", write)
     with Scripted(*endless(what)) as server, pytest.raises(Invalid, match="enough"):
         list(made.images.pull(f"registry:{server.host}/x:1"))
     assert seen > 16 << 20, "far more than announced lay on disk"

@@ -15,10 +15,10 @@ import pytest
 from support.images_area import World, image_layout, pack, world
 from support.layers import Inside, digest, member, tar
 from wherry.api import FailedPrecondition, Invalid, NotFound
-from wherry.engine.catalogue import Catalogue
-from wherry.engine.collecting import Collector
-from wherry.engine.images import Images
-from wherry.engine.leases import Leases
+from wherry.engine.images.gc import GarbageCollector
+from wherry.engine.images.images import Images
+from wherry.engine.images.lookup import ImageLookup
+from wherry.engine.state.leases import Leases
 from wherry_plugins.store.local.store import LocalStore
 from wherry_plugins.transport.archive.file import ArchiveFile
 
@@ -91,7 +91,7 @@ def test_tag_when_the_image_goes(made: World, monkeypatch: pytest.MonkeyPatch, t
     """Found by tag, then removed and collected: no name may be left that leads nowhere."""
     if twin:
         no_look(monkeypatch)
-    once(monkeypatch, Catalogue, "find", lambda: gone(made), after=True)
+    once(monkeypatch, ImageLookup, "find", lambda: gone(made), after=True)
     if twin:
         with pytest.raises(NotFound):
             made.images.tag("x:1", "y:1")
@@ -116,7 +116,7 @@ def test_tag_between_the_looks_of_gc(made: World, monkeypatch: pytest.MonkeyPatc
             made.images._tag(made.drivers.store, OTHER, image.target)
 
     made.drivers.store.untag(NAME)
-    once(monkeypatch, Collector, "_delete", tag, after=False)
+    once(monkeypatch, GarbageCollector, "_delete", tag, after=False)
     made.images.gc()
     assert broken(made) == ([OTHER] if twin else [])
     if not twin:
@@ -130,7 +130,7 @@ def test_a_driver_holds_what_was_just_marked(made: World, monkeypatch: pytest.Mo
     made.drivers.store.untag(NAME)
     if twin:
         monkeypatch.setattr(LocalStore, "unmark", lambda self, digests: None)
-        monkeypatch.setattr(Collector, "_closure", limited(Collector._closure))
+        monkeypatch.setattr(GarbageCollector, "_closure", limited(GarbageCollector._closure))
     with made.leases.hold() as lease:
         once(monkeypatch, LocalStore, "mark", lambda: lease.add(f"blob/{image.target.digest}"), after=True)
         made.images.gc()
@@ -153,7 +153,7 @@ def test_run_when_the_image_goes(made: World, tmp_path: Path, monkeypatch: pytes
     """A container found its image by name; it went. The container gets it again or fails, but never lacks its blobs."""
     if twin:
         no_look(monkeypatch)
-    once(monkeypatch, Catalogue, "local", lambda: gone(made), after=True)
+    once(monkeypatch, ImageLookup, "local", lambda: gone(made), after=True)
     with made.leases.hold():
         if twin:
             with pytest.raises(NotFound):
@@ -168,7 +168,7 @@ def test_run_when_the_image_goes(made: World, tmp_path: Path, monkeypatch: pytes
 def test_a_layer_is_kept_for_a_name_that_came_late(made: World, monkeypatch: pytest.MonkeyPatch, twin: bool) -> None:
     """Which chains are wanted is asked anew when a name was given since."""
     if twin:
-        monkeypatch.setattr(Collector, "named", lambda self, store, target: None)
+        monkeypatch.setattr(GarbageCollector, "named", lambda self, store, target: None)
     image = made.drivers.store.resolve(NAME)
     made.drivers.store.untag(NAME)
 
@@ -176,7 +176,7 @@ def test_a_layer_is_kept_for_a_name_that_came_late(made: World, monkeypatch: pyt
         made.images._tag(made.drivers.store, OTHER, image.target)
 
     monkeypatch.setattr(
-        Collector, "_delete", lambda self, store, doomed, moment: ()
+        GarbageCollector, "_delete", lambda self, store, doomed, moment: ()
     )  # its blobs are another test's matter
     once(monkeypatch, type(made.kernel.driver("snapshotter", "overlayfs")), "walk", tag, after=True)
     made.images.gc()
@@ -275,7 +275,7 @@ def test_a_power_cut_leaves_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ingest.write(bytes(700))
         ingest.close()
         if twin:
-            from wherry.engine.fetching import Fetcher
+            from wherry.engine.images.fetch import Fetcher
 
             monkeypatch.setattr(Fetcher, "_ingest", without_second_try(Fetcher))
             with pytest.raises(Invalid):

@@ -19,9 +19,9 @@ from support.images_area import image_layout, mounted, pack, world
 from support.layers import digest, directory, hard, link, member, names, tar, tree
 from support.tools import need
 from wherry.api import Error, Invalid, NotFound
-from wherry.engine import unpacking, writeback
-from wherry.layers.database import Database
-from wherry.layers.snapshots import Snapshots
+from wherry.engine.images import unpack, writeback
+from wherry.kit.database import Database
+from wherry.kit.snapshots.rows import Snapshots
 
 BOTH = pytest.mark.parametrize("snapshotter", ["overlayfs", "vfs"])
 
@@ -269,14 +269,14 @@ def test_what_a_power_cut_may_have_damaged_is_made_anew(tmp_path: Path, layered:
         chain = [info.name for info in made.drivers.snapshotter.walk()]
         assert len(chain) == len(LAYERS)
         for name in chain:
-            assert made.drivers.snapshotter.update(name, {unpacking.UNSYNCED: "an earlier boot"})
+            assert made.drivers.snapshotter.update(name, {unpack.UNSYNCED: "an earlier boot"})
         (damaged,) = made.root.glob("snapshotter/overlayfs/snapshots/*/fs/etc/caps")
         damaged.write_bytes(b"")
     with world(tmp_path / "w") as made:
         ready = made.images.ensure(f"archive:{layered}", made.drivers)
         assert ready.chain_id in chain
         infos = list(made.drivers.snapshotter.walk())
-        assert [unpacking.UNSYNCED in info.labels for info in infos] == [False] * len(LAYERS)
+        assert [unpack.UNSYNCED in info.labels for info in infos] == [False] * len(LAYERS)
         with mounted(made.drivers.snapshotter.prepare("c", ready.chain_id), tmp_path / "mnt") as ours:
             assert (ours / "etc/caps").read_bytes() == b"x"
         made.drivers.snapshotter.cleanup()

@@ -15,7 +15,7 @@ import pytest
 from support.images_area import image_layout, pack, world
 from support.layers import digest, member, tar
 from wherry.api import Denied, Error, Invalid, NotFound, Progress
-from wherry.engine.references import familiar, normalize, split_transport
+from wherry.engine.images.references import familiar, normalize, split_transport
 from wherry_plugins.store.local.ingest import LocalIngest
 
 A, B = tar(member("a", data=b"a" * 1000)), tar(member("b", data=b"b" * 1000))

@@ -17,7 +17,7 @@ import pytest
 from wherry.api import FailedPrecondition, Invalid, NotFound
 from wherry.linux import cgroup
 from wherry.testing.isolation import IsolationContract
-from wherry.testing.isolation_harness import IsolationHarness, Task
+from wherry.testing.isolation_harness import HarnessTask, IsolationHarness
 
 DOCKER = "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE"
 #: Everything but the default devices.
@@ -69,7 +69,7 @@ def resources(harness: IsolationHarness, monkeypatch: pytest.MonkeyPatch) -> dic
     return wanted
 
 
-def group(task: Task, controller: str) -> Path:
+def group(task: HarnessTask, controller: str) -> Path:
     """The container's directory in a v1 hierarchy, as the kernel tells it."""
     layout = cgroup.detect()
     if layout.unified:

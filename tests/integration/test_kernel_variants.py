@@ -56,7 +56,7 @@ def child(name: str) -> int:
         int(entry.name)
         for entry in Path("/proc").iterdir()
         if entry.name.isdigit()
-        and b"wherry.kernel.host" in (entry / "cmdline").read_bytes()
+        and b"wherry.kernel.driver_main" in (entry / "cmdline").read_bytes()
         and int((entry / "stat").read_text().rpartition(") ")[2].split()[1]) == os.getpid()
     ]
     assert len(found) == 1, f"one process for {name}: {found}"

@@ -17,7 +17,7 @@ import pytest
 
 from support.layers import digest, directory, joined, link, member, tar
 from wherry.api import Descriptor, Invalid, Mount
-from wherry.engine.workers import WorkerPool
+from wherry.engine.workers.pool import WorkerPool
 from wherry.layers.compression import zstd_module
 
 ALL = bool(os.environ.get("WHERRY_TESTS_ALL"))

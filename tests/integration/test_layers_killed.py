@@ -18,7 +18,7 @@ from support import disks
 from support.images_area import World, image_layout, mounted, world
 from support.layers import digest, directory, hard, link, member, tar, tree
 from wherry.api import Error, Mount, Unavailable
-from wherry.engine import nursery
+from wherry.engine.workers import zygote
 
 ALL = bool(os.environ.get("WHERRY_TESTS_ALL"))
 BOTH = pytest.mark.parametrize("snapshotter", ["overlayfs", "vfs"])
@@ -43,7 +43,7 @@ OVERLAY_ONLY = ("fsmount", "mknodat,mknod")
 @contextmanager
 def killing(made: World, log: Path, calls: str, when: int) -> Iterator[None]:
     """Workers die at their when-th call."""
-    linger, nursery._LINGER = nursery._LINGER, 60.0  # the tracer is to find it
+    linger, zygote._LINGER = zygote._LINGER, 60.0  # the tracer is to find it
     made.workers.usage(
         (Mount("bind", str(log.parent), "", ("bind", "ro")),)
     )  # whoever forks them is there and has loaded all
@@ -59,7 +59,7 @@ def killing(made: World, log: Path, calls: str, when: int) -> Iterator[None]:
             time.sleep(0.005)
         yield
     finally:
-        nursery._LINGER = linger
+        zygote._LINGER = linger
         made.workers._nursery.rest()
         tracer.wait(30)
 

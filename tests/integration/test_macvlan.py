@@ -14,9 +14,9 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from support.drivers import Died, Driven, driven, dying, echo, ip, killed_everywhere, veth
 from wherry.api import AttachRequest, FailedPrecondition, InUse, Invalid, NetworkConfig, NotFound, Port, Sandbox
-from wherry.networks.netlink import Rtnl
-from wherry.networks.store import Store
-from wherry_plugins.network.macvlan.links import Links
+from wherry.kit.networks.netlink import Rtnl
+from wherry.kit.networks.store import NetworkStore
+from wherry_plugins.network.macvlan.links import MacvlanLinks
 
 LAN = ("10.91.0.1/24", "fd91::1/64")
 
@@ -141,7 +141,7 @@ def test_an_attach_that_was_broken_off_is_done_again(made: Driven, monkeypatch: 
         raise OSError("planted")
 
     with monkeypatch.context() as patch:
-        patch.setattr("wherry.networks.interfaces.furnish", refuse)
+        patch.setattr("wherry.kit.networks.interfaces.furnish", refuse)
         with pytest.raises(OSError, match="planted"):
             made.open().attach(reservation, sandbox)
     assert made.reopen().attach(reservation, sandbox).addresses
@@ -249,7 +249,14 @@ def test_gc_after_an_engine_that_died_leaves_the_living(made: Driven) -> None:
         driver.remove("lan")
 
 
-STEPS = ((Rtnl, "ask"), (Store, "reserve"), (Store, "attached"), (Store, "release"), (Store, "keep"), (Store, "drop"))
+STEPS = (
+    (Rtnl, "ask"),
+    (NetworkStore, "reserve"),
+    (NetworkStore, "attached"),
+    (NetworkStore, "release"),
+    (NetworkStore, "keep"),
+    (NetworkStore, "drop"),
+)
 
 
 def test_killed_at_every_step(made: Driven) -> None:
@@ -278,10 +285,10 @@ def test_a_step_less_and_it_leaks(made: Driven, monkeypatch: pytest.MonkeyPatch)
     reservation = made.open().reserve(AttachRequest("s-1", "lan"))
     sandbox = made.sandbox("s-1", "")
     with pytest.MonkeyPatch.context() as patch:
-        dying(patch, 1, [(Store, "attached")])
+        dying(patch, 1, [(NetworkStore, "attached")])
         with pytest.raises(Died):
             made.open().attach(reservation, sandbox)
-    real = Links.unplug
-    monkeypatch.setattr(Links, "unplug", lambda self, place: real(self, place) if place.attached else None)
+    real = MacvlanLinks.unplug
+    monkeypatch.setattr(MacvlanLinks, "unplug", lambda self, place: real(self, place) if place.attached else None)
     made.reopen().gc(())
     assert b"eth0" in made.inside("s-1", "ip", "link").stdout

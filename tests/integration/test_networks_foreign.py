@@ -19,7 +19,7 @@ from support.cni import need_plugins, no_rules
 from support.drivers import HOST, uplink, veth
 from support.engines import Wherry, clear
 from support.running import execute, sh, until
-from wherry.api import Engine, InUse, Join, NetworkConfig, Port, RunRequest
+from wherry.api import EndpointConfig, Engine, InUse, NetworkConfig, Port, RunRequest
 
 IMAGE = "host:/bin/busybox,/bin/sh"
 USERMODE = ("pasta", "slirp4netns")
@@ -215,7 +215,7 @@ def test_beside_a_bridge(engine: Engine, driver: str) -> None:
     """The first network leads out, whichever it is; ports go where they can."""
     need(driver)
     for first, second in (("bridge", driver), (driver, "bridge")):
-        id = serve(engine, "one", first, networks=(Join(second),), ports=(Port(80),))
+        id = serve(engine, "one", first, networks=(EndpointConfig(second),), ports=(Port(80),))
         routes = execute(engine, id, "/bin/busybox", "ip", "route").out.splitlines()
         defaults = [line for line in routes if line.startswith("default")]
         assert len(defaults) == 2

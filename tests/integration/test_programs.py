@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from support.shims import Shimmed, eventually, shimmed
-from wherry import programs as module
 from wherry.api import CommandNotExecutable, CommandNotFound, DeadlineExceeded
-from wherry.programs import Programs
+from wherry.kit import programs as module
+from wherry.kit.programs import Programs
 
 DRIVER = "network.test"
 OWNER = f"{DRIVER}.program"

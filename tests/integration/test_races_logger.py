@@ -13,8 +13,8 @@ import pytest
 
 from support.shims import Bench, bench, read_json
 from wherry.shim import logger, readers
-from wherry.shim.keeper import Keeper
-from wherry.shim.streams import Streams
+from wherry.shim.logger_supervisor import LoggerSupervisor
+from wherry.shim.streams import TaskStreams
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -23,7 +23,7 @@ BOUND = 30.0
 WHOLE = b"".join(b"line %06d\n" % number for number in range(11_000))
 
 
-def slow(made: Bench, log: Path) -> tuple[Streams, int]:
+def slow(made: Bench, log: Path) -> tuple[TaskStreams, int]:
     """A container that has written all it has to say and ended, and its reader, which has read nothing."""
     made.start()
     sink = {"format": "json-file", "path": str(log), "max_size": 0, "max_file": 1, "when_full": "block"}
@@ -82,7 +82,7 @@ def test_a_slow_reader_gets_all_though_its_container_was_removed(tmp_path: Path)
 
 
 def test_twin_a_logger_that_lets_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logger.Task, "drop", lambda task: task.logger.leave(task))
+    monkeypatch.setattr(logger.LoggedTask, "drop", lambda task: task.logger.leave(task))
     assert len(read_after_the_shim_let_go(tmp_path)) < len(WHOLE)
 
 
@@ -146,7 +146,7 @@ def test_a_logger_without_a_shim_ends_after_its_last_container(tmp_path: Path, m
 def test_twin_a_logger_that_looks_only_when_its_shim_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = logger.Logger.finish
 
-    def finishing(self: logger.Logger, task: logger.Task) -> None:
+    def finishing(self: logger.Logger, task: logger.LoggedTask) -> None:
         self.rest = lambda: None  # type: ignore[method-assign]
         finish(self, task)
 
@@ -225,13 +225,13 @@ def test_what_is_said_of_a_run_is_not_taken_for_the_next(tmp_path: Path) -> None
 
 
 def test_twin_frames_that_name_no_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frame: Callable[..., None] = Keeper._frame
+    frame: Callable[..., None] = LoggerSupervisor._frame
 
-    def nameless(keeper: Keeper, channel: Any, message: dict[str, Any], fds: list[int]) -> None:
+    def nameless(keeper: LoggerSupervisor, channel: Any, message: dict[str, Any], fds: list[int]) -> None:
         known = keeper.streams.get(message.get("key", ""))
         if known is not None and message["op"] != "released":
             message["slot"] = known.slot
         frame(keeper, channel, message, fds)
 
-    monkeypatch.setattr(Keeper, "_frame", nameless)
+    monkeypatch.setattr(LoggerSupervisor, "_frame", nameless)
     assert what_is_heard_of_the_run_before(tmp_path) == [("c/", True)]

@@ -13,7 +13,7 @@ import pytest
 from support import isolation
 from support.registry import Handler, Scripted, certificate, fetch, image, pull, transport
 from wherry.api import Denied, Invalid, Unavailable
-from wherry_plugins.transport.registry import HostConfig, auth, client, reach
+from wherry_plugins.transport.registry import HostConfig, address_policy, auth, client
 from wherry_plugins.transport.registry.client import Client
 from wherry_plugins.transport.registry.url import Url
 
@@ -218,7 +218,9 @@ class TestNearAddresses:
         with Scripted(image(), Tokens(f"{metadata.url}/token")) as server:
             seen = client.nearest
             monkeypatch.setattr(
-                client, "nearest", lambda host, port: reach.Reach.PUBLIC if host.startswith("169") else seen(host, port)
+                client,
+                "nearest",
+                lambda host, port: address_policy.AddressPolicy.PUBLIC if host.startswith("169") else seen(host, port),
             )
             with pytest.raises(Denied, match="a link-local address"):
                 transport(hosts=self.plain(metadata)).resolve(f"{server.host}/x:1", "")

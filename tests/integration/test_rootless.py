@@ -20,7 +20,7 @@ from support import rootless
 from support.engines import Wherry
 from support.running import until
 from wherry.linux import userns
-from wherry.shim import enclave
+from wherry.shim import rootless as enclave
 
 IMAGE = "host:/bin/sh,/bin/cat,/bin/sleep,/usr/bin/id,/usr/bin/stat"
 user = pytest.mark.parametrize("who", ["user"], indirect=True)
@@ -213,7 +213,7 @@ def test_another_namespace_of_the_same_number_is_not_entered(wherry: Wherry) -> 
 REPLACE = """
 import sys
 from pathlib import Path
-from wherry.engine.shim import ShimClient
+from wherry.engine.shim.client import ShimClient
 shim = ShimClient.connect(Path(sys.argv[1]))
 before = shim.pid
 shim.replace()

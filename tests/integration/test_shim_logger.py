@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.shims import Bench, KillPoints, available, bench, read_json
-from wherry.shim import arena, output, pipes, sink
+from wherry.shim import arena, logfile, output, pipes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -103,9 +103,9 @@ def forget_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hold_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a simple pump does: read, then write."""
-    plain = sink.LogFile.write
+    plain = logfile.LogFile.write
 
-    def write(self: sink.LogFile, data: bytes, stream: int) -> None:
+    def write(self: logfile.LogFile, data: bytes, stream: int) -> None:
         plain(self, data, stream)
 
     def take(self: output.Output, target: int) -> bool:
@@ -121,7 +121,7 @@ def hold_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         os.write(target, data)
         return True
 
-    monkeypatch.setattr(sink.LogFile, "write", write)
+    monkeypatch.setattr(logfile.LogFile, "write", write)
     monkeypatch.setattr(output.Output, "_take", take)
 
 

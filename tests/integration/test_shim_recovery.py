@@ -17,7 +17,7 @@ import pytest
 from support.shims import Shimmed, available, eventually, read_all, read_json, shimmed
 from wherry import __version__
 from wherry.api import FailedPrecondition, LogSink, Sandbox, Stdio, Unavailable
-from wherry.engine.shim import ShimClient, start_shim
+from wherry.engine.shim.client import ShimClient, start_shim
 from wherry.linux import framing, pidfd
 from wherry.shim import wire
 

@@ -14,7 +14,7 @@ import pytest
 from support.shims import Shimmed, eventually, read_all, shimmed
 from wherry.api import Sandbox, Stdio
 from wherry.linux import namespaces as ns
-from wherry.oci.spare import shared
+from wherry.oci.prefork import shared
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def with_few_descriptors(made: Shimmed) -> str:
     types = [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts")]
     process = made._process("echo well", (), False)
     process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 4, "hard": 4}]
-    compiled = compile.exec("c", {"linux": {"namespaces": types}}, process, compile.Host(spawns=True), start=True)
+    compiled = compile.exec("c", {"linux": {"namespaces": types}}, process, compile.HostFacts(spawns=True), start=True)
     plan = Plan(argv=compiled.argv, env=compiled.env, steps=tuple(compiled.steps), target="c", start=True)
     try:
         made.client.spawn("c", "few", plan, Stdio(stdout=writer, stderr=writer))
@@ -265,7 +265,7 @@ def test_in_a_cgroup_v2(made: Shimmed, filtered: bool) -> None:
         code = (filters.Filters().compiled("", caps.mask(names)), 0) if filtered else None
         kinds = [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts")]
         compiled = compile.exec(
-            "c", {"linux": {"namespaces": kinds}}, process, compile.Host(spawns=True, filter=code), start=True
+            "c", {"linux": {"namespaces": kinds}}, process, compile.HostFacts(spawns=True, filter=code), start=True
         )
         plan = Plan(
             compiled.argv, compiled.env, steps=tuple(compiled.steps), target="c", start=True, cgroups=(str(group),)

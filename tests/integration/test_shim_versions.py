@@ -17,11 +17,11 @@ from support.shims import Shimmed
 from wherry.linux import framing
 from wherry.linux.loop import Loop
 from wherry.shim import wire
-from wherry.shim.keeper import Keeper
-from wherry.shim.ledger import Ledger
-from wherry.shim.streams import Streams
+from wherry.shim.journal import Journal
+from wherry.shim.logger_supervisor import LoggerSupervisor
+from wherry.shim.streams import TaskStreams
 
-_STREAM = {"op": "stream", **Streams("c/", 0, False, False, "").pack()[0], "ends": ["stdout"]}
+_STREAM = {"op": "stream", **TaskStreams("c/", 0, False, False, "").pack()[0], "ends": ["stdout"]}
 _END = {"op": "streams", "key": "", "pid": 1, "format": 1}
 ANSWERS: dict[str, list[tuple[dict[str, Any], int]]] = {
     "no pid": [({"op": "streams", "key": ""}, 3)],
@@ -79,7 +79,7 @@ def test_a_logger_that_speaks_otherwise_is_left_alone(directory: Path, case: str
     loop = Loop()
     before = os.listdir("/proc/self/fd")
     other = OtherLogger(directory / "logger.sock", ANSWERS[case])
-    keeper = Keeper(loop, str(directory / "logger.sock"), lambda _key, _eof: None)
+    keeper = LoggerSupervisor(loop, str(directory / "logger.sock"), lambda _key, _eof: None)
     assert keeper.take_over() == -1
     assert keeper.streams == {}
     other.close()
@@ -108,10 +108,10 @@ def test_a_line_of_a_ledger_that_says_less(directory: Path) -> None:
         """Of a shim what recover asks for."""
 
         def __init__(self) -> None:
-            self.ledger = Ledger()
+            self.ledger = Journal()
             self.tasks: Any = self
             self.keeper: Any = self
-            self.streams: dict[str, Streams] = {}
+            self.streams: dict[str, TaskStreams] = {}
             self.loop: Any = self
             self.sandboxes: Any = self
             self.added: list[str] = []

@@ -21,11 +21,11 @@ from support.engines import clear, engine_of_a_module
 from support.images import BUSYBOX
 from support.running import run, sh, sleeper
 from wherry.api import Bind, Engine, InUse, Invalid, NotFound, RunRequest
-from wherry.engine.keyed import KeyedLocks
-from wherry.engine.undo import Undo
-from wherry.engine.volumes import Volumes
+from wherry.engine.state.locks import KeyedLocks
+from wherry.engine.state.undo import Undo
+from wherry.engine.volumes.volumes import Volumes
 from wherry_plugins.volume import local
-from wherry_plugins.volume.local import Local, LocalConfig
+from wherry_plugins.volume.local import LocalConfig, LocalVolumes
 
 pytestmark = pytest.mark.shared
 BOUND = 30.0
@@ -279,9 +279,9 @@ def test_twin_a_volume_that_is_not_noted_first(
 # the driver alone
 
 
-def driver(path: Path) -> Local:
+def driver(path: Path) -> LocalVolumes:
     context: Any = SimpleNamespace(root=path)
-    return Local(LocalConfig(), context)
+    return LocalVolumes(LocalConfig(), context)
 
 
 def test_a_driver_takes_away_what_was_half_made(tmp_path: Path) -> None:
@@ -340,11 +340,11 @@ def test_a_volume_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_twin_a_volume_made_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def create(made: Local, name: str, _options: Any, labels: Any) -> None:
+    def create(made: LocalVolumes, name: str, _options: Any, labels: Any) -> None:
         local.os.mkdir(f"{made._root}/{name}")
         local.os.mkdir(f"{made._root}/{name}/_data")
         Path(made._root, name, "volume.json").write_text(json.dumps({"created": 0, "labels": labels}))
 
-    monkeypatch.setattr(Local, "create", create)
+    monkeypatch.setattr(LocalVolumes, "create", create)
     with pytest.raises((NotFound, AssertionError)):
         killed_at_each_call(tmp_path, monkeypatch)

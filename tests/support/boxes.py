@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wherry.engine.specs import capabilities, profile
+from wherry.engine.containers.specs import capabilities, profile
 from wherry.linux import caps
 from wherry.oci import compile, filters
 
@@ -125,7 +125,7 @@ class Box:
         if self.seccomp is not None:
             held = caps.mask(self.process["capabilities"]["bounding"])
             code = (_filters.compiled(self.seccomp, held), 0)
-        host = compile.Host(sandboxed=self.sandboxed, filter=code)
+        host = compile.HostFacts(sandboxed=self.sandboxed, filter=code)
         return compile.container("box", self.spec, [self.root], host, bundle=str(self.directory))
 
     def plan(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Box:
         """
         self.process["args"] = ["sh", "-c", f"echo ready; read x; {{ {script}; }} 2>&1; echo looked; sleep 1000"]
         container = self.plan()
-        made = compile.exec("box", self.spec, {**self.process, "args": ["true"]}, compile.Host())
+        made = compile.exec("box", self.spec, {**self.process, "args": ["true"]}, compile.HostFacts())
         more = {**container, "argv": made.argv, "env": made.env, "flags": 0, "join": [], "idmap": {}}
         more["steps"] = [step.encode() for step in made.steps if step.name not in remove]
         code = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from wherry.api import Connection, Container, Descriptor, Digest, Exit, ImageInfo, NotFound
 from wherry.linux import framing
-from wherry_plugins.frontend.cli.server import Cli, CliConfig
+from wherry_plugins.frontend.cli.server import CliConfig, CliFrontend
 
 
 def container(**changes: Any) -> Container:
@@ -102,11 +102,11 @@ class Client:
         given: Mapping[str, str] | None = None,
         tty: tuple[bool, bool, bool] = (False, False, False),
         stdin: bytes = b"",
-        cli: Cli | None = None,
+        cli: CliFrontend | None = None,
         blocking: bool = True,
         stdout: str = "",
     ) -> None:
-        self.cli = cli or Cli(CliConfig(), None)
+        self.cli = cli or CliFrontend(CliConfig(), None)
         self.cli.engine = engine
         if cli is None:
             threading.Thread(target=self.cli.hub.run, daemon=True).start()

@@ -27,10 +27,10 @@ from wherry.api import (
     TaskState,
 )
 from wherry.engine.assembly import Parts, combine
-from wherry.engine.database import Database
-from wherry.engine.events import Bus
-from wherry.engine.leases import Leases
-from wherry.engine.state import State
+from wherry.engine.state.database import EngineDatabase
+from wherry.engine.state.events import EventBus
+from wherry.engine.state.leases import Leases
+from wherry.engine.state.state import State
 from wherry.kernel.config import LoadedConfig
 from wherry_plugins.network.host import HostConfig, HostNetwork
 from wherry_plugins.network.none import NoneConfig, NoneNetwork
@@ -345,8 +345,8 @@ def engine(tmp_path: Path, world: World, image: Mapping[str, Any] | None = None)
     root, run = tmp_path / "root", tmp_path / "run"
     for path in (root, run, run / "bundles"):
         path.mkdir(exist_ok=True)
-    bus = Bus()
-    database = Database(root / "wherry.db", bus.deliver)
+    bus = EventBus()
+    database = EngineDatabase(root / "wherry.db", bus.deliver)
     shim: Any = FakeShim(world)
     kernel: Any = FakeKernel(world, run, shim)
     images: Any = FakeImages(image or {"Cmd": ["true"], "Env": ["PATH=/bin", "FOO"]})

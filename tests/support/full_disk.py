@@ -15,7 +15,7 @@ from pathlib import Path
 
 import wherry
 from wherry.api import Engine, Error, RunRequest
-from wherry.engine.reserve import SIZE, Reserve
+from wherry.engine.state.reserve import SIZE, DiskReserve
 
 MIB = 1 << 20
 
@@ -100,7 +100,7 @@ def bring(disk: Path, run: Path, small: str, big: str, left: str) -> None:
 def prepare(disk: Path, run: Path, busybox: str, small: str, keep: str) -> None:
     """Images and a container on a disk that is then full. keep "": without the reserve."""
     if not keep:
-        Reserve.used = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
+        DiskReserve.used = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
     with opened(disk, run) as engine:
         (image,) = engine.load(busybox)
         engine.load(small)
@@ -114,7 +114,7 @@ def prepare(disk: Path, run: Path, busybox: str, small: str, keep: str) -> None:
 def make_room(disk: Path, run: Path, keep: str) -> None:
     """Container and images go, on the full disk, by an engine that is started there."""
     if not keep:
-        Reserve.used = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
+        DiskReserve.used = lambda self: contextlib.nullcontext()  # type: ignore[method-assign]
     with opened(disk, run) as engine:
         engine.remove("one")
         for image in engine.images():

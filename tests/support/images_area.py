@@ -11,10 +11,10 @@ from typing import Any
 
 from support.layers import digest
 from wherry.api import Descriptor, Mount
-from wherry.engine.database import Database
-from wherry.engine.images import Images
-from wherry.engine.leases import Leases
-from wherry.engine.workers import WorkerPool
+from wherry.engine.images.images import Images
+from wherry.engine.state.database import EngineDatabase
+from wherry.engine.state.leases import Leases
+from wherry.engine.workers.pool import WorkerPool
 from wherry.kernel import Kernel
 from wherry.kernel.config import load
 from wherry.layers import mounts as worker_mounts
@@ -54,7 +54,7 @@ class World:
             workers=self.workers,
             publish=lambda event: None,
         )  # type: ignore[arg-type]
-        self.database = Database(self.root / "wherry.db", lambda *args: None)
+        self.database = EngineDatabase(self.root / "wherry.db", lambda *args: None)
         self.leases = Leases(self.database, "test")
         self.images = Images(self.kernel, self.leases)
         self.drivers = self.kernel.variant()

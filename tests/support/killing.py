@@ -31,7 +31,7 @@ import wherry
 from support.images_area import World, image_layout, mounted, pack, world
 from support.layers import directory, hard, link, member, tar, tree
 from wherry.api import Error, NotFound, PluginFault
-from wherry.engine import nursery
+from wherry.engine.workers import zygote
 from wherry_plugins.store.local.ingest import LocalIngest
 from wherry_plugins.store.local.store import LocalStore
 
@@ -122,7 +122,7 @@ sys.addaudithook(_hook)
 def arm_worker(made: World, at: int, error: int) -> None:
     """Each worker dies at its step at, those of what forked it counted too, or has it fail."""
     made.workers._nursery.rest()  # one that is there would go on without
-    nursery._START = WORKER.format(at=at, error=error) + nursery._START
+    zygote._START = WORKER.format(at=at, error=error) + zygote._START
 
 
 def verb(made: World, name: str, source: str) -> None:
@@ -264,7 +264,7 @@ def attempt(
     with world(where, snapshotter) as made:
         prepare(made, name, source)
         if victim.startswith("worker"):
-            start = nursery._START
+            start = zygote._START
             arm_worker(made, at, number)
             try:
                 verb(made, name, source)
@@ -273,7 +273,7 @@ def attempt(
                     raise
             else:
                 return 0
-            nursery._START = start
+            zygote._START = start
             made.workers._nursery.rest()
             again(made, name, source)
             return 3

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wherry.engine.workers import WorkerPool
+from wherry.engine.workers.pool import WorkerPool
 from wherry.layers.apply import Applied, apply
 from wherry.layers.describe import describe
 from wherry.layers.listing import listing

@@ -19,7 +19,7 @@ from wherry.api import Plan, Port, Sandbox, Stdio
 from wherry.linux import namespaces
 from wherry.linux.loop import Loop
 from wherry_plugins.network.bridge.netd.client import Netd
-from wherry_plugins.network.bridge.netd.server import Server
+from wherry_plugins.network.bridge.netd.server import NetdServer
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ class Threads:
 
         def run() -> None:
             loop = Loop()
-            Server(loop, listener, version, table, path)
+            NetdServer(loop, listener, version, table, path)
             loop.run()
             loop.close()
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import wherry
-from wherry.api import Engine, Error, Join, Port, RunRequest
-from wherry.engine import database
+from wherry.api import EndpointConfig, Engine, Error, Port, RunRequest
 from wherry.engine import main as resident
-from wherry.engine.shim import ShimClient
-from wherry.layers.database import Database
-from wherry.networks.netlink import Rtnl
+from wherry.engine.shim.client import ShimClient
+from wherry.engine.state import database
+from wherry.kit.database import Database
+from wherry.kit.networks.netlink import Rtnl
 from wherry_plugins.network.bridge.netd.client import Netd
 
 BOUND = 60
@@ -32,13 +32,13 @@ IMAGE = "host:/bin/busybox"
 ADDRESS = "10.90.0.5"
 REQUEST = RunRequest(
     IMAGE, ("/bin/busybox", "sleep", "1000"), name="one", network="lab", addresses=(ADDRESS,), ports=(Port(80),),
-    networks=(Join("side"),),
+    networks=(EndpointConfig("side"),),
 )  # fmt: skip
 #: What counts as a step.
 STEPS = (
     (Rtnl, "ask"),
     (Database, "write"),
-    (database.Database, "transaction"),
+    (database.EngineDatabase, "transaction"),
     (ShimClient, "_call"),
     (ShimClient, "_post"),
     (Netd, "_exchange"),
@@ -70,9 +70,9 @@ class Steps:
 def life(engine: Engine) -> None:
     id = engine.run(REQUEST).id
     engine.disconnect(id, "side")
-    engine.connect(id, Join("side"))
+    engine.connect(id, EndpointConfig("side"))
     engine.disconnect(id, "lab")  # its port moves to the other one
-    engine.connect(id, Join("lab"))
+    engine.connect(id, EndpointConfig("lab"))
     engine.remove(id, force=True)
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from wherry.api import Event, Mount, Plan, Stdio, TaskState
-from wherry.engine.shim import start_shim
+from wherry.engine.shim.client import start_shim
 from wherry.linux.loop import Loop
 from wherry.oci import compile
-from wherry.shim import arena, pipes, sink
-from wherry.shim.keeper import Keeper
-from wherry.shim.ledger import Ledger
-from wherry.shim.streams import Streams
+from wherry.shim import arena, logfile, pipes
+from wherry.shim.journal import Journal
+from wherry.shim.logger_supervisor import LoggerSupervisor
+from wherry.shim.streams import TaskStreams
 
 
 class Bench:
@@ -31,18 +31,18 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.loop = Loop()
         self.drained: list[tuple[str, bool]] = []
-        self.keeper = Keeper(
+        self.keeper = LoggerSupervisor(
             self.loop, str(directory / "logger.sock"), lambda key, eof: self.drained.append((key, eof))
         )
         self.directory = directory
         self._ours: list[int] = []
 
     def start(self) -> None:
-        self.keeper.open(Ledger())
+        self.keeper.open(Journal())
 
-    def streams(self, key: str, log: dict[str, Any] | None, *, hold: bool = False) -> tuple[Streams, int, int, int]:
+    def streams(self, key: str, log: dict[str, Any] | None, *, hold: bool = False) -> tuple[TaskStreams, int, int, int]:
         """New streams with stdout, stderr and stdin: (streams, the container's stdout, its stderr, its stdin)."""
-        streams = Streams(key, self.keeper.slots.take(), False, hold, json.dumps(log) if log else "")
+        streams = TaskStreams(key, self.keeper.slots.take(), False, hold, json.dumps(log) if log else "")
         out, theirs_out = os.pipe2(os.O_CLOEXEC)
         err, theirs_err = os.pipe2(os.O_CLOEXEC)
         theirs_in, stdin = os.pipe2(os.O_CLOEXEC)
@@ -96,7 +96,7 @@ class KillPoints:
         self._parent = os.getpid()
         for owner, name in (
             (pipes, "splice"), (pipes, "tee"), (pipes, "staging"), (arena.Arena, "set_log"), (arena.Arena, "set_shared"),
-            (sink.LogFile, "write"), (sink.LogFile, "open"), (sink.LogFile, "rotate"),
+            (logfile.LogFile, "write"), (logfile.LogFile, "open"), (logfile.LogFile, "rotate"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._wrap(getattr(owner, name)))
 
@@ -218,7 +218,7 @@ class Shimmed:
             "hooks": hooks or {},
         }
         root = Mount("bind", "/", "", ("rbind",))
-        made = compile.container(id, spec, [root], compile.Host(sandboxed=bool(sandbox)))
+        made = compile.container(id, spec, [root], compile.HostFacts(sandboxed=bool(sandbox)))
         plan = Plan(
             argv=made.argv,
             env=made.env,
@@ -241,7 +241,7 @@ class Shimmed:
         argv: tuple[str, ...] = (),
     ) -> TaskState:
         spec = {"linux": {"namespaces": [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts")]}}
-        made = compile.exec(id, spec, self._process(script, argv, False), compile.Host(spawns=True), start=start)
+        made = compile.exec(id, spec, self._process(script, argv, False), compile.HostFacts(spawns=True), start=start)
         plan = Plan(argv=made.argv, env=made.env, steps=tuple(made.steps), target=id, start=start)
         return self.client.spawn(id, exec_id, plan, stdio)
 

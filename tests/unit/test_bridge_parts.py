@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wherry.api import AttachRequest, InUse, Invalid, NetworkConfig, Port
-from wherry.networks import addresses as ip
-from wherry.networks.definition import fill
-from wherry.networks.store import Store
+from wherry.kit.networks import addresses as ip
+from wherry.kit.networks.definition import fill
+from wherry.kit.networks.store import NetworkStore
 from wherry_plugins.network import bridge
-from wherry_plugins.network.bridge.config import BridgeConfig, Options, options_of
+from wherry_plugins.network.bridge.config import BridgeConfig, BridgeOptions, options_of
 from wherry_plugins.network.bridge.netd import libnftables
 from wherry_plugins.network.bridge.ports import claim
 
@@ -95,7 +95,7 @@ def test_subnets_are_chosen_beside_what_is_there() -> None:
 
 def test_options() -> None:
     docker = {"com.docker.network.driver.mtu": "1400", "com.docker.network.bridge.enable_icc": "false"}
-    assert options_of(NetworkConfig("n", options=docker)) == Options(mtu=1400, icc=False)
+    assert options_of(NetworkConfig("n", options=docker)) == BridgeOptions(mtu=1400, icc=False)
     for bad in ({"mtu": "x"}, {"icc": "perhaps"}, {"interface": "a/b"}, {"interface": "x" * 16}, {"nmaes": "true"}):
         with pytest.raises(Invalid):
             options_of(NetworkConfig("n", options=bad))
@@ -169,7 +169,7 @@ def test_a_port_comes_back_at_once_after_connections() -> None:
 def test_threads_never_get_one_address(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "run").mkdir()
-    store = Store(tmp_path / "root", tmp_path / "run")
+    store = NetworkStore(tmp_path / "root", tmp_path / "run")
     config = NetworkConfig("n", subnets=("10.1.0.0/24",), gateways=("10.1.0.1",))
     store.keep(config, chosen=False)
 
@@ -187,7 +187,7 @@ def test_threads_never_get_one_address(tmp_path: Path) -> None:
         assert not store.release(f"s{number}", "n")
     assert reserve(200) not in given_out, "the next one round, not one that was let go just now"
     store.close()
-    again = Store(tmp_path / "root", tmp_path / "run")
+    again = NetworkStore(tmp_path / "root", tmp_path / "run")
     (place,) = again.places()
     assert place.sandbox_id == "s200"
     assert again.network("n") is not None
@@ -195,7 +195,7 @@ def test_threads_never_get_one_address(tmp_path: Path) -> None:
 
 
 def test_a_network_that_was_changed_is_looked_up_anew(tmp_path: Path) -> None:
-    store = Store(tmp_path, tmp_path)
+    store = NetworkStore(tmp_path, tmp_path)
     assert store.network("web") is None
     first, second = (
         NetworkConfig("web", ("10.0.0.0/24",), ("10.0.0.1",)),

@@ -24,7 +24,7 @@ import pytest
 import wherry
 from wherry.client import cold, hot
 from wherry.linux import framing
-from wherry_plugins.frontend.cli.command import Group
+from wherry_plugins.frontend.cli.command import CommandGroup
 from wherry_plugins.frontend.cli.main import ROOT
 
 SCRIPT = Path(wherry.__file__).parent / "client" / "wherry"
@@ -478,7 +478,7 @@ def test_a_socket_of_another_users_is_not_spoken_to(tmp_path: Path) -> None:
 
 
 def test_help_of_every_group_needs_no_engine() -> None:
-    groups = {name for name in ROOT.list_commands(None) if isinstance(ROOT.get_command(None, name), Group)}
+    groups = {name for name in ROOT.list_commands(None) if isinstance(ROOT.get_command(None, name), CommandGroup)}
     assert set(cold.GROUPS) == groups
     assert cold.needs_no_engine(["network"])
     assert cold.needs_no_engine(["network", "create", "--help"])

@@ -14,7 +14,7 @@ import pytest
 from support.cli import Client, FakeEngine, call, container
 from wherry.api import Event, Exit, LogLine
 from wherry.linux import framing
-from wherry_plugins.frontend.cli.server import Cli, CliConfig
+from wherry_plugins.frontend.cli.server import CliConfig, CliFrontend
 
 
 def until(condition: Callable[[], Any], seconds: float = 10) -> Any:
@@ -186,7 +186,7 @@ def test_events_stop_with_the_client() -> None:
 
 
 def test_many_clients_at_once_keep_to_themselves() -> None:
-    cli = Cli(CliConfig(), None)
+    cli = CliFrontend(CliConfig(), None)
     threading.Thread(target=cli.hub.run, daemon=True).start()
     before = len(os.listdir("/proc/self/fd"))
     engine = FakeEngine(inspect=lambda name: {"Spec": {"n": name}})

@@ -25,8 +25,8 @@ from wherry.api import (
     Unavailable,
 )
 from wherry.engine.assembly import Parts
-from wherry.engine.records import Record
-from wherry.engine.undo import Undo
+from wherry.engine.containers.records import ContainerRecord
+from wherry.engine.state.undo import Undo
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_names_are_taken_once_and_found_by_prefix(parts: Parts) -> None:
     other = parts.lifecycle.create(RunRequest(image="x"))
     assert "_" in other.name
     for id in ("c0ffee" + "0" * 58, "c0ffee" + "1" * 58):
-        parts.state.registry.reserve(Record(id=id, name=id[6:20], image="x"))
+        parts.state.registry.reserve(ContainerRecord(id=id, name=id[6:20], image="x"))
     with pytest.raises(Invalid, match="2 ids begin so"):
         parts.state.registry.find("c0ffee")
     assert parts.state.registry.find("c0ffee1").id == "c0ffee" + "1" * 58

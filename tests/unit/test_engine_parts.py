@@ -10,25 +10,25 @@ import pytest
 from attrs import evolve
 
 from wherry.api import Event, FailedPrecondition, Invalid, RunRequest, Unavailable
-from wherry.engine import bundles, hostfiles, names, signals
-from wherry.engine.acks import Acks
-from wherry.engine.database import FORMAT, Database
-from wherry.engine.events import Bus
-from wherry.engine.leases import Leases
-from wherry.engine.ownership import Claim
-from wherry.engine.places import Place
-from wherry.engine.records import Record, pack_request, unpack_record, unpack_request
+from wherry.engine.containers import bundles, hostfiles, names, signals
+from wherry.engine.containers.records import ContainerRecord, pack_request, unpack_record, unpack_request
+from wherry.engine.networks.endpoints import SandboxEndpoint
+from wherry.engine.shim.acks import Acks
+from wherry.engine.state.database import FORMAT, EngineDatabase
+from wherry.engine.state.events import EventBus
+from wherry.engine.state.leases import Leases
+from wherry.engine.state.ownership import DirectoryLock
 
 
 def test_a_newer_database_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "wherry.db"
-    Database(path).close()
+    EngineDatabase(path).close()
     connection = apsw.Connection(str(path))
     connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
     connection.close()
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(FailedPrecondition, match="newer wherry"):
-        Database(path)
+        EngineDatabase(path)
     after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert after["wherry.db"] == before["wherry.db"]
     assert set(after) == set(before)
@@ -38,12 +38,12 @@ def test_a_broken_database_is_unavailable(tmp_path: Path) -> None:
     path = tmp_path / "wherry.db"
     path.write_bytes(b"not a database" * 1000)
     with pytest.raises(Unavailable, match="restore it from a backup, or move it away"):
-        Database(path)  # the doctor needs an engine, and there is none without a database
+        EngineDatabase(path)  # the doctor needs an engine, and there is none without a database
 
 
 def test_events_have_no_gaps_even_after_a_rollback(tmp_path: Path) -> None:
     seen: list[Event] = []
-    database = Database(tmp_path / "wherry.db", seen.extend)
+    database = EngineDatabase(tmp_path / "wherry.db", seen.extend)
     database.publish(Event("a.b", "1", 5))
     with pytest.raises(ZeroDivisionError), database.transaction() as tx:
         tx.event("a.c", "2")
@@ -55,15 +55,15 @@ def test_events_have_no_gaps_even_after_a_rollback(tmp_path: Path) -> None:
     assert database.events_after(0) == seen
     assert database.prune_events(1) == 2
     database.close()
-    again = Database(tmp_path / "wherry.db")
+    again = EngineDatabase(tmp_path / "wherry.db")
     assert again.publish(Event("a.f", "5", 0)).sequence == 4
     assert again.check() == []
     again.close()
 
 
 def test_followers_replay_then_follow(tmp_path: Path) -> None:
-    bus = Bus()
-    database = Database(tmp_path / "wherry.db", bus.deliver)
+    bus = EventBus()
+    database = EngineDatabase(tmp_path / "wherry.db", bus.deliver)
     for number in range(3):
         database.publish(Event("a.b", str(number), 0))
     assert [event.id for event in bus.follow(database, 1, follow=False)] == ["1", "2"]
@@ -85,7 +85,7 @@ def test_followers_replay_then_follow(tmp_path: Path) -> None:
 
 
 def test_leases_hold_and_expire(tmp_path: Path) -> None:
-    database = Database(tmp_path / "wherry.db")
+    database = EngineDatabase(tmp_path / "wherry.db")
     leases = Leases(database, "one")
     with leases.hold() as lease:
         lease.add("blob/sha256:1")
@@ -104,7 +104,7 @@ def test_leases_hold_and_expire(tmp_path: Path) -> None:
 
 
 def test_leases_of_threads_are_apart(tmp_path: Path) -> None:
-    database = Database(tmp_path / "wherry.db")
+    database = EngineDatabase(tmp_path / "wherry.db")
     leases = Leases(database, "one")
     seen = []
     with leases.hold() as lease:
@@ -117,11 +117,11 @@ def test_leases_of_threads_are_apart(tmp_path: Path) -> None:
 
 
 def test_one_engine_a_directory(tmp_path: Path) -> None:
-    claim = Claim(tmp_path / "engine.lock", "root")
+    claim = DirectoryLock(tmp_path / "engine.lock", "root")
     with pytest.raises(Unavailable, match=r"an engine with pid [0-9]+ has it"):
-        Claim(tmp_path / "engine.lock", "root")
+        DirectoryLock(tmp_path / "engine.lock", "root")
     claim.close()
-    Claim(tmp_path / "engine.lock", "root").close()
+    DirectoryLock(tmp_path / "engine.lock", "root").close()
 
 
 def test_acks_follow_the_slowest() -> None:
@@ -155,7 +155,9 @@ def test_requests_and_records_survive_the_database() -> None:
     )
     again = unpack_request(pack_request(request))
     assert again == request or again.hooks == {"prestart": [{"path": "/x"}]}
-    record = Record(id="1" * 64, name="n", image="x", ports=request.ports, labels={"a": "b"}, drivers={"store": "s"})
+    record = ContainerRecord(
+        id="1" * 64, name="n", image="x", ports=request.ports, labels={"a": "b"}, drivers={"store": "s"}
+    )
     copy = unpack_record(record.pack(status="running"))
     assert copy.status == "running"
     assert copy.view().ports == record.view().ports
@@ -188,7 +190,7 @@ def test_bad_signals(text: str) -> None:
 
 
 def test_names_of_others_between_two_marks() -> None:
-    peers = [Place("n", "d", names=("db", "db.n"), addresses=("10.1.2.3/24", "fd00::3/64"))]
+    peers = [SandboxEndpoint("n", "d", names=("db", "db.n"), addresses=("10.1.2.3/24", "fd00::3/64"))]
     block = hostfiles.names_block(peers)
     assert "10.1.2.3\tdb db.n\nfd00::3\tdb db.n\n" in block
     assert hostfiles.names_block(()) == ""
@@ -204,7 +206,9 @@ def test_host_files(tmp_path: Path) -> None:
     request = RunRequest(
         image="x", extra_hosts=("db:10.0.0.9", "six=[::9]"), dns=("9.9.9.9",), dns_search=("a.example",)
     )
-    files = hostfiles.make(request, hostname="h", places=[Place("n", "d", names=("web",), addresses=("10.1.2.3/24",))])
+    files = hostfiles.make(
+        request, hostname="h", places=[SandboxEndpoint("n", "d", names=("web",), addresses=("10.1.2.3/24",))]
+    )
     bundles.write(str(tmp_path), files.files())
     hosts = (tmp_path / "hosts").read_text()
     assert "10.1.2.3\th web\n" in hosts
@@ -212,7 +216,7 @@ def test_host_files(tmp_path: Path) -> None:
     assert "::9\tsix\n" in hosts
     assert (tmp_path / "hostname").read_text() == "h\n"
     gateway = evolve(request, extra_hosts=("me:host-gateway",))
-    places = [Place("n", "d"), Place("m", "d", host="10.1.2.1")]
+    places = [SandboxEndpoint("n", "d"), SandboxEndpoint("m", "d", host="10.1.2.1")]
     assert "10.1.2.1\tme\n" in hostfiles.make(gateway, hostname="h", places=places).hosts
     assert "203.0.113.1\tme\n" in hostfiles.make(gateway, hostname="h", places=places[:1]).hosts
     assert "127.0.0.1\tme\n" in hostfiles.make(gateway, hostname="h", host=True).hosts

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from wherry.api import Bind, ExecRequest, FailedPrecondition, Invalid, NotFound, RunRequest
-from wherry.engine.specs import Inputs, build, exec_process, mounts
-from wherry.engine.specs.profile import DEFAULT_CAPABILITIES, held_capabilities
+from wherry.engine.containers.specs import SpecInputs, build, exec_process, mounts
+from wherry.engine.containers.specs.profile import DEFAULT_CAPABILITIES, held_capabilities
 from wherry.linux import caps
 from wherry.spec import runtime
 
@@ -25,7 +25,7 @@ IMAGE = {
 
 
 def spec(image: dict[str, Any] | None = None, network: str = "own", **request: Any) -> dict[str, Any]:
-    inputs = Inputs(
+    inputs = SpecInputs(
         "a" * 64,
         IMAGE if image is None else image,
         RunRequest(image="x", **request),

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 from wherry.api import Bind, Invalid, RunRequest
-from wherry.engine import specs
-from wherry.engine.records import pack_request
-from wherry.engine.specs.templates import KEPT, Templates
+from wherry.engine.containers import specs
+from wherry.engine.containers.records import pack_request
+from wherry.engine.containers.specs.templates import KEPT, SpecTemplates
 
 IMAGE = {"Env": ["A=b", "PATH=/bin"], "Cmd": ["true"], "WorkingDir": "/work"}
 
 
 def inputs_of(
     id: str, request: RunRequest, *, hostname: str = "", network: str = "own", sandbox: str = ""
-) -> specs.Inputs:
+) -> specs.SpecInputs:
     files = Path("/run/w/bundles") / (sandbox or id)
-    return specs.Inputs(id, IMAGE, request, hostname or id[:12], f"/wherry-1/{id}", files, network)
+    return specs.SpecInputs(id, IMAGE, request, hostname or id[:12], f"/wherry-1/{id}", files, network)
 
 
-def built(templates: Templates, inputs: specs.Inputs) -> specs.Written:
+def built(templates: SpecTemplates, inputs: specs.SpecInputs) -> specs.EncodedSpec:
     return templates.build(inputs, "sha256:1", pack_request(inputs.request, named=False))
 
 
@@ -43,7 +43,7 @@ REQUESTS: list[dict[str, Any]] = [
     "place", [{}, {"hostname": "here"}, {"network": "host"}, {"network": "shared", "sandbox": "f" * 64}]
 )
 def test_a_template_gives_what_building_gives(wish: dict[str, Any], place: dict[str, Any]) -> None:
-    templates = Templates()
+    templates = SpecTemplates()
     for _ in range(3):
         inputs = inputs_of(secrets.token_hex(32), RunRequest(image="i", **wish), **place)
         written, direct = built(templates, inputs), specs.build(inputs)
@@ -54,7 +54,7 @@ def test_a_template_gives_what_building_gives(wish: dict[str, Any], place: dict[
 
 
 def test_what_one_container_does_to_its_spec_is_not_seen_by_the_next() -> None:
-    templates, request = Templates(), RunRequest(image="i")
+    templates, request = SpecTemplates(), RunRequest(image="i")
     first = built(templates, inputs_of("a" * 64, request))
     first.spec["process"]["args"].append("more")
     first.owners["/process"] = "me"
@@ -64,7 +64,7 @@ def test_what_one_container_does_to_its_spec_is_not_seen_by_the_next() -> None:
 
 
 def test_requests_that_differ_have_templates_of_their_own() -> None:
-    templates = Templates()
+    templates = SpecTemplates()
     for number in range(2):
         for command in (("true",), ("false",)):
             written = built(
@@ -75,15 +75,15 @@ def test_requests_that_differ_have_templates_of_their_own() -> None:
 
 
 def test_another_image_has_a_template_of_its_own() -> None:
-    templates, request = Templates(), RunRequest(image="i")
+    templates, request = SpecTemplates(), RunRequest(image="i")
     one = inputs_of("a" * 64, request)
-    other = specs.Inputs("b" * 64, {"Cmd": ["false"]}, request, "b" * 12, "/w/x", None)
+    other = specs.SpecInputs("b" * 64, {"Cmd": ["false"]}, request, "b" * 12, "/w/x", None)
     templates.build(one, "sha256:1", pack_request(request))
     assert templates.build(other, "sha256:2", pack_request(request)).spec["process"]["args"] == ["false"]
 
 
 def test_the_hosts_files_are_looked_at_each_time(tmp_path: Path) -> None:
-    templates = Templates()
+    templates = SpecTemplates()
     source = tmp_path / "data"
     source.mkdir()
     request = RunRequest(image="i", mounts=(Bind("bind", str(source), "/data"),))
@@ -94,7 +94,7 @@ def test_the_hosts_files_are_looked_at_each_time(tmp_path: Path) -> None:
 
 
 def test_a_request_that_can_not_be_is_refused_each_time() -> None:
-    templates = Templates()
+    templates = SpecTemplates()
     for _ in range(2):
         with pytest.raises(Invalid, match="sysctl"):
             built(templates, inputs_of(secrets.token_hex(32), RunRequest(image="i", sysctls={"kernel.panic": "1"})))
@@ -102,7 +102,7 @@ def test_a_request_that_can_not_be_is_refused_each_time() -> None:
 
 
 def test_only_some_are_kept() -> None:
-    templates = Templates()
+    templates = SpecTemplates()
     for number in range(KEPT + 2):
         built(
             templates,

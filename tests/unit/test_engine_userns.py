@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from wherry.api import FailedPrecondition, IdMap, Invalid
-from wherry.engine import userns
-from wherry.engine.records import Record, unpack_record
+from wherry.engine.containers import userns
+from wherry.engine.containers.records import ContainerRecord, unpack_record
 
 ROWS = [(0, 1000, 1), (1, 100000, 400), (401, 200000, 600)]
 
 
-def record(number: int, *rows: tuple[int, int, int]) -> Record:
-    return Record(id=str(number), name=str(number), image="", uids=rows, gids=rows)
+def record(number: int, *rows: tuple[int, int, int]) -> ContainerRecord:
+    return ContainerRecord(id=str(number), name=str(number), image="", uids=rows, gids=rows)
 
 
 def taken(map: IdMap) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def test_nonsense(text: str) -> None:
 
 
 def test_ranges_never_overlap_and_are_used_again() -> None:
-    records: list[Record] = []
+    records: list[ContainerRecord] = []
     for number in range(10):
         first, size = taken(userns.choose("auto:size=100", "5000:1000", records))
         assert all(first + size <= row[1] or row[1] + row[2] <= first for one in records for row in one.uids)

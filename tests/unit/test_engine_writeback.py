@@ -16,10 +16,11 @@ from support.images_area import image_layout, pack, world
 from support.layers import digest, directory, member, tar
 from support.tools import need
 from wherry.api import Invalid, NotFound, SnapshotInfo
-from wherry.engine import unpacking, writeback
-from wherry.engine.arrivals import Arrivals
-from wherry.engine.unpacking import UNSYNCED, Unpacker, _Job
-from wherry.engine.writeback import WriteBack
+from wherry.engine.images import unpack as unpacking
+from wherry.engine.images import writeback
+from wherry.engine.images.incoming import IncomingLayers
+from wherry.engine.images.unpack import UNSYNCED, Unpacker, _Job
+from wherry.engine.images.writeback import WriteBack
 from wherry.layers.mounts import syncfs
 
 LAYERS = [tar(directory("d"), member(f"d/{number}", data=b"x" * 1000)) for number in range(3)]
@@ -258,7 +259,7 @@ def _when_unpacked(driver: Any) -> None:
 def test_an_error_waits_for_no_layer_that_is_still_on_its_way(tmp_path: Path) -> None:
     """The first layer is not what the config says; the second one never comes."""
     image_layout(tmp_path / "wrong", LAYERS, diff_ids=["sha256:" + "0" * 64, *map(digest, LAYERS[1:])])
-    arrivals = Arrivals([digest(LAYERS[1])])
+    arrivals = IncomingLayers([digest(LAYERS[1])])
     with world(tmp_path / "w") as made:
         made.images.load(f"layout:{tmp_path / 'wrong'}")
         (image,) = made.drivers.store.list()

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from wherry.api import Mount, RunRequest
-from wherry.engine import specs
+from wherry.engine.containers import specs
 from wherry.oci import compile
 from wherry.oci.errors import SpecError
-from wherry_plugins.isolation._clone.plans import KEPT, Plans
+from wherry_plugins.isolation._clone.plans import KEPT, PlanTemplates
 
 
 class Counting:
@@ -28,13 +28,13 @@ class Counting:
         self, id: str, spec: Mapping[str, Any], rootfs: Sequence[Mount], bundle: str, sandboxed: bool
     ) -> compile.Compiled:
         self.count += 1
-        host = compile.Host(sandboxed=sandboxed, cgroup_binds=[("pids", f"/sys/fs/cgroup/pids/w/{id}")])
+        host = compile.HostFacts(sandboxed=sandboxed, cgroup_binds=[("pids", f"/sys/fs/cgroup/pids/w/{id}")])
         return compile.container(id, spec, rootfs, host, bundle=bundle)
 
 
 def spec_of(id: str, **request: Any) -> dict[str, Any]:
     wish = RunRequest(image="i", command=("true", id, "word"), **request)
-    inputs = specs.Inputs(id, {}, wish, id[:12], f"/w/{id}", Path(f"/run/w/bundles/{id}"))
+    inputs = specs.SpecInputs(id, {}, wish, id[:12], f"/w/{id}", Path(f"/run/w/bundles/{id}"))
     return specs.build(inputs).spec
 
 
@@ -55,7 +55,7 @@ HOOKS = {"createContainer": [{"path": "/bin/true"}], "poststop": [{"path": "/bin
 @pytest.mark.parametrize("request_", [{}, {"tty": True}, {"hooks": HOOKS}, {"hostname": "here"}], ids=str)
 @pytest.mark.parametrize("sandboxed", [True, False])
 def test_a_template_gives_what_compiling_gives(request_: dict[str, Any], sandboxed: bool) -> None:
-    plans, counting, direct = Plans(), Counting(), Counting()
+    plans, counting, direct = PlanTemplates(), Counting(), Counting()
     for number in range(5):
         id = secrets.token_hex(32)
         spec, root, bundle = spec_of(id, **request_), overlay(number), f"/run/w/bundles/{id}"
@@ -65,7 +65,7 @@ def test_a_template_gives_what_compiling_gives(request_: dict[str, Any], sandbox
 
 
 def test_binds_have_their_own_root() -> None:
-    plans, counting, direct = Plans(), Counting(), Counting()
+    plans, counting, direct = PlanTemplates(), Counting(), Counting()
     for number in range(3):
         id = secrets.token_hex(32)
         root = (Mount("bind", f"/s/{number}", "", ("rbind", "rw")),)
@@ -75,7 +75,7 @@ def test_binds_have_their_own_root() -> None:
 
 
 def test_what_differs_is_compiled_anew() -> None:
-    plans, counting = Plans(), Counting()
+    plans, counting = PlanTemplates(), Counting()
     id = secrets.token_hex(32)
     plans.compiled(counting, id, spec_of(id), overlay(1), "/b", True)
     plans.compiled(counting, id, spec_of(id), overlay(1), "/b", False)
@@ -86,7 +86,7 @@ def test_what_differs_is_compiled_anew() -> None:
 
 
 def test_an_id_of_another_form_is_compiled_as_it_is() -> None:
-    plans, counting = Plans(), Counting()
+    plans, counting = PlanTemplates(), Counting()
     for _ in range(2):
         made = plans.compiled(counting, "web", spec_of("web"), overlay(1), "/b", True)
         assert ("keyring", "_ses.web") in [step.encode() for step in made.steps]
@@ -94,7 +94,7 @@ def test_an_id_of_another_form_is_compiled_as_it_is() -> None:
 
 
 def test_an_error_names_the_container_and_not_the_template() -> None:
-    plans = Plans()
+    plans = PlanTemplates()
     id = secrets.token_hex(32)
     spec = spec_of(id)
     spec["mounts"].append({"destination": f"/../{id}", "type": "tmpfs"})
@@ -103,7 +103,7 @@ def test_an_error_names_the_container_and_not_the_template() -> None:
 
 
 def test_a_plan_does_not_change_with_another() -> None:
-    plans, counting = Plans(), Counting()
+    plans, counting = PlanTemplates(), Counting()
     first, second = secrets.token_hex(32), secrets.token_hex(32)
     made = plans.compiled(counting, first, spec_of(first), overlay(1), "/b", True)
     before = parts(made)
@@ -113,7 +113,7 @@ def test_a_plan_does_not_change_with_another() -> None:
 
 
 def test_only_some_are_kept() -> None:
-    plans, counting = Plans(), Counting()
+    plans, counting = PlanTemplates(), Counting()
     for number in range(KEPT + 3):
         id = secrets.token_hex(32)
         plans.compiled(counting, id, spec_of(id, hostname=f"h{number}"), overlay(1), "/b", True)

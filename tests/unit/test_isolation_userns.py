@@ -16,19 +16,19 @@ import pytest
 from wherry.api import FailedPrecondition
 from wherry.linux import cgroup, pidfd
 from wherry_plugins.isolation.userns import UsernsConfig
-from wherry_plugins.isolation.userns.driver import Userns
-from wherry_plugins.isolation.userns.processes import Processes
+from wherry_plugins.isolation.userns.driver import UsernsDriver
+from wherry_plugins.isolation.userns.processes import ProcessGroup
 
 UNIFIED = cgroup.Layout({}, "/sys/fs/cgroup/one.scope", ("memory", "pids"))
 SPEC: dict[str, Any] = {"linux": {"cgroupsPath": "/wherry-1/abc"}}
 
 
-def driver(directory: Path, monkeypatch: pytest.MonkeyPatch, layout: cgroup.Layout) -> Userns:
+def driver(directory: Path, monkeypatch: pytest.MonkeyPatch, layout: cgroup.Layout) -> UsernsDriver:
     monkeypatch.setattr(cgroup, "detect", lambda: layout)
     for name in ("root", "run"):
         (directory / name).mkdir(exist_ok=True)
     shim = SimpleNamespace(list=lambda id="": iter(()))
-    return Userns(UsernsConfig(), SimpleNamespace(root=directory / "root", run=directory / "run", shim=shim))
+    return UsernsDriver(UsernsConfig(), SimpleNamespace(root=directory / "root", run=directory / "run", shim=shim))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_score_that_only_root_may_give_is_left_out(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("key", ["memory", "cpu", "pids", "blockIO", "hugepageLimits", "unified"])
 def test_no_limit_is_forgotten_without_a_word(tmp_path: Path, key: str) -> None:
-    group = Processes("abc", tmp_path / "note", fresh=True)
+    group = ProcessGroup("abc", tmp_path / "note", fresh=True)
     group.create({})
     with pytest.raises(FailedPrecondition, match="no control groups"):
         group.create({key: {"limit": 1}})
@@ -78,15 +78,15 @@ def test_no_limit_is_forgotten_without_a_word(tmp_path: Path, key: str) -> None:
 
 def test_the_first_process_is_found_again_and_no_other(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     note = tmp_path / "note"
-    group = Processes("abc", note, fresh=True)
+    group = ProcessGroup("abc", note, fresh=True)
     assert group.delete()
     group.follow(process.pid)
-    again = Processes("abc", note, fresh=False)
+    again = ProcessGroup("abc", note, fresh=False)
     assert again.pids() == (process.pid,)
     assert again.stats()["pids.current"] == 1
     assert not again.delete()
     note.write_text(f"{process.pid} {pidfd.start_time(process.pid) + 1}\n")  # the number was used again
-    other = Processes("abc", note, fresh=False)
+    other = ProcessGroup("abc", note, fresh=False)
     assert not other.known
     other.kill(signal.SIGKILL)
     assert process.poll() is None
@@ -99,7 +99,7 @@ def test_the_first_process_is_found_again_and_no_other(tmp_path: Path, process: 
 def test_a_process_that_ended_is_not_followed(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
     child.wait(60)
-    group = Processes("abc", tmp_path / "note", fresh=True)
+    group = ProcessGroup("abc", tmp_path / "note", fresh=True)
     group.follow(child.pid)
     assert not group.known
     assert not os.path.exists(tmp_path / "note")

@@ -11,7 +11,7 @@ import pytest
 from support.distributions import Distributions, distributions  # noqa: F401
 from wherry import api
 from wherry.api import DeadlineExceeded, Error, Invalid, NotFound, PluginFault, Span, Unavailable, trace_events
-from wherry.interfaces.tracing import Collector, collecting, span
+from wherry.interfaces.tracing import SpanCollector, collecting, span
 from wherry_plugins.decorate import inject
 from wherry_plugins.decorate.trace import short
 
@@ -142,7 +142,7 @@ class TestSpans:
         assert step.thread != call.thread
 
     def test_a_collector_is_bounded(self) -> None:
-        collector = Collector(2)
+        collector = SpanCollector(2)
         with collecting(collector):
             for _ in range(5):
                 with span("x"):
@@ -185,7 +185,7 @@ class TestTrace:
 
     def test_arguments_and_results(self, dists: Distributions) -> None:
         drivers = dists.kernel(self.TEXT.format("telling")).variant("v")
-        collector = Collector()
+        collector = SpanCollector()
         with collecting(collector):
             drivers.snapshotter.prepare("a", parent="p" * 200)
             with pytest.raises(NotFound):
@@ -207,7 +207,7 @@ class TestTrace:
 
     def test_options(self, dists: Distributions) -> None:
         text = self.TEXT.format("telling") + "[plugin.decorate.trace]\nlimit = 10\nresults = false"
-        snapshotter, collector = dists.kernel(text).variant("v").snapshotter, Collector()
+        snapshotter, collector = dists.kernel(text).variant("v").snapshotter, SpanCollector()
         with collecting(collector):
             snapshotter.prepare("a", "p" * 50)
         assert collector.spans[0].attributes == {
@@ -221,7 +221,7 @@ class TestTrace:
         rules = '[[plugin.decorate.inject.rules]]\ncall = "snapshotter.cleanup"\naction = "error"\n'
         for order, count in ((["trace", "inject"], 2), (["inject", "trace"], 1)):
             kernel = dists.kernel(f'[variant.v]\nsnapshotter = "telling"\ndecorate = {order}\n{rules}')
-            collector = Collector()
+            collector = SpanCollector()
             with collecting(collector), pytest.raises(Unavailable):
                 kernel.variant("v").snapshotter.cleanup()
             assert len(collector.spans) == count

@@ -13,10 +13,10 @@ import pytest
 from support.distributions import Distributions, distributions  # noqa: F401
 from wherry.api import NotFound, PluginFault
 from wherry.kernel import discovery
-from wherry.kernel.discovery import Entry, discover
+from wherry.kernel.discovery import PluginEntry, discover
 
 
-def entry(entries: tuple[Entry, ...], key: str) -> Entry:
+def entry(entries: tuple[PluginEntry, ...], key: str) -> PluginEntry:
     return next(each for each in entries if each.key == key)
 
 
@@ -121,7 +121,7 @@ class TestIndex:
         file.write_text(text)
         assert discover(cache) == first
 
-    def planted(self, cache: Path) -> tuple[Entry, ...]:
+    def planted(self, cache: Path) -> tuple[PluginEntry, ...]:
         discover(cache)
         (file,) = cache.iterdir()
         data = json.loads(file.read_text())

@@ -16,9 +16,9 @@ import pytest
 from support.distributions import Distributions, distributions, eventually  # noqa: F401
 from wherry.api import DeadlineExceeded, Exit, InUse, NotFound, PluginFault, SnapshotInfo, Unavailable
 from wherry.kernel import Kernel, calls
+from wherry.kernel.breaker import CircuitBreaker
 from wherry.kernel.calls import Pool
 from wherry.kernel.guard import Guarded
-from wherry.kernel.health import Health
 
 TEXT = "[engine]\ndeadline = {deadline}\n[variant.bad]\n{family} = 'bad'\n"
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
@@ -432,7 +432,7 @@ def test_threads_end_with_the_kernel(make: Make) -> None:
 class TestHealth:
     def test_backoff(self) -> None:
         now = [100.0]
-        health = Health("x.y", clock=lambda: now[0])
+        health = CircuitBreaker("x.y", clock=lambda: now[0])
         waits = []
         for _ in range(9):
             health.enter("m", 1)
@@ -451,7 +451,7 @@ class TestHealth:
         assert (health.open, health.lost_threads) == (False, 9)
 
     def test_a_full_driver(self) -> None:
-        health = Health("x.y", limit=1)
+        health = CircuitBreaker("x.y", limit=1)
         health.enter("m", 0.05)
         with pytest.raises(Unavailable, match=r"x.y: m: 1 calls run already and none ended within 0.05 s"):
             health.enter("m", 0.05)

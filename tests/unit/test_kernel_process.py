@@ -28,8 +28,8 @@ from wherry.api import (
     Unavailable,
 )
 from wherry.kernel import Kernel
-from wherry.kernel.codec import SentStep
-from wherry.kernel.remote import RemoteBacking
+from wherry.kernel.supervisor import RemoteBackend
+from wherry.rpc.codec import SentStep
 
 EXTRA = """
 import os, time, threading, signal
@@ -293,7 +293,7 @@ def test_decorated(make: Any, distributions: Distributions) -> None:  # noqa: F8
     assert [span.name for span in kernel.spans("k")] == ["own.stat", "snapshotter.stat"]
     with pytest.raises(DeadlineExceeded):
         snapshotter.stat("hang")
-    assert isinstance(kernel._driver("snapshotter", "own")._backing, RemoteBacking)
+    assert isinstance(kernel._driver("snapshotter", "own")._backing, RemoteBackend)
 
 
 def test_a_store_over_the_wire(distributions: Distributions) -> None:  # noqa: F811

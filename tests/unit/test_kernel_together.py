@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from wherry.api import DeadlineExceeded, Network, NetworkConfig, NotFound, PluginFault
+from wherry.kernel.breaker import CircuitBreaker
 from wherry.kernel.calls import Pool
-from wherry.kernel.guard import Target, guard
-from wherry.kernel.health import Health
+from wherry.kernel.guard import GuardTarget, guard
 
 
 class Driver:
@@ -39,11 +39,11 @@ class Driver:
     inspect = reserve = attach = detach = list
 
 
-def made(deadline: float = 5.0) -> tuple[Driver, Any, Pool, Health]:
-    pool, health, driver = Pool(), Health("network.slow"), Driver()
+def made(deadline: float = 5.0) -> tuple[Driver, Any, Pool, CircuitBreaker]:
+    pool, health, driver = Pool(), CircuitBreaker("network.slow"), Driver()
     return (
         driver,
-        guard(driver, Target("network.slow", pool, health, deadline=deadline), "network", Network),
+        guard(driver, GuardTarget("network.slow", pool, health, deadline=deadline), "network", Network),
         pool,
         health,
     )

@@ -20,10 +20,10 @@ from support.distributions import eventually
 from wherry import api
 from wherry.api import Error, Invalid, NotFound, PluginFault
 from wherry.kernel.checks import hints_of, methods_of
-from wherry.kernel.codec import decode, decode_error, encode, encode_error
-from wherry.kernel.wire import Channel, Lost, Proxy, make_proxy, serve
 from wherry.linux.framing import Reader, send
 from wherry.linux.framing import encode as frame
+from wherry.rpc.codec import decode, decode_error, encode, encode_error
+from wherry.rpc.wire import ConnectionLost, Proxy, RpcChannel, make_proxy, serve
 
 
 @attrs.frozen
@@ -135,7 +135,7 @@ class Pair:
         self.object = ThingsObject()
         self.thread = threading.Thread(target=serve, args=(Things, self.object, self.far), daemon=True)
         self.thread.start()
-        self.channel = Channel(self.near)
+        self.channel = RpcChannel(self.near)
         self.things: Any = make_proxy(Things, self.channel, "")
 
     def close(self) -> None:
@@ -198,7 +198,7 @@ def test_records_come_back_as_they_were(record: Record) -> None:
 
 def build(cls: Any) -> st.SearchStrategy[Any]:
     """A strategy for a record of the contract, by its annotations; descriptors stay -1."""
-    from wherry.kernel.codec import FD_FIELDS
+    from wherry.rpc.codec import FD_FIELDS
 
     hints = get_type_hints(cls)
     skipped = {*FD_FIELDS.get(cls, ()), "steps", "socket"}
@@ -258,7 +258,7 @@ PROTOCOLS = [api.Store, api.LayerSnapshotter, api.Isolation, api.Checkpointer, a
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda each: each.__name__)
 def test_every_method_of_the_contract_has_a_codec(protocol: Any) -> None:
-    from wherry.kernel.codec import decoder, encoder, is_object
+    from wherry.rpc.codec import decoder, encoder, is_object
 
     for name, function in methods_of(protocol).items():
         for argument, annotation in hints_of(function).items():
@@ -402,7 +402,7 @@ def test_a_stream_ends_with_the_connection() -> None:
     next(stream)
     pair.close()
     assert pair.object.closed.wait(5)
-    with pytest.raises(Lost):
+    with pytest.raises(ConnectionLost):
         for _ in stream:
             pass
 
@@ -449,7 +449,7 @@ def test_objects(pair: Pair) -> None:
 
 
 def test_a_deadline(pair: Pair) -> None:
-    limited = make_proxy(Things, Channel(pair.near, timeout=lambda: 0.1), "")
+    limited = make_proxy(Things, RpcChannel(pair.near, timeout=lambda: 0.1), "")
     with pytest.raises(api.DeadlineExceeded, match=r"the other end: slow: did not return within 0.1 s"):
         limited.slow(0.5)
     time.sleep(0.6)
@@ -473,8 +473,8 @@ def test_the_other_end_is_gone() -> None:
     pair.far.shutdown(socket.SHUT_RDWR)
     for thread in threads:
         thread.join(5)
-    assert [type(error) for error in waiting] == [Lost] * 3
-    with pytest.raises(Lost, match="the other end: "):
+    assert [type(error) for error in waiting] == [ConnectionLost] * 3
+    with pytest.raises(ConnectionLost, match="the other end: "):
         pair.things.add(1)
     pair.close()
 
@@ -548,5 +548,5 @@ def test_proxy_closes_the_connection() -> None:
     proxy.close()
     thread.join(5)
     far.close()
-    with pytest.raises(Lost):
+    with pytest.raises(ConnectionLost):
         proxy.hello()

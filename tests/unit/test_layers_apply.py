@@ -98,10 +98,10 @@ def test_a_file_capability_outlives_the_chown(root: Path) -> None:
     info, data = member("ping", data=b"x", mode=0o755, uid=10)
     blob = tar((info, data))
     # tarfile writes pax values as text: put the bytes in by our own writer instead
-    from wherry.layers.archive import Entry
+    from wherry.layers.archive import TarEntry
     from wherry.layers.writer import END, header, padding
 
-    entry = Entry()
+    entry = TarEntry()
     entry.name, entry.mode, entry.uid, entry.size = b"ping", 0o755, 10, 1
     entry.xattrs = {b"security.capability": capability}
     unpack(root, header(entry) + b"x" + padding(1) + END)
@@ -474,7 +474,7 @@ def test_a_cached_directory_does_not_outlive_its_name(root: Path, monkeypatch: p
     layer = tar(directory("e"), member("d/1"), link("d", "e"), member("d/2"))
     unpack(root, layer)
     assert names(root) == {"d", "e", "e/2"}
-    monkeypatch.setattr(paths.Tree, "forget", lambda self, kept=None: None)
+    monkeypatch.setattr(paths.RootedTree, "forget", lambda self, kept=None: None)
     other = root.parent / "twin"
     other.mkdir()
     try:

@@ -20,12 +20,12 @@ from wherry.api import Invalid
 from wherry.layers import archive, compression
 from wherry.layers import archive as archive_module
 from wherry.layers.ahead import ReadAhead
-from wherry.layers.archive import Archive, Entry
+from wherry.layers.archive import Archive, TarEntry
 from wherry.layers.compression import Layer
 from wherry.layers.writer import END, header, padding
 
 
-def entries(data: bytes) -> list[tuple[Entry, bytes]]:
+def entries(data: bytes) -> list[tuple[TarEntry, bytes]]:
     archive = Archive(io.BytesIO(data))
     return [(entry, b"".join(bytes(piece) for piece in archive.data())) for entry in archive]
 
@@ -259,7 +259,7 @@ def test_damage_is_told_or_harmless(data: st.DataObject) -> None:
     xattr=st.binary(max_size=50),
 )
 def test_the_writer_says_what_the_reader_reads(name: list[str], mode: int, uid: int, mtime: int, xattr: bytes) -> None:
-    entry = Entry()
+    entry = TarEntry()
     entry.name = "/".join(name).strip("/").encode()
     entry.mode, entry.uid, entry.gid, entry.mtime = mode, uid, uid, mtime
     entry.size = 5

@@ -18,7 +18,7 @@ from support.generated import Generator
 from support.images_area import world
 from support.layers import digest, directory, hard, link, member, tar, tree, unpack
 from wherry.api import Descriptor, Mount, SnapshotOptions
-from wherry.engine.workers import WorkerPool
+from wherry.engine.workers.pool import WorkerPool
 from wherry.layers.diff import diff
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and devices need root")

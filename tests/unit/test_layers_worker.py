@@ -21,8 +21,8 @@ import pytest
 
 from support.layers import Inside, digest, link, member, tar, tree
 from wherry.api import Descriptor, Digest, IdMap, Invalid, Mount, Unavailable
-from wherry.engine import nursery as module
-from wherry.engine.workers import WorkerPool
+from wherry.engine.workers import zygote as module
+from wherry.engine.workers.pool import WorkerPool
 from wherry.layers import apply, listing
 from wherry.layers.archive import Archive
 from wherry.spec.distribution import LAYER
@@ -345,7 +345,7 @@ def test_a_worker_dies_with_its_engine(tmp_path: Path) -> None:
 import os, sys, threading
 from pathlib import Path
 from wherry.api import Descriptor, Mount
-from wherry.engine.workers import WorkerPool
+from wherry.engine.workers.pool import WorkerPool
 top = Path(sys.argv[1])
 pool = WorkerPool(top / "run")
 stream = os.fdopen(0, "rb")

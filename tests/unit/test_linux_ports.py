@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from wherry.api import InUse, Port
+from wherry.kit.networks.claims import PortClaims
 from wherry.linux import ports
-from wherry.networks.claims import PortClaims
 
 
 def listener(port: int, *, reuse: bool) -> socket.socket:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from wherry.api import FailedPrecondition, Invalid, LogLine, LogSink
-from wherry.shim.sink import LogFile
+from wherry.shim.logfile import LogFile
 from wherry_plugins.log.json_file import JsonFile, JsonFileConfig, parse_size
 from wherry_plugins.log.json_file.reading import parse_time
 from wherry_plugins.log.none import NoneConfig, NoneLog

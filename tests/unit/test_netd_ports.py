@@ -147,7 +147,7 @@ def leftovers(running: Running) -> list[bytes]:
 @pytest.fixture
 def pipes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pipes of the test's own."""
-    monkeypatch.setattr(tcp, "PIPES", made := tcp.Pipes())
+    monkeypatch.setattr(tcp, "PIPES", made := tcp.PipePool())
     yield
     for pipe in made._kept:
         for fd in pipe:
@@ -161,7 +161,7 @@ def test_a_pipe_is_lent_for_as_long_as_there_is_something_in_it(running: Running
 
 @pytest.mark.usefixtures("pipes")
 def test_twin_a_pipe_comes_back_as_it_is(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp.Pipes, "give", lambda self, pipe, *, empty: self._kept.append(pipe))
+    monkeypatch.setattr(tcp.PipePool, "give", lambda self, pipe, *, empty: self._kept.append(pipe))
     assert leftovers(running) == [b"\0"]
 
 

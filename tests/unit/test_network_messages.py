@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from support.nets import BOUND, nft
+from wherry.kit.networks import messages, netlink
+from wherry.kit.networks.netlink import Rtnl
 from wherry.linux import namespaces, nsfs
-from wherry.networks import messages, netlink
-from wherry.networks.netlink import Rtnl
 from wherry_plugins.network.bridge.netd import rules
 from wherry_plugins.network.bridge.netd.elements import PLAIN, Elements
 from wherry_plugins.network.bridge.netd.libnftables import Nft

@@ -39,13 +39,13 @@ SPEC: dict[str, Any] = {
 }
 
 
-def made(change: dict[str, Any] | None = None, host: compile.Host | None = None) -> compile.Compiled:
+def made(change: dict[str, Any] | None = None, host: compile.HostFacts | None = None) -> compile.Compiled:
     merged = copy.deepcopy(SPEC)
     for key, value in (change or {}).items():
         place, *rest = key.split("/")
         target = merged[place] if rest else merged
         target[rest[0] if rest else place] = value
-    return compile.container("id", merged, ROOT, host or compile.Host(filter=(b"\0" * 8, 0)), bundle="/b")
+    return compile.container("id", merged, ROOT, host or compile.HostFacts(filter=(b"\0" * 8, 0)), bundle="/b")
 
 
 def names(compiled: compile.Compiled) -> list[str]:
@@ -99,7 +99,7 @@ def test_hooks_have_their_moments() -> None:
 
 
 def test_an_exec_ends_like_a_start() -> None:
-    compiled = compile.exec("id", SPEC, SPEC["process"], compile.Host(filter=(b"\0" * 8, 0)))
+    compiled = compile.exec("id", SPEC, SPEC["process"], compile.HostFacts(filter=(b"\0" * 8, 0)))
     assert names(compiled)[:5] == ["cgroup", "enter", "setsid", "user", "own_stdio"]
     assert names(compiled)[5:] == names(made())[-9:]
 
@@ -107,13 +107,13 @@ def test_an_exec_ends_like_a_start() -> None:
 def test_an_exec_is_seen_late_where_others_may_look() -> None:
     for sets in ({"bounding": ["CAP_SYS_PTRACE"]}, {"permitted": ["CAP_SYS_PTRACE"]}):
         spec = {**SPEC, "process": {**SPEC["process"], "capabilities": sets}}
-        compiled = compile.exec("id", spec, SPEC["process"], compile.Host())
+        compiled = compile.exec("id", spec, SPEC["process"], compile.HostFacts())
         assert names(compiled)[:4] == ["cgroup", "enter", "pidns", "setsid"]
 
 
 def test_an_exec_that_starts_at_once_is_born_last() -> None:
     """In the pid namespace, with all that the process is to have: nothing of the host's is ever seen inside."""
-    host = compile.Host(filter=(b"\0" * 8, 0), spawns=True)
+    host = compile.HostFacts(filter=(b"\0" * 8, 0), spawns=True)
     compiled = compile.exec("id", SPEC, SPEC["process"], host, start=True)
     assert names(compiled) == [
         "cgroup", "enter", "user", "own_stdio", "keyring", "umask", "bounding", "filter", "identity", "signals", "chdir", "spawn",
@@ -129,10 +129,10 @@ def test_an_exec_is_not_born_last_where_that_is_no_good() -> None:
     few = [{"type": "RLIMIT_AS", "soft": 1 << 20, "hard": 1 << 20}]
     sees = {**SPEC, "process": {**process, "capabilities": {"bounding": ["CAP_SYS_PTRACE"]}}}
     full = {**SPEC, "linux": {**SPEC["linux"], "resources": {"pids": {"limit": 2}}}}
-    aware = compile.Host(spawns=True, apparmor=True)
+    aware = compile.HostFacts(spawns=True, apparmor=True)
     for container, wanted, host, start in (
         (SPEC, process, aware, False),
-        (SPEC, process, compile.Host(filter=(b"\0" * 8, 0)), True),  # a filter of the user's own
+        (SPEC, process, compile.HostFacts(filter=(b"\0" * 8, 0)), True),  # a filter of the user's own
         (SPEC, {**process, "terminal": True}, aware, True),
         (SPEC, {**process, "rlimits": few}, aware, True),
         (SPEC, {**process, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 9}]}, aware, True),
@@ -181,10 +181,10 @@ def test_layers_are_told_apart() -> None:
 
 
 def test_cgroup_v1_shows_the_own_groups_and_v2_the_tree() -> None:
-    host = compile.Host(cgroup_binds=[("cpu,cpuacct", "/c/x")], cgroup_links=[("cpu", "cpu,cpuacct")])
+    host = compile.HostFacts(cgroup_binds=[("cpu,cpuacct", "/c/x")], cgroup_links=[("cpu", "cpu,cpuacct")])
     order = names(made(host=host))
     assert order.count("link") == 1
-    unified = made(host=compile.Host(unified=True))
+    unified = made(host=compile.HostFacts(unified=True))
     assert ["/sys/fs/cgroup", "cgroup2"] in [list(step[:2]) for step in unified.steps if step.name == "mount"]
 
 
@@ -230,7 +230,9 @@ def test_overlapping_id_maps(column: str) -> None:
 
 def test_an_idmapped_overlay_has_idmapped_layers() -> None:
     mapped = (Mount("overlay", "overlay", "", ("lowerdir=/a:/b",), IdMap(((0, 1, 2),), ((0, 3, 4),))),)
-    step = next(step for step in compile.container("id", SPEC, mapped, compile.Host()).steps if "overlay" in step.name)
+    step = next(
+        step for step in compile.container("id", SPEC, mapped, compile.HostFacts()).steps if "overlay" in step.name
+    )
     assert (step.name, step[1], step[4], step[5]) == ("mapped_overlay", ["/a", "/b"], [(0, 1, 2)], [(0, 3, 4)])
     assert "2 layers idmapped" in step.describe()
 
@@ -245,7 +247,9 @@ def test_sysctl_names() -> None:
 
 
 def test_mount_options() -> None:
-    parsed = options.Options(["ro", "nosuid", "exec", "rprivate", "size=1m", "newinstance", "rbind", "noatime", "rw"])
+    parsed = options.MountOptions(
+        ["ro", "nosuid", "exec", "rprivate", "size=1m", "newinstance", "rbind", "noatime", "rw"]
+    )
     assert parsed.set == mount.ATTR_NOSUID | mount.ATTR_NOATIME
     assert parsed.clear == mount.ATTR_NOEXEC | mount.ATTR_ATIME | mount.ATTR_RDONLY
     assert (parsed.bind, parsed.recursive, parsed.propagation) == (True, True, mount.MS_PRIVATE | mount.MS_REC)

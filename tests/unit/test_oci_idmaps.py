@@ -77,4 +77,4 @@ def test_a_failing_program_is_named_with_what_it_said(tmp_path: Path, monkeypatc
     program.chmod(0o755)
     monkeypatch.setattr(idmaps, "which", lambda name, search=None: str(program))
     with pytest.raises(idmaps.IdMapError, match="newuidmap: newuidmap: not allowed"):
-        idmaps.write(1, idmaps.Maps([(0, 1000, 1), (1, 2000, 5)], [(0, 1000, 1), (1, 2000, 5)]))
+        idmaps.write(1, idmaps.IdMaps([(0, 1000, 1), (1, 2000, 5)], [(0, 1000, 1), (1, 2000, 5)]))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wherry.linux import namespaces, process
-from wherry.oci.runner import fits
+from wherry.oci.exec_helper import fits
 
 
 def plan(**changes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from wherry.engine.specs import profile
+from wherry.engine.containers.specs import profile
 from wherry.linux import caps, libseccomp, process, seccomp, syscall
 from wherry.oci import bpf, filters
 from wherry.oci.errors import SpecError

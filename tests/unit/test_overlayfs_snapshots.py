@@ -12,7 +12,7 @@ import pytest
 
 from support.images_area import mounted
 from wherry.api import FailedPrecondition, Invalid, NotFound, SnapshotOptions
-from wherry.layers.stacked import ONCE
+from wherry.kit.snapshots.stacked import ONCE
 from wherry.testing.harness import LocalContext
 from wherry_plugins.snapshotter import overlayfs
 from wherry_plugins.snapshotter.overlayfs import OverlayConfig

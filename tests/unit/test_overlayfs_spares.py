@@ -11,7 +11,7 @@ import pytest
 
 from support.images_area import mounted
 from wherry.api import Mount, SnapshotOptions
-from wherry.layers import stacked
+from wherry.kit.snapshots import stacked
 from wherry.testing.harness import LocalContext
 from wherry_plugins.snapshotter.overlayfs import OverlayConfig
 from wherry_plugins.snapshotter.overlayfs.snapshotter import OverlaySnapshotter

@@ -13,7 +13,7 @@ import pytest
 from support.fakes import World, engine
 from wherry.api import RunRequest, Stdio, Unavailable
 from wherry.engine.assembly import Parts
-from wherry.engine.attaching import Attaching
+from wherry.engine.networks.attach import Attacher
 
 BOUND = 30.0
 REQUEST = RunRequest(image="x", name="one", command=("sleep",))
@@ -93,12 +93,12 @@ def test_a_process_is_made_ready_while_its_networks_are(world: World, parts: Par
 
 
 def test_twin_one_after_the_other(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Attaching.begin
+    begin = Attacher.begin
 
-    def late(self: Attaching, created: Any, net: Any) -> Callable[[], None]:
+    def late(self: Attacher, created: Any, net: Any) -> Callable[[], None]:
         return lambda: begin(self, created, net)()
 
-    monkeypatch.setattr(Attaching, "begin", late)
+    monkeypatch.setattr(Attacher, "begin", late)
     with pytest.raises(AssertionError, match="not attached meanwhile"):
         both_at_once(world, parts, patience=0.2)
 
@@ -128,13 +128,13 @@ def test_an_undo_waits_for_what_is_attached(world: World, parts: Parts) -> None:
 
 
 def test_twin_an_undo_that_does_not_wait(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Attaching.begin
+    begin = Attacher.begin
 
-    def forgetful(self: Attaching, created: Any, net: Any) -> Callable[[], None]:
+    def forgetful(self: Attacher, created: Any, net: Any) -> Callable[[], None]:
         begin(self, created, net)
         return lambda: None
 
-    monkeypatch.setattr(Attaching, "begin", forgetful)
+    monkeypatch.setattr(Attacher, "begin", forgetful)
     with pytest.raises(AssertionError):
         a_process_fails_meanwhile(world, parts, patience=BOUND)
 

@@ -10,7 +10,7 @@ import pytest
 
 import wherry
 from wherry.api import Unavailable
-from wherry.engine import remote
+from wherry.engine.server import client
 from wherry.linux import framing
 
 BOUND = 30.0
@@ -51,6 +51,6 @@ def test_an_engine_that_takes_long_to_die(tmp_path: Path) -> None:
 
 
 def test_twin_no_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "DYING_SECONDS", -1.0)
+    monkeypatch.setattr(client, "DYING_SECONDS", -1.0)
     with pytest.raises(Unavailable, match="closed the connection"):
         a_dying_engine(tmp_path, refusals=5)

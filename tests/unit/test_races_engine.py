@@ -15,11 +15,11 @@ import pytest
 from support.fakes import CHAIN, World, engine
 from wherry.api import CommandNotFound, ExecRequest, FailedPrecondition, RunRequest, Stdio, Unavailable
 from wherry.engine.assembly import Parts
-from wherry.engine.attaching import Attaching
-from wherry.engine.ending import Ending
-from wherry.engine.execs import Execs
-from wherry.engine.memberships import Memberships
-from wherry.engine.sweeping import Sweeping
+from wherry.engine.containers.execs import Execs
+from wherry.engine.containers.exits import ExitHandler
+from wherry.engine.containers.sandboxes import SandboxMembers
+from wherry.engine.networks.attach import Attacher
+from wherry.engine.state.sweeping import SweepLock
 
 BOUND = 30.0
 SLEEP = ("sleep",)
@@ -62,10 +62,10 @@ def nothing_runs(world: World, parts: Parts) -> None:
     assert list((parts.state.run / "network" / "none").iterdir()) == []
 
 
-def by_what_runs(parts: Parts) -> Callable[[Memberships, Any], bool]:
-    """The count that ``Memberships`` replaces: of containers that run at the moment."""
+def by_what_runs(parts: Parts) -> Callable[[SandboxMembers, Any], bool]:
+    """The count that ``SandboxMembers`` replaces: of containers that run at the moment."""
 
-    def leave(_memberships: Memberships, record: Any) -> bool:
+    def leave(_memberships: SandboxMembers, record: Any) -> bool:
         members = parts.state.registry.members(record.sandbox_id)
         return not any(other is not record and other.live for other in members)
 
@@ -95,7 +95,7 @@ def test_one_that_joins_while_the_owner_ends_keeps_its_network(world: World, par
 
 
 def test_twin_one_that_joins_is_not_counted_yet(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Memberships, "leave", by_what_runs(parts))
+    monkeypatch.setattr(SandboxMembers, "leave", by_what_runs(parts))
     with pytest.raises(AssertionError):
         one_joins_while_the_owner_ends(world, parts)
 
@@ -123,7 +123,7 @@ def test_of_two_that_end_together_one_takes_the_sandbox_down(world: World, parts
 
 
 def test_twin_two_that_count_each_other(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Memberships, "leave", by_what_runs(parts))
+    monkeypatch.setattr(SandboxMembers, "leave", by_what_runs(parts))
     with pytest.raises(AssertionError):
         two_end_together(world, parts)
 
@@ -147,11 +147,11 @@ def test_one_that_joined_and_failed_takes_down_what_was_left_to_it(world: World,
 
 
 def test_twin_one_that_failed_just_leaves(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leave(starting: Attaching, record: Any, _pairs: Any) -> None:
+    def leave(starting: Attacher, record: Any, _pairs: Any) -> None:
         if starting._state.memberships.leave(record):
             starting._state.memberships.down(record)
 
-    monkeypatch.setattr(Attaching, "_leave", leave)
+    monkeypatch.setattr(Attacher, "_leave", leave)
     with pytest.raises(AssertionError):
         the_last_one_fails_to_start(world, parts)
 
@@ -164,13 +164,13 @@ def the_owner_comes_back_while_the_last_one_goes(
     world.exit(one.id, 0)
     over(parts, "one")
     at_the_door, inside = threading.Event(), threading.Event()
-    enter = Memberships.enter
+    enter = SandboxMembers.enter
 
-    def entering(self: Memberships, record: Any) -> None:
+    def entering(self: SandboxMembers, record: Any) -> None:
         at_the_door.set()
         enter(self, record)
 
-    monkeypatch.setattr(Memberships, "enter", entering)
+    monkeypatch.setattr(SandboxMembers, "enter", entering)
     errors: list[Exception] = []
 
     def start() -> None:
@@ -269,11 +269,11 @@ def test_an_end_that_cannot_be_written_is_told_and_written_later(
 def test_twin_an_end_that_stops_where_it_cannot_be_written(
     world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(ending: Ending, end: Any) -> None:
+    def stop(ending: ExitHandler, end: Any) -> None:
         ending._write(end, end.record.pack())
         ending.release(end, [])
 
-    monkeypatch.setattr(Ending, "_stop", stop)
+    monkeypatch.setattr(ExitHandler, "_stop", stop)
     with pytest.raises(AssertionError):
         an_end_on_a_full_disk(world, parts, monkeypatch, remove=False)
 
@@ -303,7 +303,7 @@ def test_twin_an_exec_whose_end_has_to_be_written(world: World, parts: Parts, mo
         step()
         return True
 
-    monkeypatch.setattr("wherry.engine.ending.attempt", strict)
+    monkeypatch.setattr("wherry.engine.containers.exits.attempt", strict)
     monkeypatch.setattr(sys.modules[__name__], "BOUND", 1.0)  # it will not come to it
     with pytest.raises(AssertionError):
         an_exec_that_ends_on_a_full_disk(world, parts, monkeypatch)
@@ -334,13 +334,13 @@ class Listed:
 def a_start_beside_a_sweep(parts: Parts, monkeypatch: pytest.MonkeyPatch, *, waits: bool) -> None:
     """It comes after the sweep has asked what containers hold, and before the network driver gives back all else."""
     at_the_door = threading.Event()
-    wait = Sweeping.wait
+    wait = SweepLock.wait
 
-    def waiting(self: Sweeping) -> None:
+    def waiting(self: SweepLock) -> None:
         at_the_door.set()
         wait(self)
 
-    monkeypatch.setattr(Sweeping, "wait", waiting)
+    monkeypatch.setattr(SweepLock, "wait", waiting)
     starter = threading.Thread(target=run, args=(parts, "one"), daemon=True)
 
     def meanwhile() -> None:
@@ -364,7 +364,7 @@ def test_a_start_waits_while_doctor_repairs(parts: Parts, monkeypatch: pytest.Mo
 
 
 def test_twin_a_start_that_does_not_wait(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sweeping, "wait", lambda _self: None)
+    monkeypatch.setattr(SweepLock, "wait", lambda _self: None)
     with pytest.raises(AssertionError):
         a_start_beside_a_sweep(parts, monkeypatch, waits=False)
 
@@ -416,7 +416,7 @@ def test_an_exec_that_ended_already_is_told_by_its_exit(world: World, parts: Par
 
 
 def test_twin_an_exec_whose_end_is_not_asked_for(world: World, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wherry.engine.execs.NotFound", ZeroDivisionError)
+    monkeypatch.setattr("wherry.engine.containers.execs.NotFound", ZeroDivisionError)
     with pytest.raises(Exception, match="no such process"):
         an_exec_that_ends_before_its_start(world, parts)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from wherry.api import Event, Plan, Stdio
-from wherry.engine.records import Exec, Gate
-from wherry.engine.shim import ShimClient
+from wherry.engine.containers.records import Exec, ExitEvent
+from wherry.engine.shim.client import ShimClient
 from wherry.shim import replace, server
 from wherry.shim.server import Shim
 from wherry.shim.task import Task
@@ -71,7 +71,7 @@ def test_what_was_forgotten_before_its_answer_is_not_remembered_twin() -> None:
 
 def told(*, first: bool) -> list[str]:
     """The end comes while the start waits to be told. first: whether whoever tells the end tells the start before."""
-    exec = Exec("x", Gate())
+    exec = Exec("x", ExitEvent())
     exec.untold.append(Event("exec.started", "c", 1))
     topics: list[str] = []
 

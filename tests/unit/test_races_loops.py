@@ -19,7 +19,7 @@ from wherry.linux import framing
 from wherry.linux.loop import IN, Loop
 from wherry_plugins.frontend.cli import keys, server
 from wherry_plugins.frontend.cli import session as sessions
-from wherry_plugins.frontend.cli.server import Hub
+from wherry_plugins.frontend.cli.server import Multiplexer
 from wherry_plugins.frontend.cli.session import Session
 
 BOUND = 30.0
@@ -123,7 +123,7 @@ def test_what_is_added_in_a_round_is_heard_in_the_next(ends: Ends) -> None:
 # the command line's
 
 
-def session_of(hub: Hub, fds: tuple[int, ...] = ()) -> tuple[Session, socket.socket]:
+def session_of(hub: Multiplexer, fds: tuple[int, ...] = ()) -> tuple[Session, socket.socket]:
     """A session and the client's end of its socket."""
     near, far = socket.socketpair()
     near.settimeout(BOUND)
@@ -146,7 +146,7 @@ class Interrupted:
         return getattr(self._real, name)
 
 
-def a_client_leaves_and_another_comes(hub: Hub) -> Session:
+def a_client_leaves_and_another_comes(hub: Multiplexer) -> Session:
     """The other one, which has the first one's number."""
     old, old_end = session_of(hub)
     hub.add(old)
@@ -169,10 +169,10 @@ def a_client_leaves_and_another_comes(hub: Hub) -> Session:
     return new
 
 
-def hub_of_my_own(monkeypatch: pytest.MonkeyPatch) -> Hub:
+def hub_of_my_own(monkeypatch: pytest.MonkeyPatch) -> Multiplexer:
     """Whose answers to frames are recorded as "lost"."""
-    monkeypatch.setattr(Hub, "_read", lambda _hub, session: session.lost())
-    return Hub()
+    monkeypatch.setattr(Multiplexer, "_read", lambda _hub, session: session.lost())
+    return Multiplexer()
 
 
 def test_a_client_is_not_taken_for_the_one_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_twin_a_hub_that_does_not_know_the_newcomers(monkeypatch: pytest.MonkeyP
 
 def two_frames_at_once(monkeypatch: pytest.MonkeyPatch, patience: float, lock: Any = None) -> int:
     """How many threads a session makes for frames when the hub's and its own thread bring one each."""
-    session, end = session_of(Hub())
+    session, end = session_of(Multiplexer())
     if lock is not None:
         session._starting = lock
     made: list[threading.Thread] = []
@@ -234,7 +234,7 @@ def test_twin_two_threads_for_a_sessions_frames(monkeypatch: pytest.MonkeyPatch)
 
 def others_wait_for_a_client_that_reads_nothing(ends: Ends, monkeypatch: pytest.MonkeyPatch, patience: float) -> bool:
     """Whether the thread that listens to all clients waits for one that is to be told to exit and takes no frame."""
-    hub = Hub()
+    hub = Multiplexer()
     reader, writer = os.pipe()
     ends.fds.append(writer)
     session, end = session_of(hub, (os.dup(writer), os.dup(writer), os.dup(writer)))
@@ -267,7 +267,7 @@ def test_twin_the_listener_tells_clients_itself(ends: Ends, monkeypatch: pytest.
 
 def watched_while_let_go(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> dict[int, Session]:
     """A command asks for its stdout to be watched just when another thread lets go of it."""
-    hub = Hub()
+    hub = Multiplexer()
     reader, writer = ends.pipe()
     session, end = session_of(hub, (os.dup(reader), os.dup(writer), os.dup(writer)))
     close = os.close
@@ -294,19 +294,19 @@ def test_a_stdout_is_not_watched_after_it_was_let_go_of(ends: Ends, monkeypatch:
 
 
 def test_twin_a_stdout_that_is_let_go_of_in_two_steps(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    def release(hub: Hub, session: Session) -> list[int]:
+    def release(hub: Multiplexer, session: Session) -> list[int]:
         hub._unwatch(session)
         return list(session.fds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.Hub, "release", release)
+        patch.setattr(server.Multiplexer, "release", release)
         patch.setattr(Session, "close", lambda _session: None)
         assert len(watched_while_let_go(ends, patch)) == 1
 
 
 def written_while_let_go(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, bytes]:
     """(what the client got, what got whoever had the number of its stderr next)."""
-    hub = Hub()
+    hub = Multiplexer()
     mine, client = ends.pipe()
     others, other = ends.pipe()
     session, end = session_of(hub, (os.dup(client), os.dup(client), os.dup(client)))
@@ -342,7 +342,7 @@ def test_what_is_written_does_not_follow_the_number(ends: Ends, monkeypatch: pyt
 def test_twin_writes_by_number(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions.os, "dup", lambda fd: fd)
     monkeypatch.setattr(Session, "close", lambda _session: None)
-    hub = Hub()
+    hub = Multiplexer()
     _mine, client = ends.pipe()
     session, end = session_of(hub, (-1, -1, client))
     others, other = ends.pipe()
@@ -369,7 +369,7 @@ def stdin_of(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     os.set_blocking(reader, False)
     os.write(writer, b"archive")
     os.close(writer)
-    session, end = session_of(Hub(), (os.dup(reader),))
+    session, end = session_of(Multiplexer(), (os.dup(reader),))
     read, calls = os.read, []
 
     def reading(fd: int, size: int) -> bytes:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from wherry.shim import reserve as module
-from wherry.shim import supervise
-from wherry.shim.reserve import Reserve
+from wherry.shim import engine_supervisor
+from wherry.shim import prefork as module
+from wherry.shim.prefork import PreforkPool
 
 EARLY = (("mount", "/proc"),)
 OTHER = (("mount", "/dev"),)
@@ -50,19 +50,19 @@ class FakeSpare:
 
 
 @pytest.fixture
-def reserve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reserve]:
+def reserve(monkeypatch: pytest.MonkeyPatch) -> Iterator[PreforkPool]:
     """One without a loop; what a plan shares with all others stands in it."""
     monkeypatch.setattr(module, "shared", lambda plan: plan["early"])
     monkeypatch.setattr(module.oci, "set_hostname", lambda _fd, _name: None)
     monkeypatch.setattr(module.oci, "make_sandbox", lambda _record: {"net": 100, "uts": 101})
     loop: Any = SimpleNamespace(soon=lambda _call: None, later=lambda _seconds, _call: None)
     reaper: Any = SimpleNamespace(unexpect=lambda _pid: None, expect=lambda *_args: None)
-    made = Reserve(loop, reaper)
+    made = PreforkPool(loop, reaper)
     yield made
     made.spare = made.sandbox = None
 
 
-def given_to_another_plan(reserve: Reserve, early: Any) -> bool:
+def given_to_another_plan(reserve: PreforkPool, early: Any) -> bool:
     """Whether a spare that has done early serves a plan that wants something else."""
     spare = FakeSpare(early)
     reserve.spare = spare  # type: ignore[assignment]
@@ -71,16 +71,16 @@ def given_to_another_plan(reserve: Reserve, early: Any) -> bool:
     return held is not None
 
 
-def test_a_spare_serves_only_a_plan_that_wants_what_it_has_done(reserve: Reserve) -> None:
+def test_a_spare_serves_only_a_plan_that_wants_what_it_has_done(reserve: PreforkPool) -> None:
     assert not given_to_another_plan(reserve, EARLY)
     assert reserve.spare is None
 
 
-def test_twin_a_spare_that_serves_any_plan(reserve: Reserve) -> None:
+def test_twin_a_spare_that_serves_any_plan(reserve: PreforkPool) -> None:
     assert given_to_another_plan(reserve, Alike(EARLY))
 
 
-def given_twice(reserve: Reserve) -> int:
+def given_twice(reserve: PreforkPool) -> int:
     spare = FakeSpare(EARLY)
     reserve.spare = spare  # type: ignore[assignment]
     for _ in range(2):
@@ -88,12 +88,12 @@ def given_twice(reserve: Reserve) -> int:
     return len(spare.given)
 
 
-def test_a_spare_is_given_once(reserve: Reserve) -> None:
+def test_a_spare_is_given_once(reserve: PreforkPool) -> None:
     assert given_twice(reserve) == 1
 
 
-def test_twin_a_spare_that_stays(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Kept(Reserve):
+def test_twin_a_spare_that_stays(reserve: PreforkPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kept(PreforkPool):
         spare = property(
             lambda self: self.__dict__["kept"], lambda self, value: self.__dict__.setdefault("kept", value)
         )  # type: ignore[assignment]
@@ -103,7 +103,7 @@ def test_twin_a_spare_that_stays(reserve: Reserve, monkeypatch: pytest.MonkeyPat
     assert given_twice(reserve) == 2
 
 
-def after_its_death(reserve: Reserve) -> Any:
+def after_its_death(reserve: PreforkPool) -> Any:
     spare = FakeSpare(EARLY)
     spare.dead = True
     reserve.spare = spare  # type: ignore[assignment]
@@ -112,31 +112,31 @@ def after_its_death(reserve: Reserve) -> Any:
     return held
 
 
-def test_a_spare_that_was_killed_is_not_missed(reserve: Reserve) -> None:
+def test_a_spare_that_was_killed_is_not_missed(reserve: PreforkPool) -> None:
     assert after_its_death(reserve) is None
     assert reserve.spare is None
 
 
-def test_twin_a_spare_whose_death_is_an_error(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twin_a_spare_whose_death_is_an_error(reserve: PreforkPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BrokenPipeError", ZeroDivisionError, raising=False)
     monkeypatch.setattr(module, "ConnectionError", ZeroDivisionError, raising=False)
     with pytest.raises(BrokenPipeError):
         after_its_death(reserve)
 
 
-def two_sandboxes(reserve: Reserve) -> bool:
+def two_sandboxes(reserve: PreforkPool) -> bool:
     """Whether two sandboxes share namespaces."""
     reserve.sandbox = {"net": 1, "uts": 2}
     record = {"netns": "", "ipc": True, "uts": True, "hostname": "h"}
     return reserve.namespaces(record) == reserve.namespaces(record)
 
 
-def test_namespaces_in_reserve_are_given_once(reserve: Reserve) -> None:
+def test_namespaces_in_reserve_are_given_once(reserve: PreforkPool) -> None:
     assert not two_sandboxes(reserve)
 
 
-def test_twin_namespaces_that_stay_in_reserve(reserve: Reserve) -> None:
-    class Kept(Reserve):
+def test_twin_namespaces_that_stay_in_reserve(reserve: PreforkPool) -> None:
+    class Kept(PreforkPool):
         sandbox = property(lambda self: {"net": 1, "uts": 2}, lambda self, value: None)  # type: ignore[assignment]
 
     reserve.__class__ = Kept
@@ -161,9 +161,9 @@ class Watched:
         pass
 
 
-def life_of_a_mother(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def life_of_a_mother(reserve: PreforkPool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     order: list[str] = []
-    monkeypatch.setattr(module, "Mother", lambda _like: Watched(order))
+    monkeypatch.setattr(module, "ExecZygote", lambda _like: Watched(order))
     monkeypatch.setattr(module, "reset_oom", lambda pid: order.append(f"resets {pid}"))
     reserve._like = {}
     reserve.fill()
@@ -171,16 +171,16 @@ def life_of_a_mother(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 def test_a_mother_gives_up_the_shim_s_protection_before_she_bears_one(
-    reserve: Reserve, monkeypatch: pytest.MonkeyPatch
+    reserve: PreforkPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert life_of_a_mother(reserve, monkeypatch) == ["resets 7", "bears"]
 
 
-def test_twin_a_mother_that_keeps_it(reserve: Reserve, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bear(self: Reserve, like: Any) -> Any:
-        return module.Mother(like).runner()
+def test_twin_a_mother_that_keeps_it(reserve: PreforkPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bear(self: PreforkPool, like: Any) -> Any:
+        return module.ExecZygote(like).runner()
 
-    monkeypatch.setattr(Reserve, "_bear", bear)
+    monkeypatch.setattr(PreforkPool, "_bear", bear)
     assert life_of_a_mother(reserve, monkeypatch) == ["bears"]
 
 
@@ -191,8 +191,8 @@ EXEC = {"start": True, "target": "c", "steps": [["enter", 0], ["spawn"]]}
 
 def first_step_of_an_exec(monkeypatch: pytest.MonkeyPatch, **more: Any) -> list[Any]:
     """That of a clone of a shim which the OOM killer spares."""
-    monkeypatch.setattr(supervise, "_protected", lambda: True)
-    found: list[Any] = supervise.unprotected({**EXEC, **more})["steps"][0]
+    monkeypatch.setattr(engine_supervisor, "_protected", lambda: True)
+    found: list[Any] = engine_supervisor.unprotected({**EXEC, **more})["steps"][0]
     return found
 
 

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from wherry.api import Plan, Stdio
-from wherry.engine import link as links
-from wherry.engine.link import Link
-from wherry.engine.shim import ShimClient
+from wherry.engine.shim import connection as links
+from wherry.engine.shim.client import ShimClient
+from wherry.engine.shim.connection import ShimConnection
 from wherry.linux import framing
 from wherry.linux.loop import Loop
+from wherry.shim import engine_supervisor, server
 from wherry.shim import replace as replacing
-from wherry.shim import server, supervise
 from wherry.shim import tasks as module
 from wherry.shim.server import Shim
-from wherry.shim.streams import Streams
+from wherry.shim.streams import TaskStreams
 from wherry.shim.task import Task
 from wherry.shim.tasks import Tasks
 
@@ -208,7 +208,7 @@ def test_twin_a_child_whose_last_word_counts(child: subprocess.Popen[bytes], mon
 
 def tokens_of_two_shims() -> set[str]:
     """A container's streams are attached to by a client of each; the second shim has followed the first, which was lost."""
-    streams = Streams("c/", 0, False, False, "")
+    streams = TaskStreams("c/", 0, False, False, "")
     task = SimpleNamespace(streams=streams, name="c")
     found = set()
     for _ in range(2):
@@ -233,7 +233,7 @@ def test_twin_tokens_that_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_token_of_the_callers_own() -> None:
-    streams = Streams("c/", 0, False, False, "")
+    streams = TaskStreams("c/", 0, False, False, "")
     streams.attached = {"s1": {}, "hmine": {}, "": {}}
     assert [streams.token(name) for name in ("1", "mine", "", "other")] == ["s1", "hmine", "", None]
     around: Any = SimpleNamespace(_with_streams=lambda _message: SimpleNamespace(streams=streams, name="c"))
@@ -319,7 +319,7 @@ def in_flight_beside_a_bad_descriptor() -> Any:
     """The answer to a request, while which another one was made with a descriptor that is none."""
     near, far = socket.socketpair()
     far.settimeout(BOUND)
-    link = Link(near)
+    link = ShimConnection(near)
     found: list[Any] = []
 
     def ask() -> None:
@@ -366,10 +366,10 @@ def restarted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     loop = Loop()
     options = SimpleNamespace(python="python", config="", run="/nowhere")
-    made = supervise.Supervisor(options, loop, SimpleNamespace())  # type: ignore[arg-type]
+    made = engine_supervisor.EngineSupervisor(options, loop, SimpleNamespace())  # type: ignore[arg-type]
     monkeypatch.setattr(made, "_other", lambda: gone.pid)
     monkeypatch.setattr(made, "_start", lambda: done.append("started"))
-    monkeypatch.setattr(supervise.pidfd, "open", lambda _pid: handle)
+    monkeypatch.setattr(engine_supervisor.pidfd, "open", lambda _pid: handle)
     try:
         with contextlib.suppress(ProcessLookupError):
             made.engine(Said(), restart=True)  # type: ignore[arg-type]
@@ -389,7 +389,7 @@ def test_an_engine_that_ends_before_it_is_told_to(monkeypatch: pytest.MonkeyPatc
 
 def test_twin_an_engine_that_ends_before_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """The restart never comes to its end, nor does any later one."""
-    monkeypatch.setattr(supervise, "signal_if_there", supervise.pidfd.send_signal)
+    monkeypatch.setattr(engine_supervisor, "signal_if_there", engine_supervisor.pidfd.send_signal)
     assert restarted(monkeypatch) == []
 
 

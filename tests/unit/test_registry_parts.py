@@ -16,11 +16,11 @@ from wherry.spec.distribution import INDEX, MANIFEST, media_type_of
 from wherry.spec.reference import parse_reference
 from wherry_plugins.credentials import docker_config
 from wherry_plugins.transport.registry import HostConfig, RegistryConfig
+from wherry_plugins.transport.registry.address_policy import AddressPolicy, may_lead, nearest, reach_of
 from wherry_plugins.transport.registry.challenge import Challenge, parse_challenges
-from wherry_plugins.transport.registry.connection import Broken
+from wherry_plugins.transport.registry.connection import TransferError
 from wherry_plugins.transport.registry.endpoint import endpoint_of, plain, tls
-from wherry_plugins.transport.registry.patience import Patience, retry_after
-from wherry_plugins.transport.registry.reach import Reach, may_lead, nearest, reach_of
+from wherry_plugins.transport.registry.retry import RetryPolicy, retry_after
 from wherry_plugins.transport.registry.transport import _is_rest
 from wherry_plugins.transport.registry.url import parse_url
 from wherry_plugins.transport.registry.watchdog import Watchdog
@@ -103,20 +103,25 @@ class TestReach:
     @pytest.mark.parametrize(
         ("address", "reach"),
         [
-            ("127.0.0.1", Reach.LOOPBACK), ("127.8.8.8", Reach.LOOPBACK), ("0.0.0.0", Reach.LOOPBACK), ("::1", Reach.LOOPBACK),
-            ("::", Reach.LOOPBACK), ("::ffff:127.0.0.1", Reach.LOOPBACK), ("169.254.169.254", Reach.LINK_LOCAL),
-            ("fe80::1%eth0", Reach.LINK_LOCAL), ("::ffff:169.254.169.254", Reach.LINK_LOCAL), ("64:ff9b::a9fe:a9fe", Reach.LINK_LOCAL),
-            ("224.0.0.1", Reach.LINK_LOCAL), ("10.1.2.3", Reach.PRIVATE), ("192.168.0.1", Reach.PRIVATE),
-            ("fd00:ec2::254", Reach.PRIVATE),
-            ("100.64.0.1", Reach.PRIVATE), ("2002:a9fe:a9fe::1", Reach.LINK_LOCAL), ("8.8.8.8", Reach.PUBLIC),
-            ("2606:4700::1111", Reach.PUBLIC),
+            ("127.0.0.1", AddressPolicy.LOOPBACK), ("127.8.8.8", AddressPolicy.LOOPBACK), ("0.0.0.0", AddressPolicy.LOOPBACK), ("::1", AddressPolicy.LOOPBACK),
+            ("::", AddressPolicy.LOOPBACK), ("::ffff:127.0.0.1", AddressPolicy.LOOPBACK), ("169.254.169.254", AddressPolicy.LINK_LOCAL),
+            ("fe80::1%eth0", AddressPolicy.LINK_LOCAL), ("::ffff:169.254.169.254", AddressPolicy.LINK_LOCAL), ("64:ff9b::a9fe:a9fe", AddressPolicy.LINK_LOCAL),
+            ("224.0.0.1", AddressPolicy.LINK_LOCAL), ("10.1.2.3", AddressPolicy.PRIVATE), ("192.168.0.1", AddressPolicy.PRIVATE),
+            ("fd00:ec2::254", AddressPolicy.PRIVATE),
+            ("100.64.0.1", AddressPolicy.PRIVATE), ("2002:a9fe:a9fe::1", AddressPolicy.LINK_LOCAL), ("8.8.8.8", AddressPolicy.PUBLIC),
+            ("2606:4700::1111", AddressPolicy.PUBLIC),
         ],
     )  # fmt: skip
-    def test_of(self, address: str, reach: Reach) -> None:
+    def test_of(self, address: str, reach: AddressPolicy) -> None:
         assert reach_of(address) == reach
 
     def test_who_may_lead_where(self) -> None:
-        allowed = {(source.name, target.name) for source in Reach for target in Reach if may_lead(source, target)}
+        allowed = {
+            (source.name, target.name)
+            for source in AddressPolicy
+            for target in AddressPolicy
+            if may_lead(source, target)
+        }
         assert allowed == {
             ("PUBLIC", "PUBLIC"), ("PRIVATE", "PUBLIC"), ("PRIVATE", "PRIVATE"), ("LINK_LOCAL", "PUBLIC"),
             ("LINK_LOCAL", "LINK_LOCAL"), ("LOOPBACK", "PUBLIC"), ("LOOPBACK", "PRIVATE"), ("LOOPBACK", "LOOPBACK"),
@@ -124,7 +129,7 @@ class TestReach:
 
     def test_other_ways_to_write_an_address(self) -> None:
         for text in ("127.1", "2130706433", "0x7f000001", "localhost"):
-            assert nearest(text, 80) == Reach.LOOPBACK
+            assert nearest(text, 80) == AddressPolicy.LOOPBACK
 
 
 class TestEndpoints:
@@ -170,15 +175,15 @@ class TestWaiting:
             assert retry_after(text) is None
 
     def test_it_ends(self) -> None:
-        patience = Patience(RegistryConfig(retries=2), "x", lambda: None)
-        patience.after(Broken("no"), 0)
-        patience.after(Broken("no"), 0)
+        patience = RetryPolicy(RegistryConfig(retries=2), "x", lambda: None)
+        patience.after(TransferError("no"), 0)
+        patience.after(TransferError("no"), 0)
         with pytest.raises(Unavailable, match="x: no, tried 3 times"):
-            patience.after(Broken("no"), 0)
+            patience.after(TransferError("no"), 0)
 
     def test_not_for_hours(self) -> None:
         with pytest.raises(Unavailable, match="in 7200 s"):
-            Patience(RegistryConfig(), "x", lambda: None).after(Broken("busy"), 7200)
+            RetryPolicy(RegistryConfig(), "x", lambda: None).after(TransferError("busy"), 7200)
 
     def test_a_watchdog_ends_a_wait(self) -> None:
         here, there = socket.socketpair()

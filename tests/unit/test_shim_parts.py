@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wherry.shim import arena, compact, launch
-from wherry.shim.ledger import Ledger
+from wherry.shim.journal import Journal
+from wherry.shim.logfile import HEAD, LogFile, encode_json, encode_local, timestamp
 from wherry.shim.output import boundary
 from wherry.shim.server import Shim
-from wherry.shim.sink import HEAD, LogFile, encode_json, encode_local, timestamp
 from wherry.shim.wire import Fault
 
 TIME = 1_700_000_000_123_456_789
@@ -97,7 +97,7 @@ def test_rotation_cut_short_at_any_rename_moves_nothing_twice(tmp_path: Path, ke
         done = subprocess.run(
             [
                 sys.executable, "-c",
-                "import os, sys; from wherry.shim.sink import LogFile; left = int(sys.argv[3])\n"
+                "import os, sys; from wherry.shim.logfile import LogFile; left = int(sys.argv[3])\n"
                 "def counted(call):\n"
                 "    def counting(*args, **kwargs):\n"
                 "        global left\n"
@@ -144,7 +144,7 @@ def test_a_write_that_fails_leaves_the_log_as_it_was() -> None:
 
 
 def test_the_ledger_is_replayed_and_shrinks() -> None:
-    ledger = Ledger()
+    ledger = Journal()
     task = {"id": "a", "exec_id": "", "status": "running"}
     ledger.note(task=task)
     ledger.note(task={**task, "exec_id": "x"})
@@ -154,12 +154,12 @@ def test_the_ledger_is_replayed_and_shrinks() -> None:
     ledger.note(forget=["a", "x"])
     os.pwrite(ledger.fd, b'{"task": {"id', os.fstat(ledger.fd).st_size)  # torn
     expected = ({("a", ""): task}, {"box": {"id": "box"}})
-    assert Ledger(ledger.fd).read() == expected
+    assert Journal(ledger.fd).read() == expected
     while not ledger.heavy():
         ledger.note(task=task)
     ledger.rewrite([{"task": task}, {"sandbox": {"id": "box"}}])
     assert not ledger.heavy()
-    again = Ledger(ledger.fd)
+    again = Journal(ledger.fd)
     assert again.read() == expected
     assert os.fstat(ledger.fd).st_blocks < 64
     os.close(ledger.fd)
@@ -221,7 +221,7 @@ def launched(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise Reached
 
     monkeypatch.setattr(launch, "lock", reached)
-    launch.launch(launch.Place(["--run", str(directory / "link"), "--root", str(directory / "root")]))
+    launch.launch(launch.LaunchOptions(["--run", str(directory / "link"), "--root", str(directory / "root")]))
 
 
 class Reached(Exception):

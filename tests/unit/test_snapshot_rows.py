@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from wherry.api import FailedPrecondition, InUse, NotFound
-from wherry.layers import snapshots
-from wherry.layers.database import Database
-from wherry.layers.snapshots import VERSION, Snapshots
+from wherry.kit.database import Database
+from wherry.kit.snapshots import rows as snapshots
+from wherry.kit.snapshots.rows import VERSION, Snapshots
 
 FIRST = """
 CREATE TABLE snapshots (

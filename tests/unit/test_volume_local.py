@@ -19,7 +19,7 @@ DEPTH = 1100
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> Any:
-    return local.Local(local.LocalConfig(), SimpleNamespace(root=tmp_path))  # type: ignore[arg-type]
+    return local.LocalVolumes(local.LocalConfig(), SimpleNamespace(root=tmp_path))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_volume_that_is_deep_goes(volumes: Any, tmp_path: Path, few_descriptor
 def test_what_is_left_of_one_goes_with_the_next_engine(volumes: Any, tmp_path: Path, few_descriptors: None) -> None:
     deep(volumes)
     (tmp_path / "v").rename(tmp_path / ".gone-1")
-    local.Local(local.LocalConfig(), SimpleNamespace(root=tmp_path))  # type: ignore[arg-type]
+    local.LocalVolumes(local.LocalConfig(), SimpleNamespace(root=tmp_path))  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == []
 
 

@@ -46,7 +46,7 @@ def say(text: str) -> None:
         pass
 
 
-class Place:
+class EngineLocation:
     """Where this command's engine lives: absolute run and root directories, the config file ("" for the search order). root_named:
     it was asked for, by option or environment."""
 
@@ -114,7 +114,7 @@ class Refused(Exception):
         fail(self.error.get("what", "shim"), self.error.get("cause", "unknown"), self.error.get("hint", ""))
 
 
-def check_runtime(place: Place) -> None:
+def check_runtime(place: EngineLocation) -> None:
     """An ordinary user's runtime directory has to be that user's: another one's is left over from su(1) or sudo(8)."""
     base, uid = os.environ.get("XDG_RUNTIME_DIR", ""), os.geteuid()
     if not uid or not base or place.run != os.path.abspath(f"{base}/wherry"):
@@ -125,7 +125,7 @@ def check_runtime(place: Place) -> None:
         fail(f'XDG_RUNTIME_DIR "{base}"', cause, "set it to a directory of your own, or unset it")
 
 
-def start(place: Place, *, restart: bool = False) -> None:
+def start(place: EngineLocation, *, restart: bool = False) -> None:
     """An engine answers when this returns: through the shim, which is started first where none runs."""
     check_runtime(place)
     arguments: dict[str, Any] = {"restart": True} if restart else {}
@@ -147,7 +147,7 @@ def start(place: Place, *, restart: bool = False) -> None:
         fail("shim", (error.strerror or str(error)).lower(), f'see "{place.run}/engine.log"')
 
 
-def check_root(place: Place) -> None:
+def check_root(place: EngineLocation) -> None:
     """Fails where a root is named and the shim of the run directory serves another one: it would start that one's engine."""
     if not place.root_named:
         return
@@ -163,7 +163,7 @@ def check_root(place: Place) -> None:
         )
 
 
-def launch(place: Place) -> None:
+def launch(place: EngineLocation) -> None:
     command = [sys.executable, "-I", "-m", "wherry.shim.launch", "--run", place.run, "--root", place.root]
     command += ["--config", place.config] if place.config else []
     done = subprocess.run(
@@ -196,7 +196,7 @@ def engine_pid(run: str) -> int:
         return 0
 
 
-def stop(place: Place) -> None:
+def stop(place: EngineLocation) -> None:
     """Ends the engine, then the shim when no container is left."""
     if pid := engine_pid(place.run):
         try:
@@ -221,7 +221,7 @@ def stop(place: Place) -> None:
     say("engine stopped" if pid else "engine was not running")
 
 
-def status(place: Place, arguments: list[str], given: dict[str, str]) -> NoReturn:
+def status(place: EngineLocation, arguments: list[str], given: dict[str, str]) -> NoReturn:
     cause = hot.attempt(place.run, ["engine", "status", *arguments], given)
     if cause == "mismatch":
         fail("engine", "it runs and is of another version", 'run "wherry engine restart"', code=NOT_RUNNING)
@@ -239,7 +239,7 @@ def status(place: Place, arguments: list[str], given: dict[str, str]) -> NoRetur
     os._exit(NOT_RUNNING)
 
 
-def engine(place: Place, argv: list[str], given: dict[str, str]) -> NoReturn:
+def engine(place: EngineLocation, argv: list[str], given: dict[str, str]) -> NoReturn:
     """``wherry engine VERB``, which must work without an engine."""
     verb, *arguments = argv[1:] or [""]
     if verb == "status" and arguments in ([], ["--json"]):
@@ -315,12 +315,12 @@ def offline(argv: list[str], given: dict[str, str]) -> NoReturn:
     try:
         client.hello(argv, given)
         client.talk()
-    except (OSError, hot.Lost):
+    except (OSError, hot.EngineLost):
         pass
     fail("command line", "its plugin frontend.cli is not installed or failed")
 
 
-def unreachable(place: Place, cause: str) -> NoReturn:
+def unreachable(place: EngineLocation, cause: str) -> NoReturn:
     check_runtime(place)
     if cause == "foreign":
         fail(f'run directory "{place.run}"', f"belongs to user {hot.owner(place.run)}", "name another by --run")
@@ -357,7 +357,7 @@ def main() -> None:
     if argv == ["--version"]:
         say(f"wherry {hot.VERSION}")
         os._exit(0)
-    place = Place(given)
+    place = EngineLocation(given)
     if argv and argv[0] == "engine":
         engine(place, argv, given)
     if argv[:2] == ["config", "check"]:

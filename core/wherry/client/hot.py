@@ -32,7 +32,7 @@ FATAL = (SIGHUP, SIGINT, SIGQUIT, SIGTERM)
 PATH_LIMIT = 107  # sun_path in unix(7)
 
 
-class Lost(Exception):
+class EngineLost(Exception):
     """The engine went away ("closed") or is of another version ("mismatch")."""
 
 
@@ -112,14 +112,14 @@ class Client:
                     self.cook()
                 else:
                     self.other(body)
-        raise Lost("closed")
+        raise EngineLost("closed")
 
     def other(self, body: bytes) -> None:
         import json
 
         for key, text in json.loads(body).items():
             if key == "mismatch":
-                raise Lost(key)
+                raise EngineLost(key)
             if key in {"out", "err"}:
                 self.write(1 + (key == "err"), text)
             if key == "exit":
@@ -256,7 +256,7 @@ def attempt(run: str, argv: list[str], given: dict[str, str]) -> str:
     try:
         client.hello(argv, given)
         client.talk()
-    except (OSError, Lost) as error:
+    except (OSError, EngineLost) as error:
         client.cook()
         return str(error)
     return ""

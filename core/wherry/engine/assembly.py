@@ -12,32 +12,32 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from wherry.api import Error, Event, FailedPrecondition
-from wherry.engine.attaching import Attaching
-from wherry.engine.changing import Changing
-from wherry.engine.collecting import present
-from wherry.engine.creation import Creation
-from wherry.engine.database import Database
-from wherry.engine.ending import Ending
-from wherry.engine.events import Bus
-from wherry.engine.execs import Execs
-from wherry.engine.joining import Joining
-from wherry.engine.leases import Leases
-from wherry.engine.lifecycle import Lifecycle
-from wherry.engine.networks import Networks
-from wherry.engine.ownership import Claim
+from wherry.engine.containers.containers import Containers
+from wherry.engine.containers.create import Creator
+from wherry.engine.containers.execs import Execs
+from wherry.engine.containers.exits import ExitHandler
+from wherry.engine.containers.inspect import Inspector
+from wherry.engine.containers.start import Starter
+from wherry.engine.containers.streams import ContainerStreams
+from wherry.engine.containers.update import Updater
+from wherry.engine.images.gc import present
+from wherry.engine.images.remove import ImageRemoval
+from wherry.engine.networks.attach import Attacher
+from wherry.engine.networks.connect import Connector
+from wherry.engine.networks.networks import Networks
 from wherry.engine.recovery import Recovery
-from wherry.engine.removal import ImageRemoval
-from wherry.engine.reserve import Reserve
-from wherry.engine.starting import Starting
-from wherry.engine.state import State, cgroup_parent
-from wherry.engine.streams import Streams
+from wherry.engine.state.database import EngineDatabase
+from wherry.engine.state.events import EventBus
+from wherry.engine.state.leases import Leases
+from wherry.engine.state.ownership import DirectoryLock
+from wherry.engine.state.reserve import DiskReserve
+from wherry.engine.state.state import State, cgroup_parent
 from wherry.engine.system import System
-from wherry.engine.views import Views
 from wherry.kernel.config import LoadedConfig, load
 from wherry.linux import cgroup
 
 if TYPE_CHECKING:
-    from wherry.engine.shim import ShimClient
+    from wherry.engine.shim.client import ShimClient
 
 
 @define
@@ -45,17 +45,17 @@ class Parts:
     """All verbs over one state."""
 
     state: State
-    lifecycle: Lifecycle
+    lifecycle: Containers
     execs: Execs
-    streams: Streams
-    views: Views
+    streams: ContainerStreams
+    views: Inspector
     images: ImageRemoval
     networks: Networks
-    joining: Joining
-    changing: Changing
+    joining: Connector
+    changing: Updater
     system: System
     recovery: Recovery
-    reserve: Reserve
+    reserve: DiskReserve
     closers: ExitStack
 
     def close(self) -> None:
@@ -122,9 +122,9 @@ def assemble(
     root, run, loaded = locate(root, run, config)
     with ExitStack() as stack:
         _directories(root, run, loaded.config.engine.group)
-        stack.callback(Claim(run / "engine.lock", "run directory").close)
-        stack.callback(Claim(root / "engine.lock", "root").close)
-        reserve = Reserve(root)
+        stack.callback(DirectoryLock(run / "engine.lock", "run directory").close)
+        stack.callback(DirectoryLock(root / "engine.lock", "root").close)
+        reserve = DiskReserve(root)
         with reserve.used():
             parts = _recovered(stack, root, run, loaded, reserve, resident)
         parts.closers = stack.pop_all()
@@ -132,10 +132,10 @@ def assemble(
 
 
 def _recovered(
-    stack: ExitStack, root: Path, run: Path, loaded: LoadedConfig, reserve: Reserve, resident: bool
+    stack: ExitStack, root: Path, run: Path, loaded: LoadedConfig, reserve: DiskReserve, resident: bool
 ) -> Parts:
-    bus = Bus()
-    database = Database(root / "wherry.db", bus.deliver)
+    bus = EventBus()
+    database = EngineDatabase(root / "wherry.db", bus.deliver)
     stack.callback(database.close)
     leases = Leases(database, secrets.token_hex(8))
     state = _state(stack, root, run, loaded, database, bus, leases, resident)
@@ -148,13 +148,13 @@ def _recovered(
     return parts
 
 
-def combine(state: State, reserve: Reserve | None = None) -> Parts:
+def combine(state: State, reserve: DiskReserve | None = None) -> Parts:
     """The verbs over a state. Nothing is recovered and nothing runs yet."""
-    ending = Ending(state)
+    ending = ExitHandler(state)
     recovery = Recovery(state, ending)
-    creation = Creation(state)
-    attaching = Attaching(state, creation)
-    lifecycle = Lifecycle(state, creation, attaching, Starting(state, creation, attaching), ending)
+    creation = Creator(state)
+    attaching = Attacher(state, creation)
+    lifecycle = Containers(state, creation, attaching, Starter(state, creation, attaching), ending)
     execs = Execs(state)
     system = System(state, lifecycle, recovery)
     state.images.live = system.live
@@ -163,15 +163,15 @@ def combine(state: State, reserve: Reserve | None = None) -> Parts:
         state=state,
         lifecycle=lifecycle,
         execs=execs,
-        streams=Streams(state, execs),
-        views=Views(state),
+        streams=ContainerStreams(state, execs),
+        views=Inspector(state),
         images=ImageRemoval(state),
         networks=Networks(state),
-        joining=Joining(state, creation, attaching),
-        changing=Changing(state),
+        joining=Connector(state, creation, attaching),
+        changing=Updater(state),
         system=system,
         recovery=recovery,
-        reserve=reserve or Reserve(state.root),
+        reserve=reserve or DiskReserve(state.root),
         closers=ExitStack(),
     )
 
@@ -200,14 +200,14 @@ def _state(
     root: Path,
     run: Path,
     loaded: LoadedConfig,
-    database: Database,
-    bus: Bus,
+    database: EngineDatabase,
+    bus: EventBus,
     leases: Leases,
     resident: bool,
 ) -> State:
-    from wherry.engine.images import Images
-    from wherry.engine.shim import start_shim
-    from wherry.engine.workers import WorkerPool
+    from wherry.engine.images.images import Images
+    from wherry.engine.shim.client import start_shim
+    from wherry.engine.workers.pool import WorkerPool
     from wherry.kernel import Kernel
 
     shim = start_shim(run, root, config=Path(loaded.file) if loaded.file else None, engine=resident)

@@ -13,6 +13,7 @@ from wherry.api import (
     Container,
     ContainerProcess,
     DiskUsage,
+    EndpointConfig,
     Event,
     ExecRequest,
     Exit,
@@ -20,7 +21,6 @@ from wherry.api import (
     GcReport,
     ImageInfo,
     Info,
-    Join,
     LayerFile,
     LayerUse,
     LogLine,
@@ -38,7 +38,7 @@ from wherry.api import (
 from wherry.engine.assembly import Parts, assemble
 
 if TYPE_CHECKING:
-    from wherry.engine.state import State
+    from wherry.engine.state.state import State
     from wherry.kernel.config import LoadedConfig
 
 
@@ -236,7 +236,7 @@ class Engine:
     def remove_network(self, name: str) -> None:
         self._p.networks.remove(name)
 
-    def connect(self, container: str, join: Join) -> Container:
+    def connect(self, container: str, join: EndpointConfig) -> Container:
         return self._p.joining.connect(container, join)
 
     def disconnect(self, container: str, network: str, *, force: bool = False) -> Container:

@@ -73,7 +73,7 @@ def _tell(fd: int, line: str) -> None:
 
 def _serve(options: dict[str, str], ready: int, stop: threading.Event) -> int:
     from wherry.engine.local import Engine
-    from wherry.engine.server import Server
+    from wherry.engine.server.server import SocketServer
     from wherry.errors import Error
     from wherry.kernel.log import logger as log
 
@@ -87,7 +87,7 @@ def _serve(options: dict[str, str], ready: int, stop: threading.Event) -> int:
             frontends[id] = state.kernel.frontend(id)
         except Error as error:
             log.error("front end {}: {}", id, error)
-    server = Server(
+    server = SocketServer(
         engine,
         root=state.root,
         run=state.run,
@@ -118,9 +118,9 @@ def _serve(options: dict[str, str], ready: int, stop: threading.Event) -> int:
 def _idle(engine: object, server: object, stop: threading.Event, seconds: float) -> None:
     """Waits for a signal, or until nothing was asked and nothing ran for so long (0: for ever)."""
     from wherry.engine.local import Engine
-    from wherry.engine.server import Server
+    from wherry.engine.server.server import SocketServer
 
-    assert isinstance(engine, Engine) and isinstance(server, Server)  # noqa: PT018 for the type checker
+    assert isinstance(engine, Engine) and isinstance(server, SocketServer)  # noqa: PT018 for the type checker
     if not stop.wait(SETTLED_SECONDS):
         gc.freeze()  # what is there now stays: no collection need look at it again
     while not stop.wait(seconds / 4 if seconds > 0 else None):

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from wherry.api import Error, Exit, TaskState
-from wherry.engine.database import boot_id
-from wherry.engine.ending import Ending
-from wherry.engine.places import Place, published, settle_places, unpack_places
-from wherry.engine.records import Exec, Gate, Record, unpack_record
-from wherry.engine.state import State
-from wherry.engine.undo import attempt
+from wherry.engine.containers.exits import ExitHandler
+from wherry.engine.containers.records import ContainerRecord, Exec, ExitEvent, unpack_record
+from wherry.engine.networks.endpoints import SandboxEndpoint, published, settle_endpoints, unpack_endpoints
+from wherry.engine.state.database import boot_id
+from wherry.engine.state.state import State
+from wherry.engine.state.undo import attempt
 from wherry.kernel.log import logger as log
 from wherry.linux import cgroup
 
@@ -28,7 +28,7 @@ Tasks = dict[tuple[str, str], TaskState]
 
 
 class Recovery:
-    def __init__(self, state: State, ending: Ending) -> None:
+    def __init__(self, state: State, ending: ExitHandler) -> None:
         self._state = state
         self._ending = ending
 
@@ -40,7 +40,7 @@ class Recovery:
             if record.live:
                 state.memberships.enter(record)
         for id, attached in state.database.query("SELECT id, attached FROM sandboxes"):
-            state.attached[id] = unpack_places(attached)
+            state.attached[id] = unpack_endpoints(attached)
         state.leases.expire_dead()
         state.database.prune_events()
 
@@ -80,7 +80,7 @@ class Recovery:
                 log.error("isolation driver {}: adopt failed: {}", id, error)
         return found
 
-    def _settle(self, record: Record, tasks: Tasks) -> None:
+    def _settle(self, record: ContainerRecord, tasks: Tasks) -> None:
         task = tasks.get((record.id, ""))
         with record.lock:
             if record.status == "creating":
@@ -94,7 +94,7 @@ class Recovery:
                 if id == record.id and exec_id:
                     self._settle_exec(record, state)
 
-    def _settle_live(self, record: Record, task: TaskState | None) -> None:
+    def _settle_live(self, record: ContainerRecord, task: TaskState | None) -> None:
         self._settle_places(record)
         if task is None or (record.start_time and task.start_time and task.start_time != record.start_time):
             log.warning("container {}: its end was not seen", record.id[:12])
@@ -111,7 +111,7 @@ class Recovery:
             if status in ("running", "paused") and status != record.status:
                 record.apply({"status": status})  # the engine ended between the deed and its row
 
-    def _settle_places(self, record: Record) -> None:
+    def _settle_places(self, record: ContainerRecord) -> None:
         """A connect that was broken off is taken back, as nobody was told of it; a disconnect is done to its end."""
         places = self._state.attached.get(record.id, ())
         pending = [place for place in places if place.pending]
@@ -123,17 +123,17 @@ class Recovery:
             ports = [
                 published(self._state.network(place.driver, record), record.id, place.network) for place in staying
             ]
-            settle_places(self._state, record, staying, tuple(port for group in ports for port in group))
+            settle_endpoints(self._state, record, staying, tuple(port for group in ports for port in group))
         self._state.report(failures, f"recovery of container {record.id[:12]}")
 
     @staticmethod
-    def _settle_exec(record: Record, task: TaskState) -> None:
-        exec = Exec(task.exec_id, Gate(), task.pid)
+    def _settle_exec(record: ContainerRecord, task: TaskState) -> None:
+        exec = Exec(task.exec_id, ExitEvent(), task.pid)
         if task.status == "stopped":
             exec.gate.open(task.exit or Exit(None, time.time_ns()))
         record.execs[exec.id] = exec
 
-    def _undo_create(self, record: Record) -> None:
+    def _undo_create(self, record: ContainerRecord) -> None:
         """A create or run that nobody was told of: it leaves nothing, under whatever drivers it was begun."""
         state = self._state
         failures: list[tuple[str, Exception]] = []
@@ -141,7 +141,7 @@ class Recovery:
         attempt(failures, "isolation.delete", lambda: state.isolation(record).delete(id, force=True))
         state.forget(id)
         if network := record.drivers.get("network", ""):
-            for place in state.attached.pop(id, ()) or (Place(network, network),):
+            for place in state.attached.pop(id, ()) or (SandboxEndpoint(network, network),):
                 attempt(failures, "network.detach", partial(self._detach, id, place))
         attempt(failures, "shim.remove_sandbox", lambda: state.shim.remove_sandbox(id))
         shutil.rmtree(state.bundles / id, ignore_errors=True)
@@ -157,7 +157,7 @@ class Recovery:
         state.registry.drop(record, remember=False)
         state.report(failures, f"recovery of container {id[:12]}")
 
-    def _detach(self, id: str, place: Place) -> None:
+    def _detach(self, id: str, place: SandboxEndpoint) -> None:
         self._state.network(place.driver).detach(id, place.network)
 
     # what nobody owns
@@ -266,7 +266,7 @@ class Recovery:
         state.forget(task.id, task.exec_id)
 
 
-def busy(record: Record) -> bool:
+def busy(record: ContainerRecord) -> bool:
     """True while a container runs, or another thread is at work on it."""
     if record.live or record.status == "creating":
         return True

@@ -26,13 +26,13 @@ from wherry.api import (
     Volume,
     VolumeUse,
 )
-from wherry.engine import idmaps
-from wherry.engine.database import boot_id
-from wherry.engine.lifecycle import Lifecycle
-from wherry.engine.pacing import paced
+from wherry.engine.containers import idmaps
+from wherry.engine.containers.containers import Containers
 from wherry.engine.recovery import Recovery, busy
-from wherry.engine.state import State
-from wherry.engine.undo import attempt
+from wherry.engine.state.database import boot_id
+from wherry.engine.state.pacing import paced
+from wherry.engine.state.state import State
+from wherry.engine.state.undo import attempt
 from wherry.kernel.log import logger as log
 
 
@@ -62,7 +62,7 @@ def _damage(store: Store, blob: BlobInfo) -> str:
 
 
 class System:
-    def __init__(self, state: State, lifecycle: Lifecycle, recovery: Recovery) -> None:
+    def __init__(self, state: State, lifecycle: Containers, recovery: Recovery) -> None:
         self._state = state
         self._lifecycle = lifecycle
         self._recovery = recovery

@@ -13,7 +13,7 @@ from wherry.interfaces.process import LogSink
 
 
 @frozen
-class Named:
+class NamedImage:
     """One image that a transport found: its name ("" when the source names none) and its manifest or index."""
 
     name: str
@@ -26,7 +26,7 @@ class Transport(Protocol):
     References arrive without the prefix. Errors: NotFound, Invalid, Denied, Unavailable.
     """
 
-    def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
+    def resolve(self, reference: str, platform: str) -> tuple[NamedImage, ...]:
         """The images that the reference stands for (an archive may hold several). platform is "os/arch[/variant]"."""
         ...
 
@@ -121,4 +121,4 @@ class Frontend(Protocol):
     def stop(self) -> None: ...
 
 
-__all__ = ["Connection", "Frontend", "LogDriver", "LogLine", "Named", "Transport", "Volume", "VolumeDriver"]
+__all__ = ["Connection", "Frontend", "LogDriver", "LogLine", "NamedImage", "Transport", "Volume", "VolumeDriver"]

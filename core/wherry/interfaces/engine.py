@@ -18,7 +18,7 @@ from wherry.interfaces.config import Info, Origin, PluginInfo
 from wherry.interfaces.container import Container, ContainerProcess
 from wherry.interfaces.contributions import LogLine, Volume
 from wherry.interfaces.images import ArchiveFormat, DiskUsage, LayerFile, LayerUse
-from wherry.interfaces.network import Attachment, Join, NetworkConfig, Port
+from wherry.interfaces.network import Attachment, EndpointConfig, NetworkConfig, Port
 from wherry.interfaces.process import Exit, Stdio
 
 
@@ -99,7 +99,7 @@ class RunRequest:
     aliases: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     mac: str = ""
-    networks: tuple[Join, ...] = ()
+    networks: tuple[EndpointConfig, ...] = ()
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
@@ -388,7 +388,7 @@ class Engine(Protocol):
         """InUse while a container is attached, Invalid for a built-in one."""
         ...
 
-    def connect(self, container: str, join: Join) -> Container:
+    def connect(self, container: str, join: EndpointConfig) -> Container:
         """One network more: at once for a container that runs, and at each later start."""
         ...
 

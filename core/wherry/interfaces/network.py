@@ -90,7 +90,7 @@ class Attachment:
 
 
 @frozen
-class Join:
+class EndpointConfig:
     """A network that a container is in, or is to be in, as its user wishes it; addresses are without prefix."""
 
     network: str

@@ -148,7 +148,7 @@ class Shim(Protocol):
     spawn, start and create_sandbox are idempotent by id (and exec_id): a repeat answers what the first did. fds that come
     back are the caller's to close. A driver's own process, which is no container's, has an id that begins with the driver's
     context.id and a dot ("network.bridge.netd"): only that driver ends it, and the shim may end before it does. With an exec id it
-    is also the driver that forgets it (``wherry.programs``); without one it is forgotten as soon as it has ended.
+    is also the driver that forgets it (``wherry.kit.programs``); without one it is forgotten as soon as it has ended.
 
     Errors: NotFound, AlreadyExists, InUse, FailedPrecondition, CommandNotFound, CommandNotExecutable, Unavailable (no shim
     answers), OSError for a failed system call with the step that made it.

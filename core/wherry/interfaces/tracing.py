@@ -21,7 +21,7 @@ LIMIT = 100_000
 """Spans that one collector keeps; later ones are counted as dropped."""
 
 
-class Collector:
+class SpanCollector:
     """Gathers the spans of one request, from any thread."""
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -37,7 +37,7 @@ class Collector:
 
 
 #: (collector, id of the span that is open) of the current context, or None: nobody collects.
-CURRENT: ContextVar[tuple[Collector, int] | None] = ContextVar("wherry_spans", default=None)
+CURRENT: ContextVar[tuple[SpanCollector, int] | None] = ContextVar("wherry_spans", default=None)
 
 _ids = itertools.count((os.getpid() << 32) + 1)
 
@@ -48,7 +48,7 @@ def new_id() -> int:
 
 
 @contextmanager
-def collecting(collector: Collector) -> Iterator[Collector]:
+def collecting(collector: SpanCollector) -> Iterator[SpanCollector]:
     """Everything that runs inside, other threads reached by driver calls included, adds its spans to collector."""
     token = CURRENT.set((collector, 0))
     try:
@@ -128,4 +128,4 @@ def _plain(value: Any) -> Any:
     return repr(value)
 
 
-__all__ = ["Collector", "collecting", "span", "trace_events"]
+__all__ = ["SpanCollector", "collecting", "span", "trace_events"]

@@ -13,7 +13,7 @@ __all__ = ["Drivers", "Kernel", "LoadedConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    """Looked up at first use (PEP 562): a driver's own process imports ``wherry.kernel.host`` and needs none of these."""
+    """Looked up at first use (PEP 562): a driver's own process imports ``wherry.kernel.driver_main`` and needs none of these."""
     if name == "Kernel":
         from wherry.kernel.kernel import Kernel
 

@@ -61,7 +61,7 @@ def holding(callback: Callable[[str], None]) -> Iterator[None]:
         HOLD.reset(token)
 
 
-class Abandoned(Exception):
+class CallTimeout(Exception):
     """The call did not end in time; its thread is lost until it does."""
 
 
@@ -69,11 +69,11 @@ class Interrupted(KeyboardInterrupt):
     """The caller was interrupted while it waited; the call goes on without it."""
 
 
-class GivenUp(BaseException):
+class CallerGone(BaseException):
     """Ends work whose caller has gone (see ``Pool.together``); nobody hears of it."""
 
 
-class Carrier:
+class CallThread:
     """The thread of a piece of work that makes driver calls in a row. call: the one it is in, with what to do when it hangs."""
 
     __slots__ = ("_lock", "call", "given_up", "thread")
@@ -93,7 +93,7 @@ class Carrier:
         """lost is called, and what it answers raised, by who waits; back should the thread return nevertheless."""
         with self._lock:
             if self.given_up:
-                raise GivenUp
+                raise CallerGone
             self.call = (call, lost, back)
 
     def leave(self) -> bool:
@@ -111,10 +111,10 @@ class Carrier:
             return True
 
 
-CARRIER: ContextVar[Carrier | None] = ContextVar("wherry_carrier", default=None)
+CARRIER: ContextVar[CallThread | None] = ContextVar("wherry_carrier", default=None)
 
 
-def carrier() -> Carrier | None:
+def carrier() -> CallThread | None:
     """The carrier whose thread this is, if any; threads started by the work only have it in their context."""
     found = CARRIER.get()
     return found if found is not None and found.thread == _thread.get_ident() else None
@@ -200,7 +200,7 @@ class Pool:
         if not in_time:
             job.lost = back
             if job.claim.acquire(blocking=False):
-                raise Abandoned
+                raise CallTimeout
             job.done.acquire()
         if job.error is not None:
             try:
@@ -215,7 +215,7 @@ class Pool:
         Every call still has its own deadline. When one passes it, what ``Carrier.enter`` was told is raised here, and the work
         ends by GivenUp should its thread ever come back. patience: seconds after which it is looked at again.
         """
-        carrier = Carrier()
+        carrier = CallThread()
         job = _Job(carrier.run, (function, args), {})
         self._give(job)
         wait = patience

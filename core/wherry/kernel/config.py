@@ -27,7 +27,7 @@ KINDS = ("store", "snapshotter", "isolation", "network")
 DEFAULTS = "defaults"
 
 
-class Several(Invalid):
+class ConfigErrors(Invalid):
     """More than one problem of a config; the cause has them one a line."""
 
     def __init__(self, problems: list[Error], file: str) -> None:
@@ -141,7 +141,7 @@ def combined(problems: list[Error], file: str) -> Error:
     """One error of several: the single one itself, or an Invalid whose cause has one a line."""
     if len(problems) == 1:
         return problems[0]
-    return Several(problems, file)
+    return ConfigErrors(problems, file)
 
 
 def place(file: str, text: str, path: tuple[str, ...]) -> str:

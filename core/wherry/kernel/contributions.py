@@ -12,7 +12,7 @@ from wherry.errors import DeadlineExceeded, Denied, Error, PluginFault
 from wherry.interfaces.common import Descriptor, Event
 from wherry.interfaces.engine import RunRequest
 from wherry.interfaces.tracing import span
-from wherry.kernel.calls import CURRENT, Abandoned, Call, Pool
+from wherry.kernel.calls import CURRENT, Call, CallTimeout, Pool
 from wherry.kernel.config import LoadedConfig
 from wherry.kernel.log import logger
 from wherry.kernel.merge_patch import fold
@@ -111,7 +111,7 @@ class Contributions:
 
         try:
             return self._pool.run(step, timeout=self._deadline)
-        except Abandoned:
+        except CallTimeout:
             self.lost[key] = self.lost.get(key, 0) + 1
             cause = f"did not return within {self._deadline:g} s"
             raise DeadlineExceeded(f"plugin {key}", cause, plugin=key) from None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wherry.errors import DeadlineExceeded, Error, PluginFault
-from wherry.kernel.calls import CURRENT, Abandoned, Call, Pool
+from wherry.kernel.calls import CURRENT, Call, CallTimeout, Pool
 from wherry.kernel.config import LoadedConfig
 from wherry.kernel.drivers import Driver
 from wherry.kernel.guard import missing
@@ -70,7 +70,7 @@ class Decorators:
 
         try:
             return self._pool.run(step, timeout=deadline)
-        except Abandoned:
+        except CallTimeout:
             raise DeadlineExceeded(
                 f"plugin {key}", f"its {what} did not return within {deadline:g} s", plugin=key
             ) from None

@@ -28,7 +28,7 @@ _FORMAT = 1
 
 
 @frozen
-class Entry:
+class PluginEntry:
     """One entry point. problem: why the plugin can't be used whatever its module says ("" for none)."""
 
     family: str
@@ -44,7 +44,7 @@ class Entry:
         return f"{self.family}.{self.id}" if self.family else self.id
 
 
-def discover(cache: Path | None = None) -> tuple[Entry, ...]:
+def discover(cache: Path | None = None) -> tuple[PluginEntry, ...]:
     """Every entry point of the group on sys.path, problems noted, ordered by family and id.
 
     cache: a directory for the index, None for none. Nothing about the cache is an error: without it the scan is run.
@@ -66,12 +66,12 @@ def cache_directory(environ: dict[str, str] | os._Environ[str], uid: int) -> Pat
     return Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/nonexistent") / ".cache") / "wherry"
 
 
-def scan() -> tuple[Entry, ...]:
+def scan() -> tuple[PluginEntry, ...]:
     """Reads the metadata of every distribution on sys.path; the first of several of one name counts."""
     from importlib import metadata
 
     seen: set[str] = set()
-    found: list[Entry] = []
+    found: list[PluginEntry] = []
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"] or "?"
         normal = re.sub(r"[-_.]+", "-", name).lower()
@@ -85,7 +85,7 @@ def scan() -> tuple[Entry, ...]:
     return _clashes(found)
 
 
-def _entry(name: str, value: str, distribution: str, version: str) -> Entry:
+def _entry(name: str, value: str, distribution: str, version: str) -> PluginEntry:
     family, dot, id = name.partition(".")
     problem = ""
     if not dot:
@@ -95,12 +95,12 @@ def _entry(name: str, value: str, distribution: str, version: str) -> Entry:
         problem = f'"{family}" is no family' + nearest(family, FAMILY_HOOK)
     elif not ID.fullmatch(id):
         problem = f'"{id}" is no id: letters, digits, "_", "." and "-", at most 128'
-    return Entry(family, id, value, distribution, version, problem)
+    return PluginEntry(family, id, value, distribution, version, problem)
 
 
-def _clashes(found: list[Entry]) -> tuple[Entry, ...]:
+def _clashes(found: list[PluginEntry]) -> tuple[PluginEntry, ...]:
     """Two distributions with one name: neither is used, since any rule which one wins would depend on the order of sys.path."""
-    owners: dict[str, list[Entry]] = {}
+    owners: dict[str, list[PluginEntry]] = {}
     for entry in found:
         owners.setdefault(entry.key, []).append(entry)
     result = []
@@ -140,7 +140,7 @@ def _fresh(stamp: list[list[object]]) -> bool:
     return time.time_ns() - newest < 2_000_000_000
 
 
-def _read(file: Path, stamp: list[list[object]]) -> tuple[Entry, ...] | None:
+def _read(file: Path, stamp: list[list[object]]) -> tuple[PluginEntry, ...] | None:
     """The cached answer, or None. The file decides what gets imported, so it must be ours alone to write."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -151,12 +151,12 @@ def _read(file: Path, stamp: list[list[object]]) -> tuple[Entry, ...] | None:
             data = json.load(stream)
         if data["stamp"] != stamp:
             return None
-        return tuple(Entry(**entry) for entry in data["entries"])
+        return tuple(PluginEntry(**entry) for entry in data["entries"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write(file: Path, stamp: list[list[object]], entries: tuple[Entry, ...]) -> None:
+def _write(file: Path, stamp: list[list[object]], entries: tuple[PluginEntry, ...]) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

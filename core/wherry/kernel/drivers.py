@@ -16,20 +16,20 @@ from wherry.errors import DeadlineExceeded, Error, PluginFault, Unavailable
 from wherry.interfaces.common import Capabilities
 from wherry.interfaces.kernel import Registration
 from wherry.kernel import process_state
-from wherry.kernel.calls import CURRENT, Abandoned, Call, Pool
+from wherry.kernel.breaker import CircuitBreaker
+from wherry.kernel.calls import CURRENT, Call, CallTimeout, Pool
 from wherry.kernel.checks import check_for
 from wherry.kernel.config import LoadedConfig
 from wherry.kernel.context import DriverContext, make_directories
-from wherry.kernel.discovery import Entry
+from wherry.kernel.discovery import PluginEntry
 from wherry.kernel.guard import missing
-from wherry.kernel.health import Health
 from wherry.kernel.log import logger as log
 from wherry.kernel.plugins import Plugins, in_process, options, said
 from wherry.kernel.protocols import OPTIONAL, PROTOCOLS
 
 
 @frozen
-class Environment:
+class DriverEnvironment:
     """What every driver of a kernel shares."""
 
     loaded: LoadedConfig
@@ -38,7 +38,7 @@ class Environment:
     context: Callable[[str, str], DriverContext]
 
 
-class Backing(Protocol):
+class DriverBackend(Protocol):
     """Where a driver lives: in this process, or in one of its own."""
 
     def prepare(self) -> None:
@@ -57,15 +57,15 @@ class Backing(Protocol):
 class Driver:
     """One driver, shared by all variants that name it. Each step is done once and its outcome remembered. Thread-safe."""
 
-    def __init__(self, family: str, id: str, environment: Environment) -> None:
+    def __init__(self, family: str, id: str, environment: DriverEnvironment) -> None:
         self.family = family
         self.id = id
         self.key = f"{family}.{id}"
         self.environment = environment
-        self.health = Health(self.key)
+        self.health = CircuitBreaker(self.key)
         self.process = False
         self._lock = threading.RLock()
-        self._backing: Backing | None = None
+        self._backing: DriverBackend | None = None
         self._probed: tuple[str | None] | None = None
         self._capabilities: Capabilities | None = None
         self._driver: Any = None
@@ -90,7 +90,7 @@ class Driver:
             return "failed", str(error)
         return ("skipped", reason) if reason else ("available", "")
 
-    def _prepared(self) -> Backing:
+    def _prepared(self) -> DriverBackend:
         if self._broken is not None:
             passing = isinstance(self._broken, DeadlineExceeded | Unavailable)
             if not (self.process and passing and self.health.due()):
@@ -102,11 +102,11 @@ class Driver:
                 entry = env.plugins.entry(self.family, self.id)
                 self.process = in_process(env.loaded, self.family, self.id)
                 if self.process:
-                    from wherry.kernel.remote import RemoteBacking
+                    from wherry.kernel.supervisor import RemoteBackend
 
-                    backing: Backing = RemoteBacking(self, entry)
+                    backing: DriverBackend = RemoteBackend(self, entry)
                 else:
-                    backing = LocalBacking(self)
+                    backing = LocalBackend(self)
                 backing.prepare()
             except Error as error:
                 self._broken = error
@@ -186,13 +186,13 @@ class Driver:
     def what(self) -> str:
         """The plugin in messages: name, distribution, version."""
         try:
-            entry: Entry = self.environment.plugins.entry(self.family, self.id)
+            entry: PluginEntry = self.environment.plugins.entry(self.family, self.id)
         except Error:
             return f"plugin {self.key}"
         return f"plugin {self.key} ({entry.distribution} {entry.version})"
 
 
-class LocalBacking:
+class LocalBackend:
     """A driver in the engine's process: each step of the plugin's own code runs on a pool thread with the deadline."""
 
     def __init__(self, driver: Driver) -> None:
@@ -255,7 +255,7 @@ class LocalBacking:
 
         try:
             return env.pool.run(step, timeout=deadline, back=driver.health.back)
-        except Abandoned:
+        except CallTimeout:
             cause = f"its {what} did not return within {deadline:g} s"
             driver.health.hung(cause)
             raise DeadlineExceeded(driver.what(), cause, "its thread is given up", plugin=driver.key) from None

@@ -18,9 +18,9 @@ from wherry.errors import DeadlineExceeded, Error, PluginFault
 from wherry.interfaces.engine import Span
 from wherry.interfaces.tracing import CURRENT as SPANS
 from wherry.interfaces.tracing import describe, new_id
-from wherry.kernel.calls import CURRENT, Abandoned, Call, Carrier, GivenUp, Interrupted, Pool, carrier
+from wherry.kernel.breaker import CircuitBreaker
+from wherry.kernel.calls import CURRENT, Call, CallerGone, CallThread, CallTimeout, Interrupted, Pool, carrier
 from wherry.kernel.checks import attributes_of, check_for, hints_of, is_protocol, methods_of, owner_of
-from wherry.kernel.health import Health
 from wherry.kernel.plugins import said
 from wherry.kernel.policy import NORMAL, POLICIES, Policy
 
@@ -28,7 +28,7 @@ MAX_BATCH = 64
 BATCH_SECONDS = 0.001
 
 
-class Target:
+class GuardTarget:
     """Whom a guard calls, and under which rules. blame names the plugin behind an exception when drivers are wrapped.
 
     isolated: the driver lives in a process of its own and the calls below keep the deadline themselves: no hop is needed.
@@ -40,7 +40,7 @@ class Target:
         self,
         plugin: str,
         pool: Pool,
-        health: Health,
+        health: CircuitBreaker,
         *,
         deadline: float,
         variant: str = "",
@@ -58,7 +58,7 @@ class Target:
         self.blame = blame
 
 
-class Method:
+class GuardedMethod:
     """What the guard knows of one method of a Protocol."""
 
     __slots__ = ("check", "fetch", "item", "name", "policy", "span", "stream", "wrap")
@@ -70,11 +70,11 @@ class Method:
         self.check = check_for(annotation)
         self.wrap = annotation if is_protocol(annotation) else None
         self.stream = annotation is BinaryIO
-        self.item: Method | None = None
-        self.fetch: Method = self
+        self.item: GuardedMethod | None = None
+        self.fetch: GuardedMethod = self
         if get_origin(annotation) is collections.abc.Iterator:
-            self.item = Method(name, family, get_args(annotation)[0], policy)
-            self.item.fetch = Method(name, family, Any, policy)
+            self.item = GuardedMethod(name, family, get_args(annotation)[0], policy)
+            self.item.fetch = GuardedMethod(name, family, Any, policy)
 
 
 class Guarded:
@@ -82,7 +82,7 @@ class Guarded:
 
     __slots__ = ("_driver", "_target")
 
-    def __init__(self, driver: Any, target: Target) -> None:
+    def __init__(self, driver: Any, target: GuardTarget) -> None:
         self._driver = driver
         self._target = target
 
@@ -90,7 +90,7 @@ class Guarded:
         return f"<{type(self).__name__} {self._target.plugin}>"
 
 
-def guard(driver: Any, target: Target, family: str, *protocols: Any) -> Any:
+def guard(driver: Any, target: GuardTarget, family: str, *protocols: Any) -> Any:
     """The driver behind a guard with every method of the Protocols."""
     return guard_class(family, *protocols)(driver, target)
 
@@ -114,14 +114,14 @@ def guard_class(family: str, *protocols: Any) -> type[Guarded]:
     for protocol in protocols:
         for name, function in methods_of(protocol).items():
             policy = POLICIES.get((owner_of(protocol, name), name), NORMAL)
-            method = Method(name, family, hints_of(function).get("return", Any), policy)
+            method = GuardedMethod(name, family, hints_of(function).get("return", Any), policy)
             namespace[name] = _method(method, function)
         for name, annotation in attributes_of(protocol).items():
             namespace[name] = _attribute(name, check_for(annotation))
     return type(f"Guarded{''.join(protocol.__name__ for protocol in protocols)}", (Guarded,), namespace)
 
 
-def _method(method: Method, function: Any) -> Any:
+def _method(method: GuardedMethod, function: Any) -> Any:
     name = method.name
 
     def call(self: Guarded, *args: Any, **kwargs: Any) -> Any:
@@ -155,7 +155,7 @@ def _attribute(name: str, check: Callable[[Any], str]) -> Any:
     return property(get)
 
 
-def invoke(target: Target, method: Method, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def invoke(target: GuardTarget, method: GuardedMethod, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """One guarded call. See the module."""
     current = SPANS.get()
     if current is None:
@@ -177,7 +177,7 @@ def invoke(target: Target, method: Method, function: Callable[..., Any], args: A
         collector.add(Span(method.span, target.plugin, start, took, thread, id, parent, attributes, error))
 
 
-def _call(target: Target, method: Method, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _call(target: GuardTarget, method: GuardedMethod, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     outer = CURRENT.get()
     if outer is not None:  # a driver calls a driver: same thread, same deadline
         try:
@@ -206,7 +206,7 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
             return _judged(target, method, function, args, kwargs)
         arguments = (target, method, function, args, kwargs)
         return target.pool.run(_judged, arguments, timeout=timeout, back=health.back)
-    except Abandoned:
+    except CallTimeout:
         ended = False
         health.lost(f'its call "{method.name}" did not return within {timeout:g} s', counted)
         if target.on_hang:
@@ -230,7 +230,12 @@ def _call(target: Target, method: Method, function: Callable[..., Any], args: An
 
 
 def _carried(
-    carried: Carrier, target: Target, method: Method, function: Callable[..., Any], args: Any, kwargs: Any
+    carried: CallThread,
+    target: GuardTarget,
+    method: GuardedMethod,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
 ) -> Any:
     """A call within ``Pool.together``: this thread may be given up itself, so no hop is needed."""
     health, factor = target.health, method.policy.factor
@@ -251,7 +256,7 @@ def _carried(
     try:
         carried.enter(call, lost, health.back)
         return _judged(target, method, function, args, kwargs)
-    except GivenUp:
+    except CallerGone:
         raise
     except (Error, OSError) as error:
         if getattr(error, "lost_process", False):
@@ -262,14 +267,14 @@ def _carried(
     finally:
         CURRENT.reset(token)
         if not carried.leave():
-            raise GivenUp
+            raise CallerGone
         if crash:
             health.crashed(crash)
         else:
             health.leave(trial)
 
 
-def _judged(target: Target, method: Method, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _judged(target: GuardTarget, method: GuardedMethod, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """On the thread of the call: looking at an answer may run the plugin's code too."""
     value = function(*args, **kwargs)
     if reason := method.check(value):
@@ -277,7 +282,7 @@ def _judged(target: Target, method: Method, function: Callable[..., Any], args: 
     return value
 
 
-def _wrapped(target: Target, method: Method, value: Any) -> Any:
+def _wrapped(target: GuardTarget, method: GuardedMethod, value: Any) -> Any:
     if method.item is not None:
         return GuardedIterator(value, target, method.item)
     if method.wrap is not None:
@@ -287,14 +292,14 @@ def _wrapped(target: Target, method: Method, value: Any) -> Any:
     return value
 
 
-def passed(error: Error | OSError, target: Target) -> Error | OSError:
+def passed(error: Error | OSError, target: GuardTarget) -> Error | OSError:
     """The error with its plugin named; the innermost one that set it stays."""
     if not getattr(error, "plugin", ""):
         error.plugin = (target.blame(error) if target.blame else "") or target.plugin  # type: ignore[union-attr]
     return error
 
 
-def fault(target: Target, name: str, error: BaseException) -> PluginFault:
+def fault(target: GuardTarget, name: str, error: BaseException) -> PluginFault:
     """An exception that the contract does not allow."""
     plugin = (target.blame(error) if target.blame else "") or target.plugin
     return PluginFault(f"{plugin}: {name}", f"raised {said(error)}", "the plugin is at fault", plugin=plugin)
@@ -303,7 +308,7 @@ def fault(target: Target, name: str, error: BaseException) -> PluginFault:
 class GuardedIterator:
     """An iterator of a driver; each item is a call of its own, listings are fetched some at a time."""
 
-    def __init__(self, iterator: Iterator[Any], target: Target, item: Method) -> None:
+    def __init__(self, iterator: Iterator[Any], target: GuardTarget, item: GuardedMethod) -> None:
         self._iterator = iterator
         self._target = target
         self._item = item
@@ -372,10 +377,10 @@ class GuardedIterator:
             invoke(self._target, _CLOSE, close, (), {})
 
 
-_CLOSE = Method("close", "iterator", Any, NORMAL)
+_CLOSE = GuardedMethod("close", "iterator", Any, NORMAL)
 
 
-def guarded_stream(stream: Any, target: Target, name: str, policy: Policy = NORMAL) -> Any:
+def guarded_stream(stream: Any, target: GuardTarget, name: str, policy: Policy = NORMAL) -> Any:
     """A real file passes as it is, since only the kernel stands behind it; other streams run the plugin's code on each read.
 
     policy: of the method that gave the stream; a read may take as long as that, since it may be the one that reconnects."""
@@ -391,7 +396,7 @@ def guarded_stream(stream: Any, target: Target, name: str, policy: Policy = NORM
 class GuardedStream:
     """A stream made of a plugin's own code: read, write and the rest are guarded calls."""
 
-    def __init__(self, stream: Any, target: Target, name: str, policy: Policy = NORMAL) -> None:
+    def __init__(self, stream: Any, target: GuardTarget, name: str, policy: Policy = NORMAL) -> None:
         self._stream = stream
         self._target = target
         self._name = name
@@ -405,7 +410,7 @@ class GuardedStream:
         made = self._methods.get(name)
         if made is None:
             annotation = {"read": bytes, "read1": bytes, "fileno": int}.get(name, Any)
-            method = Method(name, self._name, annotation, self._policy)
+            method = GuardedMethod(name, self._name, annotation, self._policy)
 
             def made(*args: Any, **kwargs: Any) -> Any:
                 return invoke(self._target, method, value, args, kwargs)

@@ -16,14 +16,14 @@ from wherry.interfaces.contributions import Frontend, LogDriver, Transport, Volu
 from wherry.interfaces.engine import RunRequest, Span
 from wherry.interfaces.kernel import Workers
 from wherry.interfaces.process import Shim
-from wherry.interfaces.tracing import Collector, collecting
+from wherry.interfaces.tracing import SpanCollector, collecting
 from wherry.kernel import calls, features
 from wherry.kernel.calls import Pool
 from wherry.kernel.config import LoadedConfig
 from wherry.kernel.context import DriverContext
 from wherry.kernel.contributions import Contributions, Listeners
 from wherry.kernel.decorators import Decorators
-from wherry.kernel.drivers import Driver, Environment
+from wherry.kernel.drivers import Driver, DriverEnvironment
 from wherry.kernel.plugins import REGISTERED, Plugins, in_process, installed
 from wherry.kernel.variants import KINDS, Drivers, Variants
 from wherry.linux import userns
@@ -55,8 +55,8 @@ class Kernel:
         self._pool = Pool()
         self._lock = threading.RLock()
         self._drivers: dict[str, Driver] = {}
-        self._collectors: dict[str, Collector] = {}
-        environment = Environment(config, self._plugins, self._pool, self._context)
+        self._collectors: dict[str, SpanCollector] = {}
+        environment = DriverEnvironment(config, self._plugins, self._pool, self._context)
         self._environment = environment
         self._decorators = Decorators(config, self._plugins, self._pool)
         self._variants = Variants(config, self._pool, self._driver, self._decorators)
@@ -146,10 +146,10 @@ class Kernel:
         return calls.holding(callback)
 
     @contextmanager
-    def tracing(self, key: str) -> Iterator[Collector]:
+    def tracing(self, key: str) -> Iterator[SpanCollector]:
         """Collects the spans of everything that runs inside under key; a second time adds to the first."""
         with self._lock:
-            collector = self._collectors.setdefault(key, Collector())
+            collector = self._collectors.setdefault(key, SpanCollector())
         with collecting(collector):
             yield collector
 

@@ -21,7 +21,7 @@ from wherry.hookspecs import FAMILY_HOOK, Hooks
 from wherry.interfaces.config import Origin
 from wherry.interfaces.kernel import API, Registration
 from wherry.kernel import process_state
-from wherry.kernel.discovery import Entry, cache_directory, closest, discover
+from wherry.kernel.discovery import PluginEntry, cache_directory, closest, discover
 from wherry.kernel.structure import StructureError, structure
 from wherry.linux import userns
 
@@ -37,7 +37,7 @@ Call = Callable[..., Any]
 class Plugins:
     """What is installed. Thread-safe; an import happens once, its failure is remembered."""
 
-    def __init__(self, entries: Collection[Entry] | None = None) -> None:
+    def __init__(self, entries: Collection[PluginEntry] | None = None) -> None:
         self.entries = tuple(discover(cache_directory(os.environ, userns.outer_uid())) if entries is None else entries)
         self._manager: pluggy.PluginManager | None = None
         self._lock = threading.RLock()
@@ -57,7 +57,7 @@ class Plugins:
             found = self._ids[family] = tuple(dict.fromkeys(ids))
         return found
 
-    def entry(self, family: str, id: str) -> Entry:
+    def entry(self, family: str, id: str) -> PluginEntry:
         """The entry point. NotFound offers the nearest names; PluginFault when its name is bad or claimed twice."""
         for entry in self.entries:
             if entry.family == family and entry.id == id:
@@ -95,7 +95,7 @@ class Plugins:
         with self._lock:
             return self._locks.setdefault(key, threading.RLock())
 
-    def _hook(self, entry: Entry) -> Call:
+    def _hook(self, entry: PluginEntry) -> Call:
         plugin = self._load(entry)
         name = FAMILY_HOOK[entry.family]
         implementations = [impl for impl in getattr(self._pluggy().hook, name).get_hookimpls() if impl.plugin is plugin]
@@ -120,7 +120,7 @@ class Plugins:
         self.hook(family, id)
         return self._objects[self.entry(family, id).value]
 
-    def _load(self, entry: Entry) -> object:
+    def _load(self, entry: PluginEntry) -> object:
         if entry.value in self._objects:
             return self._objects[entry.value]
         module, _, attributes = entry.value.partition(":")
@@ -170,7 +170,7 @@ class Plugins:
             self._registrations[key] = registration
             return registration
 
-    def _checked(self, entry: Entry, hook: Call) -> Registration[Any, Any]:
+    def _checked(self, entry: PluginEntry, hook: Call) -> Registration[Any, Any]:
         name = FAMILY_HOOK[entry.family]
         registration: Any
         try:
@@ -263,7 +263,7 @@ class Plugins:
                 yield Invalid(loaded.place(*path), f'{family} {word} "{id}": {error.cause}', error.hint)
 
     def _tables(self, loaded: LoadedConfig) -> Iterator[Error]:
-        from wherry.kernel.config import Several
+        from wherry.kernel.config import ConfigErrors
 
         for family, tables in loaded.config.plugin.items():
             if family not in FAMILY_HOOK:
@@ -279,7 +279,7 @@ class Plugins:
                     yield Invalid(
                         loaded.place("plugin", family, id), f'no {family} plugin "{id}" is installed', error.hint
                     )
-                except Several as error:
+                except ConfigErrors as error:
                     yield from error.problems
                 except Error as error:
                     yield error
@@ -301,7 +301,7 @@ class Plugins:
         cls = getattr(self.module(family, id), "wherry_config", None)
         return cls if isinstance(cls, type) and attrs.has(cls) else None
 
-    def _fault(self, entry: Entry, cause: str, hint: str = "") -> PluginFault:
+    def _fault(self, entry: PluginEntry, cause: str, hint: str = "") -> PluginFault:
         what = f"plugin {entry.key} ({entry.distribution} {entry.version})"
         if "claimed by" in cause:
             what = f"plugin {entry.key}"

@@ -20,7 +20,7 @@ from wherry.kernel.config import LoadedConfig, variants_of
 from wherry.kernel.decorators import Decorators
 from wherry.kernel.discovery import closest
 from wherry.kernel.drivers import Driver, provided
-from wherry.kernel.guard import Target, guard
+from wherry.kernel.guard import GuardTarget, guard
 from wherry.kernel.protocols import protocols
 
 KINDS: tuple[Kind, ...] = ("store", "snapshotter", "isolation", "network")
@@ -164,7 +164,7 @@ class Variants:
     def _guard(self, driver: Driver, variant: str, decorate: Sequence[str]) -> Any:
         inner = driver.get()
         wrapped, blame = self._decorators.wrap(driver, inner, decorate)
-        target = Target(
+        target = GuardTarget(
             driver.key,
             self._pool,
             driver.health,

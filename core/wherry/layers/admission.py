@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from wherry.errors import Invalid
 from wherry.layers import archive
-from wherry.layers.archive import Entry
-from wherry.layers.marks import XATTRS
+from wherry.layers.archive import TarEntry
 from wherry.layers.paths import clean, show
+from wherry.layers.whiteouts import XATTRS
 
 #: The overlay file systems' own marks would let an image hide, redirect or change the looks of what is below it.
 FOREIGN_XATTRS = tuple(mark.encode() for mark in XATTRS)
@@ -15,7 +15,7 @@ FOREIGN_XATTRS = tuple(mark.encode() for mark in XATTRS)
 _TRACES = frozenset(mark + name for mark in FOREIGN_XATTRS for name in (b"impure", b"nlink", b"origin", b"uuid"))
 
 
-def admitted(entry: Entry) -> dict[bytes, bytes]:
+def admitted(entry: TarEntry) -> dict[bytes, bytes]:
     """An entry's xattrs without the traces of overlay file systems. Invalid for one of their marks."""
     for key in entry.xattrs:
         if key.startswith(FOREIGN_XATTRS) and key not in _TRACES:
@@ -24,7 +24,7 @@ def admitted(entry: Entry) -> dict[bytes, bytes]:
     return {key: value for key, value in entry.xattrs.items() if key not in _TRACES}
 
 
-def check_device(entry: Entry) -> None:
+def check_device(entry: TarEntry) -> None:
     """Invalid for a number that does not exist, and for the one that means something else to overlayfs."""
     if entry.devmajor >= 1 << 12 or entry.devminor >= 1 << 20:
         raise Invalid("layer", f'"{show(clean(entry.name))}" has a device number out of range')

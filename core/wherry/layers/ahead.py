@@ -62,7 +62,7 @@ class ReadAhead:
                 return
 
 
-class Beside:
+class DigestThread:
     """A digest (hashlib) that a thread of its own takes over: update hardly ever waits for it."""
 
     def __init__(self, digest: Any) -> None:
@@ -93,4 +93,4 @@ class Beside:
             self._room.release()
 
 
-__all__ = ["Beside", "ReadAhead"]
+__all__ = ["DigestThread", "ReadAhead"]

@@ -20,12 +20,12 @@ from collections.abc import Callable, Collection
 from wherry.errors import FailedPrecondition, Invalid
 from wherry.layers import archive
 from wherry.layers.admission import FOREIGN_XATTRS, admitted, check_device
-from wherry.layers.ahead import Beside, ReadAhead
-from wherry.layers.archive import Archive, Entry
+from wherry.layers.ahead import DigestThread, ReadAhead
+from wherry.layers.archive import Archive, TarEntry
 from wherry.layers.compression import Layer, Readable
-from wherry.layers.marks import META, OPAQUE, WHITEOUT, is_removal
-from wherry.layers.paths import Directory, Tree, clean, remove, show
-from wherry.layers.siblings import Siblings
+from wherry.layers.hardlinks import HardLinks
+from wherry.layers.paths import Directory, RootedTree, clean, remove, show
+from wherry.layers.whiteouts import META, OPAQUE, WHITEOUT, is_removal
 
 #: What a layer may cost, in bytes of memory and in steps of a walk, however little of it there is; and what each byte of the blob
 #: adds. Ordinary layers stay far below the first: it is for those that a few kilobytes blow up.
@@ -67,7 +67,7 @@ def apply(
     OSError for what the file system refuses, with marks FailedPrecondition for what only the parents could tell. The umask has
     to be 0.
     """
-    inner = Beside(hashlib.sha256())
+    inner = DigestThread(hashlib.sha256())
     try:
         return _apply(root, Layer(raw, digested=digested, inner=inner), uids, gids, devices=devices, marks=marks)
     finally:
@@ -105,7 +105,7 @@ def afford(cost: int, entries: int, records: int, compressed: int) -> None:
 
 class _Unpacker:
     def __init__(self, root: int, uids: Ids, gids: Ids, *, devices: bool, marks: bytes) -> None:
-        self.tree = Tree(root, (uids(0), gids(0)))
+        self.tree = RootedTree(root, (uids(0), gids(0)))
         self.uids = uids
         self.gids = gids
         self.devices = devices
@@ -118,11 +118,11 @@ class _Unpacker:
         self._brought: set[bytes] = set()  # this layer's own paths
         self._above: set[bytes] = set()  # and the directories that they lie in
         self._pruned: set[bytes] = set()  # directories that have nothing of lower layers any more
-        self._siblings = Siblings(root)
+        self._siblings = HardLinks(root)
         self._times: dict[bytes, int] = {}  # directories' mtimes, set at the end: work inside changes them
         self._modes: dict[bytes, int] = {}  # those with set-id bits, which fuse-overlayfs drops as it copies up
 
-    def entry(self, entry: Entry, members: Archive) -> None:
+    def entry(self, entry: TarEntry, members: Archive) -> None:
         self.entries += 1
         parts = clean(entry.name)
         if entry.xattrs:
@@ -154,7 +154,7 @@ class _Unpacker:
         else:
             self._node(entry, parent, name)
 
-    def afford(self, entry: Entry, records: int, compressed: int) -> None:
+    def afford(self, entry: TarEntry, records: int, compressed: int) -> None:
         """Invalid for a layer that takes more than its own size justifies: it would exhaust memory, inodes or patience."""
         self._names += len(entry.name)
         afford(self._names + _MADE * len(self.tree.made), self.entries, records, compressed)
@@ -188,7 +188,7 @@ class _Unpacker:
 
     # what an entry does
 
-    def _root(self, entry: Entry) -> None:
+    def _root(self, entry: TarEntry) -> None:
         if entry.type != archive.DIRECTORY:
             raise Invalid("layer", "an entry names the root and is no directory")
         self._finish_fd(self.tree.root.fd, entry, known=True)
@@ -196,7 +196,7 @@ class _Unpacker:
         self._modes.pop(b"", None)
         self.wrote_root = True
 
-    def _directory(self, entry: Entry, parent: Directory, name: bytes) -> None:
+    def _directory(self, entry: TarEntry, parent: Directory, name: bytes) -> None:
         known = replaced = False
         try:
             os.mkdir(name, entry.mode & 0o777, dir_fd=parent.fd)
@@ -216,7 +216,7 @@ class _Unpacker:
         self._times[parent.below(name)] = entry.mtime
         self._modes.pop(parent.below(name), None)
 
-    def _file(self, entry: Entry, parent: Directory, name: bytes, members: Archive) -> None:
+    def _file(self, entry: TarEntry, parent: Directory, name: bytes, members: Archive) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = self._create(parent, name, lambda: os.open(name, flags, entry.mode & 0o777, dir_fd=parent.fd))
         try:
@@ -236,7 +236,7 @@ class _Unpacker:
         finally:
             os.close(fd)
 
-    def _link(self, entry: Entry, parent: Directory, name: bytes) -> None:
+    def _link(self, entry: TarEntry, parent: Directory, name: bytes) -> None:
         target = clean(entry.link)
         shown = f'"{show((*parent.real, name))}" is a hard link to "{show(target)}"'
         if not target:
@@ -286,7 +286,7 @@ class _Unpacker:
         source = self.tree.directory(one[:-1], make=False)
         os.link(one[-1], path[-1], src_dir_fd=source.fd, dst_dir_fd=where.fd, follow_symlinks=False)
 
-    def _node(self, entry: Entry, parent: Directory, name: bytes) -> None:
+    def _node(self, entry: TarEntry, parent: Directory, name: bytes) -> None:
         kinds = {archive.CHAR: stat.S_IFCHR, archive.BLOCKDEV: stat.S_IFBLK, archive.FIFO: stat.S_IFIFO}
         mode = kinds[entry.type] | (entry.mode & 0o777)
         device = 0
@@ -415,7 +415,7 @@ class _Unpacker:
             # Cached directories may lie behind what is gone now; this one stays open for the caller.
             self.tree.forget(kept=parent)
 
-    def _finish_fd(self, fd: int, entry: Entry, *, known: bool = False) -> None:
+    def _finish_fd(self, fd: int, entry: TarEntry, *, known: bool = False) -> None:
         """Owner, xattrs, mode: in this order, since chown(2) clears set-id bits and file capabilities.
 
         known: a directory that was there before; the entry says all there is about it, so other xattrs go.
@@ -429,7 +429,7 @@ class _Unpacker:
             self._xattrs(fd, entry)
         os.fchmod(fd, entry.mode)
 
-    def _attributes(self, entry: Entry, parent: Directory, name: bytes) -> None:
+    def _attributes(self, entry: TarEntry, parent: Directory, name: bytes) -> None:
         """The same by name, for what can't be opened: made just now, and nobody else is here."""
         os.chown(name, self.uids(entry.uid), self.gids(entry.gid), dir_fd=parent.fd, follow_symlinks=False)
         if entry.xattrs:
@@ -444,7 +444,7 @@ class _Unpacker:
             os.chmod(name, entry.mode, dir_fd=parent.fd)
         os.utime(name, ns=_times(entry.mtime), dir_fd=parent.fd, follow_symlinks=False)
 
-    def _xattrs(self, target: int | bytes, entry: Entry) -> None:
+    def _xattrs(self, target: int | bytes, entry: TarEntry) -> None:
         for key, value in entry.xattrs.items():
             try:
                 os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
@@ -459,7 +459,7 @@ def _write(fd: int, piece: memoryview) -> None:
         piece = piece[os.write(fd, piece) :]
 
 
-def _write_sparse(fd: int, entry: Entry, members: Archive) -> None:
+def _write_sparse(fd: int, entry: TarEntry, members: Archive) -> None:
     pieces = iter(entry.sparse or ())
     offset = left = 0
     for data in members.data():

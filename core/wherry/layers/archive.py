@@ -26,14 +26,14 @@ REGULAR, LINK, SYMLINK, CHAR, BLOCKDEV, DIRECTORY, FIFO = b"0", b"1", b"2", b"3"
 _TYPES = frozenset((REGULAR, LINK, SYMLINK, CHAR, BLOCKDEV, DIRECTORY, FIFO))
 
 
-class Source(Protocol):
+class TarSource(Protocol):
     """Where the bytes come from; read answers between 1 and size bytes, b"" at the end. A source that has ``skip(size)`` as well
     is not read where nothing is wanted; it raises Invalid when it is shorter."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
-class Entry:
+class TarEntry:
     """One member. mtime is in ns; size is what data() yields; sparse: (offset, length) pieces of a file of real_size bytes."""
 
     __slots__ = (
@@ -59,7 +59,7 @@ class Entry:
 class Archive:
     """Iterates over entries; ``data()`` yields the current one's bytes, and what is not read is skipped."""
 
-    def __init__(self, source: Source, *, chunk: int = 1 << 20) -> None:
+    def __init__(self, source: TarSource, *, chunk: int = 1 << 20) -> None:
         self._source = source
         self._chunk = chunk
         self._buffer = memoryview(b"")
@@ -68,7 +68,7 @@ class Archive:
         self.records = 0  # of extended headers, so far
         self.position = 0  # bytes consumed: where the current entry's data begins, before any of it is read
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[TarEntry]:
         while (entry := self._next()) is not None:
             yield entry
 
@@ -85,7 +85,7 @@ class Archive:
         while self._source.read(self._chunk):
             pass
 
-    def _next(self) -> Entry | None:
+    def _next(self) -> TarEntry | None:
         self._skip(self._left + self._padding)
         self._left = self._padding = 0
         pax: dict[bytes, bytes] = {}
@@ -143,8 +143,8 @@ class Archive:
         sparse_pax: list[tuple[bytes, bytes]],
         long_name: bytes | None,
         long_link: bytes | None,
-    ) -> Entry:
-        entry = Entry()
+    ) -> TarEntry:
+        entry = TarEntry()
         kind = header[156:157]
         name = _text(header[0:100])
         ustar = header[257:263] == b"ustar\0"
@@ -202,7 +202,7 @@ class Archive:
                 raise _broken("has a sparse file of too many pieces")
         return pieces, real_size
 
-    def _pax_sparse(self, entry: Entry, pax: dict[bytes, bytes], listed: list[tuple[bytes, bytes]]) -> None:
+    def _pax_sparse(self, entry: TarEntry, pax: dict[bytes, bytes], listed: list[tuple[bytes, bytes]]) -> None:
         """GNU tar's three PAX forms: 0.0 (repeated records), 0.1 (one list) and 1.0 (the map leads the data)."""
         real = pax.get(b"GNU.sparse.realsize", pax.get(b"GNU.sparse.size"))
         if b"GNU.sparse.name" in pax:
@@ -223,7 +223,7 @@ class Archive:
         if entry.sparse is not None and real is not None:
             entry.real_size = _decimal(real, "real size")
 
-    def _leading_map(self, entry: Entry) -> list[tuple[int, int]]:
+    def _leading_map(self, entry: TarEntry) -> list[tuple[int, int]]:
         numbers: list[int] = []
         text = b""
         wanted = 1
@@ -372,7 +372,7 @@ def _check_text(label: str, text: bytes) -> None:
         raise _broken(f"has a {label} of {len(text)} bytes, more than {NAME_MAX}")
 
 
-def _check_map(entry: Entry) -> None:
+def _check_map(entry: TarEntry) -> None:
     at = 0
     for offset, length in entry.sparse or ():
         if offset < at:
@@ -384,4 +384,4 @@ def _check_map(entry: Entry) -> None:
         raise _broken(f'has a sparse map unlike its data at "{_show(entry.name)}"')
 
 
-__all__ = ["BLOCKDEV", "CHAR", "DIRECTORY", "FIFO", "LINK", "REGULAR", "SYMLINK", "Archive", "Entry", "Source"]
+__all__ = ["BLOCKDEV", "CHAR", "DIRECTORY", "FIFO", "LINK", "REGULAR", "SYMLINK", "Archive", "TarEntry", "TarSource"]

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Callable
 
 from wherry.layers import archive
-from wherry.layers.archive import Entry
-from wherry.layers.marks import WHITEOUT, XATTRS
+from wherry.layers.archive import TarEntry
+from wherry.layers.whiteouts import WHITEOUT, XATTRS
 from wherry.layers.writer import END, header, padding
 
 _CHUNK = 1 << 20
@@ -141,12 +141,12 @@ class _Differ:
             self._write(padding(entry.size))
 
     def _whiteout(self, path: bytes, name: bytes) -> None:
-        entry = Entry()
+        entry = TarEntry()
         entry.name = path + WHITEOUT + name
         entry.mode = 0
         self._put(entry)
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, entry: TarEntry) -> None:
         self.entries += 1
         self._write(header(entry))
 
@@ -155,12 +155,12 @@ def _listing(fd: int) -> dict[bytes, os.stat_result]:
     return {os.fsencode(name): os.stat(name, dir_fd=fd, follow_symlinks=False) for name in os.listdir(fd)}
 
 
-def _described(path: bytes, found: os.stat_result) -> Entry:
+def _described(path: bytes, found: os.stat_result) -> TarEntry:
     kinds = {
         stat.S_IFREG: archive.REGULAR, stat.S_IFDIR: archive.DIRECTORY, stat.S_IFLNK: archive.SYMLINK,
         stat.S_IFCHR: archive.CHAR, stat.S_IFBLK: archive.BLOCKDEV, stat.S_IFIFO: archive.FIFO,
     }  # fmt: skip
-    entry = Entry()
+    entry = TarEntry()
     entry.name = path
     entry.type = kinds[stat.S_IFMT(found.st_mode)]
     entry.mode = stat.S_IMODE(found.st_mode)

@@ -11,7 +11,7 @@ MORE, ALL = b"+", b"."
 _WORDS = 1 << 16
 
 
-class Growing:
+class GrowingBlob:
     """Reads the file from its beginning, waiting for what is not there yet. Unavailable where the writer gave up."""
 
     def __init__(self, fd: int, feed: int) -> None:
@@ -33,4 +33,4 @@ class Growing:
         return data
 
 
-__all__ = ["ALL", "MORE", "Growing"]
+__all__ = ["ALL", "MORE", "GrowingBlob"]

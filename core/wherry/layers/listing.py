@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 
 from wherry.layers.apply import afford
-from wherry.layers.archive import BLOCKDEV, CHAR, DIRECTORY, FIFO, LINK, REGULAR, SYMLINK, Archive, Entry
+from wherry.layers.archive import BLOCKDEV, CHAR, DIRECTORY, FIFO, LINK, REGULAR, SYMLINK, Archive, TarEntry
 from wherry.layers.compression import Layer, Readable
-from wherry.layers.marks import OPAQUE, WHITEOUT
 from wherry.layers.paths import clean
+from wherry.layers.whiteouts import OPAQUE, WHITEOUT
 
 _KINDS = {
     REGULAR: "file",
@@ -39,7 +39,7 @@ def listing(stream: Readable, write: Callable[[bytes], object]) -> int:
     return entries
 
 
-def _line(entry: Entry) -> Line:
+def _line(entry: TarEntry) -> Line:
     path = b"/".join(clean(entry.name))
     directory, _, name = path.rpartition(b"/")
     if name == OPAQUE:

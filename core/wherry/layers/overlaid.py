@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Sequence
 
-from wherry.layers.marks import is_removal
+from wherry.layers.whiteouts import is_removal
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -57,7 +57,7 @@ class Directory:
         return self.key + b"/" + name if self.key else name
 
 
-class Tree:
+class RootedTree:
     """A root and the directories lately used in it. The root's descriptor is the caller's."""
 
     def __init__(self, root: int, owner: tuple[int, int] = (0, 0)) -> None:
@@ -221,4 +221,4 @@ def show(parts: tuple[bytes, ...]) -> str:
     return "/" + b"/".join(parts)[:300].decode("utf-8", "backslashreplace")
 
 
-__all__ = ["Directory", "Tree", "clean", "remove", "show"]
+__all__ = ["Directory", "RootedTree", "clean", "remove", "show"]

@@ -1,4 +1,4 @@
-"""The worker: one process for one job on one tree, forked by ``wherry.layers.stem``.
+"""The worker: one process for one job on one tree, forked by ``wherry.layers.zygote``.
 
 fd 0 carries the request (JSON), fd 1 takes the answer (JSON), fd 3 is the stream of the job, fd 4 the feed of a stream that still
 grows, or what the job writes to. It goes into a mount namespace of its own whose root becomes the tree, and forgets how to import
@@ -86,11 +86,11 @@ Job = Callable[[Sequence[int]], object]
 
 def _unpack(request: Mapping[str, Any]) -> Job:
     from wherry.layers.apply import apply
-    from wherry.layers.growing import Growing
+    from wherry.layers.growing import GrowingBlob
     from wherry.layers.mounts import syncfs
 
     grows = request["grows"]
-    stream: Any = Growing(STREAM, FEED) if grows else open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - for life
+    stream: Any = GrowingBlob(STREAM, FEED) if grows else open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - for life
     uids, gids = _mapper(request["uids"], "uid_map"), _mapper(request["gids"], "gid_map")  # while /proc is there
 
     def job(roots: Sequence[int]) -> object:

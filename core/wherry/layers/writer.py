@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from wherry.layers.archive import BLOCK, BLOCKDEV, CHAR, DIRECTORY, XATTR_PREFIX, Entry
+from wherry.layers.archive import BLOCK, BLOCKDEV, CHAR, DIRECTORY, XATTR_PREFIX, TarEntry
 
 END = bytes(2 * BLOCK)
 _OCTAL7 = 0o7777777
 _SIZE_MAX = 0o77777777777
 
 
-def header(entry: Entry) -> bytes:
+def header(entry: TarEntry) -> bytes:
     """The blocks before an entry's data. A directory's name ends with "/". mtime is written in whole seconds where it has no
     fraction, else as PAX has it."""
     name = entry.name
@@ -40,7 +40,7 @@ def header(entry: Entry) -> bytes:
     if not pax:
         return block
     body = b"".join(_record(key, value) for key, value in pax.items())
-    extended = Entry()
+    extended = TarEntry()
     extended.type, extended.mode, extended.size = b"x", 0o644, len(body)
     return _block(extended, b"", b"PaxHeaders/" + short[:80], b"", 0) + body + padding(len(body)) + block
 
@@ -50,7 +50,7 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _block(entry: Entry, prefix: bytes, name: bytes, link: bytes, seconds: int) -> bytes:
+def _block(entry: TarEntry, prefix: bytes, name: bytes, link: bytes, seconds: int) -> bytes:
     device = entry.type in (CHAR, BLOCKDEV)
     size = entry.size if entry.size <= _SIZE_MAX else 0
     parts = (

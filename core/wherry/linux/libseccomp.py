@@ -105,7 +105,7 @@ def _check(result: int, what: str) -> None:
         raise OSError(-result, os.strerror(-result), what)
 
 
-class Filter:
+class SeccompFilter:
     """A filter under construction; a context manager, since the library owns memory for it."""
 
     def __init__(self, default: int) -> None:
@@ -113,7 +113,7 @@ class Filter:
         if not self._context:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), "seccomp_init")
 
-    def __enter__(self) -> Filter:
+    def __enter__(self) -> SeccompFilter:
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -14,7 +14,7 @@ _TRIES = 64
 _lock = threading.Lock()
 
 
-class Claim:
+class PortClaim:
     """A port and its sockets, one a family. protocol and number are the port's."""
 
     __slots__ = ("number", "protocol", "sockets")
@@ -35,7 +35,7 @@ class Claim:
         self.sockets = []
 
 
-def claim(protocol: str, address: str, number: int, *, backlog: int = 0) -> Claim:
+def claim(protocol: str, address: str, number: int, *, backlog: int = 0) -> PortClaim:
     """Claims a port; protocol is "tcp" or "udp", address "" is every address of both families, number 0 lets one be chosen.
     backlog: that many connections may wait (listen(2)); 0: sockets of tcp do not listen.
 
@@ -62,7 +62,7 @@ def claim(protocol: str, address: str, number: int, *, backlog: int = 0) -> Clai
             if number == 0 and error.errno == errno.EADDRINUSE:  # free in one family, taken in the other
                 continue
             raise
-        return Claim(protocol, chosen, sockets)
+        return PortClaim(protocol, chosen, sockets)
     raise OSError(errno.EADDRINUSE, "no free port was found")
 
 

@@ -18,9 +18,9 @@ from wherry.oci import spec as reading
 from wherry.oci import steps as s
 from wherry.oci.errors import SpecError
 from wherry.oci.options import propagation
-from wherry.oci.tree import Host, MountLike, Tree, id_map
+from wherry.oci.tree import HostFacts, MountLike, MountTree, id_map
 
-__all__ = ["Compiled", "Host", "container", "exec", "id_maps"]
+__all__ = ["Compiled", "HostFacts", "container", "exec", "id_maps"]
 
 _PTRACE = "CAP_SYS_PTRACE"
 _NOFILE = 7  # RLIMIT_NOFILE
@@ -103,7 +103,7 @@ def id_maps(spec: Mapping[str, Any]) -> tuple[tuple[tuple[int, int, int], ...], 
 
 
 def container(
-    id: str, spec: Mapping[str, Any], rootfs: Sequence[MountLike], host: Host, *, bundle: str = ""
+    id: str, spec: Mapping[str, Any], rootfs: Sequence[MountLike], host: HostFacts, *, bundle: str = ""
 ) -> Compiled:
     """The plan of a container's first process. rootfs: the first mount with an empty target is the root."""
     _unsupported(spec)
@@ -112,7 +112,7 @@ def container(
     own = _namespaces(spec)
     if own.get("mount", "-"):
         raise SpecError('namespace "mount"', "a container needs a new one of its own")
-    tree = Tree("user" in own or host.confined)
+    tree = MountTree("user" in own or host.confined)
     roots = [entry for entry in rootfs if not entry.target.strip("/")]
     if len(roots) != 1:
         raise SpecError("root mounts", f"{len(roots)} mounts for the root, not one")
@@ -181,7 +181,7 @@ def container(
     return result
 
 
-def _join(result: Compiled, own: Mapping[str, str], host: Host, spec: Mapping[str, Any]) -> None:
+def _join(result: Compiled, own: Mapping[str, str], host: HostFacts, spec: Mapping[str, Any]) -> None:
     """Flags of the clone, namespaces to join, and those that are made after them."""
     lent = [_SHARED_TYPES[kind] for kind, path in own.items() if host.sandboxed and kind in _SHARED_TYPES and not path]
     late = 0
@@ -218,7 +218,9 @@ def _time_offsets(spec: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     return result
 
 
-def _devices(tree: Tree, extra: list[tuple[str, int, int, int, int, int]]) -> list[tuple[str, int, int, int, int, int]]:
+def _devices(
+    tree: MountTree, extra: list[tuple[str, int, int, int, int, int]]
+) -> list[tuple[str, int, int, int, int, int]]:
     """The nodes to make; in a user namespace, where none can be made, the host's are bound instead."""
     nodes = list(reading.DEFAULT_DEVICES) if tree.dev_is_ours else []
     taken = {node[0] for node in extra}
@@ -252,7 +254,7 @@ def _tail(
     id: str,
     spec: Mapping[str, Any],
     process: Mapping[str, Any],
-    host: Host,
+    host: HostFacts,
     bundle: str,
     *,
     hooks: bool = True,
@@ -321,7 +323,7 @@ def _pids(spec: Mapping[str, Any]) -> int:
     return _number(limit, -1, 1 << 62, "pids.limit")
 
 
-def _spawned(spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) -> bool:
+def _spawned(spec: Mapping[str, Any], process: Mapping[str, Any], host: HostFacts) -> bool:
     """Whether one more process can be born at the very end, by posix_spawn(3): where nobody can look into it meanwhile, and nothing
     that was set before would stop it, or be lost."""
     limits = reading.rlimits(process)
@@ -336,7 +338,9 @@ def _spawned(spec: Mapping[str, Any], process: Mapping[str, Any], host: Host) ->
     )
 
 
-def exec(id: str, spec: Mapping[str, Any], process: Mapping[str, Any], host: Host, *, start: bool = False) -> Compiled:
+def exec(
+    id: str, spec: Mapping[str, Any], process: Mapping[str, Any], host: HostFacts, *, start: bool = False
+) -> Compiled:
     """The plan of one more process in a running container; spec is the container's own. start: nothing waits before its execve."""
     _unsupported({"process": process})
     result = Compiled(process)

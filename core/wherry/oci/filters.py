@@ -106,7 +106,7 @@ def compile_profile(document: Mapping[str, Any], capabilities: int) -> bytes:
     if not isinstance(document, Mapping):
         raise SpecError("seccomp profile", "not an object")
     default = _action(document.get("defaultAction"), document.get("defaultErrnoRet"), "defaultAction")
-    with libseccomp.Filter(default) as result:
+    with libseccomp.SeccompFilter(default) as result:
         for name in _architectures(document):
             result.add_architecture(name)
         result.optimize()
@@ -125,7 +125,7 @@ def compile_profile(document: Mapping[str, Any], capabilities: int) -> bytes:
         return bpf.compressed(result.export(), _AUDIT_ARCH.get(syscall.MACHINE, ()))
 
 
-def _add(result: libseccomp.Filter, value: int, name: str, args: tuple[tuple[int, int, int, int], ...]) -> None:
+def _add(result: libseccomp.SeccompFilter, value: int, name: str, args: tuple[tuple[int, int, int, int], ...]) -> None:
     """Conditions on one argument more than once are alternatives (as Docker's and runc's readers take them), else all must hold."""
     if len({arg[0] for arg in args}) < len(args):
         for arg in args:

@@ -27,7 +27,7 @@ class IdMapError(ValueError):
         self.what, self.cause, self.hint = what, cause, hint
 
 
-class Maps:
+class IdMaps:
     """Rows of (inside, outside, size). single: why there is one id only, "" where there are more."""
 
     __slots__ = ("gids", "single", "uids")
@@ -82,13 +82,13 @@ def rows(own: int, given: Sequence[tuple[int, int]], path: str) -> Rows:
     return result
 
 
-def own(uid: int, gid: int, name: str, *, etc: str = "/etc", search: str | None = None) -> Maps:
+def own(uid: int, gid: int, name: str, *, etc: str = "/etc", search: str | None = None) -> IdMaps:
     """What a user may map. search: a PATH for newuidmap. IdMapError for ranges that are wrong, or there by half."""
     names = (name, str(uid)) if name else (str(uid),)
     files = {"uid_map": f"{etc}/subuid", "gid_map": f"{etc}/subgid"}
     found = {key: ranges(path, names) for key, path in files.items()}
     if not found["uid_map"] and not found["gid_map"]:
-        return Maps([(0, uid, 1)], [(0, gid, 1)], f'"{files["uid_map"]}" has no range for {name or uid}')
+        return IdMaps([(0, uid, 1)], [(0, gid, 1)], f'"{files["uid_map"]}" has no range for {name or uid}')
     for key, path in files.items():
         if not found[key]:
             other = files["gid_map" if key == "uid_map" else "uid_map"]
@@ -98,8 +98,8 @@ def own(uid: int, gid: int, name: str, *, etc: str = "/etc", search: str | None 
     uids, gids = rows(uid, found["uid_map"], files["uid_map"]), rows(gid, found["gid_map"], files["gid_map"])
     for program in PROGRAMS.values():
         if not which(program, search):
-            return Maps([(0, uid, 1)], [(0, gid, 1)], f"{program} is not installed")
-    return Maps(uids, gids)
+            return IdMaps([(0, uid, 1)], [(0, gid, 1)], f"{program} is not installed")
+    return IdMaps(uids, gids)
 
 
 def which(program: str, search: str | None = None) -> str:
@@ -112,7 +112,7 @@ def which(program: str, search: str | None = None) -> str:
     return ""
 
 
-def write(pid: int, maps: Maps) -> None:
+def write(pid: int, maps: IdMaps) -> None:
     """Writes the maps of a process in a new user namespace, from outside of it, as its owner. IdMapError.
 
     A single id goes without help, once setgroups(2) is denied there; more are written by the set-uid programs.

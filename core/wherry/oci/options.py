@@ -57,7 +57,7 @@ _IGNORED = frozenset(
 )
 
 
-class Options:
+class MountOptions:
     """A parsed list: attributes to set and clear, the same for all mounts below ("rro"), propagation, data, bind or rbind."""
 
     __slots__ = ("bind", "clear", "data", "propagation", "recursive", "recursive_clear", "recursive_set", "set")

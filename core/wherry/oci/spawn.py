@@ -38,7 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["TABLE", "Held", "make_sandbox", "spawn"]
+__all__ = ["TABLE", "HeldProcess", "make_sandbox", "spawn"]
 
 TABLE: dict[str, Function] = {**execute_root.STEPS, **execute_files.STEPS, **execute_process.STEPS, **hooks.STEPS}
 _NS_GET_NSTYPE = 0xB703
@@ -50,7 +50,7 @@ _own_pid_namespace = -1
 _lost = False
 
 
-class Held:
+class HeldProcess:
     """A process that waits before execve. channel and pidfd are descriptors of the caller's."""
 
     __slots__ = ("channel", "intermediate", "pid", "pidfd")
@@ -183,7 +183,7 @@ def spawn(
     fds: Sequence[int] = (),
     namespaces: Mapping[str, int] = {},
     target: int = -1,
-) -> Held:
+) -> HeldProcess:
     """Clones the process of a plan; see the module for what follows. The plan is not kept.
 
     stdin, stdout, stderr: descriptors, -1 for the caller's own. fds become 3, 4, ... namespaces: nsfs descriptors of the sandbox
@@ -235,5 +235,5 @@ def spawn(
                 os.close(fd)
     if two_stage:
         os.close(pidfd)
-        return Held(0, -1, ours, pid)
-    return Held(pid, pidfd, ours)
+        return HeldProcess(0, -1, ours, pid)
+    return HeldProcess(pid, pidfd, ours)

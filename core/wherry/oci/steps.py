@@ -90,7 +90,7 @@ class MappedOverlay(Step):
         return f"fsopen overlay of {len(self[1])} layers idmapped by {self[4]}, {self[5]}, {_options(self[2])} -> {self[0]}"
 
 
-class Given(Step):
+class ReceivedMount(Step):
     """(slot): the first of the plan's descriptors, a detached mount that somebody else made."""
 
     name, words = "given", "descriptor of a mount -> {0}"

@@ -9,7 +9,7 @@ from wherry.linux import mount as linux_mount
 from wherry.linux.fuse import PREFIX
 from wherry.oci import steps as s
 from wherry.oci.errors import SpecError
-from wherry.oci.options import Options
+from wherry.oci.options import MountOptions
 
 
 class IdMapLike(Protocol):
@@ -36,7 +36,7 @@ class MountLike(Protocol):
     def idmap(self) -> IdMapLike: ...
 
 
-class Host:
+class HostFacts:
     """What compiling needs to know of the host and the driver's choices.
 
     sandboxed: the sandbox lends network, ipc and uts, and its user namespace where the spec wants one; else the plan
@@ -83,7 +83,7 @@ class Host:
         self.gids = gids
 
 
-class Tree:
+class MountTree:
     """Collects the sources to open first and the mounts to place after the root."""
 
     def __init__(self, user_namespace: bool) -> None:
@@ -99,7 +99,7 @@ class Tree:
 
     def root(self, entry: MountLike) -> s.Step:
         """The source of the root; answers the step that places it."""
-        options = Options(entry.options)
+        options = MountOptions(entry.options)
         slot = self.slot()
         if entry.type == "overlay":
             lowers: list[str] = []
@@ -119,14 +119,14 @@ class Tree:
             self.sources.append(s.Source(slot, entry.source, options.recursive, entry.idmap.uids, entry.idmap.gids))
             return s.Root(slot, options.set, options.clear & ~linux_mount.ATTR_RDONLY)
         if entry.type.startswith(PREFIX):
-            self.sources.append(s.Given(slot))
+            self.sources.append(s.ReceivedMount(slot))
             return s.Root(slot, options.set, 0)
         self.sources.append(
             s.Filesystem(slot, entry.type, [("source", entry.source), *options.data], options.attributes)
         )
         return s.Root(slot, 0, 0)
 
-    def bind(self, source: str, path: str, options: Options, uids: Any = (), gids: Any = ()) -> None:
+    def bind(self, source: str, path: str, options: MountOptions, uids: Any = (), gids: Any = ()) -> None:
         slot = self.slot()
         self.sources.append(s.Source(slot, source, options.recursive, uids, gids))
         clear = options.clear & ~linux_mount.ATTR_RDONLY
@@ -150,7 +150,7 @@ class Tree:
         self.sources.append(s.DeviceSource(slot, path, mode, major, minor))
         self.placed.append(s.Bind(slot, path, 0, 0, 0, 0))
 
-    def add(self, entry: Mapping[str, Any], host: Host, own: Mapping[str, str]) -> None:
+    def add(self, entry: Mapping[str, Any], host: HostFacts, own: Mapping[str, str]) -> None:
         """One entry of spec.mounts."""
         path, kind = str(entry.get("destination", "")), str(entry.get("type") or "")
         if not path.startswith("/"):
@@ -161,7 +161,7 @@ class Tree:
         path = "/" + "/".join(parts)
         if path == "/":
             raise SpecError("mount '/'", "the root is not to be mounted over")
-        options = Options(entry.get("options") or ())
+        options = MountOptions(entry.get("options") or ())
         source = str(entry.get("source") or kind)
         if kind in ("bind", "none", "") or options.bind:
             uids, gids = ([id_map(row) for row in entry.get(key) or ()] for key in ("uidMappings", "gidMappings"))
@@ -181,7 +181,7 @@ class Tree:
                 s.MountNew(path, kind, [("source", source), *options.data], options.attributes, options.propagation)
             )
 
-    def cgroup(self, path: str, options: Options, host: Host) -> None:
+    def cgroup(self, path: str, options: MountOptions, host: HostFacts) -> None:
         """v2: the own subtree by the cgroup namespace. v1: a tmpfs that shows the container's own group of each hierarchy."""
         if host.unified:
             self.placed.append(

@@ -21,7 +21,7 @@ BOOT = (
 )
 
 
-class Options:
+class ShimOptions:
     """run, root, config: directories and file, as given. python: the engine's interpreter, "" when no engine is to be started.
     exe: the shim's own. core: the directory that holds the package, of that version. env: the engine's. lock: a descriptor that
     holds <run>'s lock. listener, ready, state: descriptors, -1 for none; state is of a shim that replaces itself."""
@@ -48,7 +48,7 @@ class Options:
         return [fd for fd in (self.lock, self.listener, self.ready, self.state) if fd >= 0]
 
     @classmethod
-    def read(cls, fd: int) -> Options:
+    def read(cls, fd: int) -> ShimOptions:
         """From the memfd, which is closed."""
         with os.fdopen(fd, "rb") as file:
             return cls(json.load(file))

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from wherry.shim.wire import Channel
+    from wherry.shim.wire import FrameChannel
 
 
 class Events:
@@ -19,7 +19,7 @@ class Events:
     def __init__(self, last: int = 0) -> None:
         self.last = last or time.time_ns() // 1000
         self.pending: deque[dict[str, Any]] = deque()
-        self._readers: list[Channel] = []
+        self._readers: list[FrameChannel] = []
 
     def publish(self, topic: str, id: str, attributes: dict[str, str], when: int = 0) -> None:
         self.last += 1
@@ -34,7 +34,7 @@ class Events:
         for reader in tuple(self._readers):
             reader.send({"event": event})
 
-    def subscribe(self, channel: Channel, after: int) -> None:
+    def subscribe(self, channel: FrameChannel, after: int) -> None:
         """Turns a connection into a stream: what lies above after, then what comes."""
         if after > self.last:  # numbered by a shim whose clock was ahead: ours must lie above
             shift = after - self.last
@@ -46,11 +46,11 @@ class Events:
                 channel.send({"event": event})
         self._readers.append(channel)
 
-    def unsubscribe(self, channel: Channel) -> None:
+    def unsubscribe(self, channel: FrameChannel) -> None:
         if channel in self._readers:
             self._readers.remove(channel)
 
-    def readers(self) -> list[Channel]:
+    def readers(self) -> list[FrameChannel]:
         return list(self._readers)
 
     def ack(self, sequence: int) -> None:

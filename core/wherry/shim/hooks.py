@@ -8,8 +8,8 @@ import os
 import signal
 
 from wherry.linux import pidfd
+from wherry.shim.engine_supervisor import reset_oom
 from wherry.shim.reaper import Reaper
-from wherry.shim.supervise import reset_oom
 from wherry.shim.wire import Fault
 
 TYPE_CHECKING = False

@@ -12,12 +12,12 @@ from wherry.shim import pipes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from wherry.shim.logger import Task
+    from wherry.shim.logger import LoggedTask
 
 _PIECE = 4096
 
 
-class Source:
+class InputSource:
     """One client's descriptor."""
 
     __slots__ = ("fd", "polled", "spliced", "token")
@@ -34,10 +34,10 @@ class Input:
 
     __slots__ = ("_ending", "_rest", "_stalled", "closed", "fd", "sources", "task")
 
-    def __init__(self, task: Task, fd: int) -> None:
+    def __init__(self, task: LoggedTask, fd: int) -> None:
         self.task = task
         self.fd = os.dup(fd) if task.streams.terminal else fd  # a pty's output watches the same descriptor
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, InputSource] = {}
         self.closed = False
         self._rest = b""
         self._stalled = False
@@ -45,13 +45,13 @@ class Input:
 
     def add(self, token: str, fd: int) -> int:
         """Adds a client; answers the descriptor that now stands for it."""
-        source = Source(token, fd)
+        source = InputSource(token, fd)
         self.sources[token] = source
         self._ending = False
         self._watch(source)
         return source.fd
 
-    def _watch(self, source: Source) -> None:
+    def _watch(self, source: InputSource) -> None:
         if self._stalled or self.closed:
             return
         loop = self.task.logger.loop
@@ -63,7 +63,7 @@ class Input:
                 source.polled = False
         loop.soon(lambda: self._move(source))
 
-    def _move(self, source: Source) -> None:
+    def _move(self, source: InputSource) -> None:
         """One piece from a client to the container."""
         if self.closed or self._stalled or self.sources.get(source.token) is not source:
             return
@@ -92,7 +92,7 @@ class Input:
         elif not source.polled:
             self.task.logger.loop.soon(lambda: self._move(source))
 
-    def _copy(self, source: Source) -> int:
+    def _copy(self, source: InputSource) -> int:
         if not self._writable():
             raise BlockingIOError
         data = os.read(source.fd, _PIECE)

@@ -15,8 +15,8 @@ import time
 from wherry import __version__
 from wherry.linux import process
 from wherry.oci import idmaps
-from wherry.shim import enclave, scope, wire
-from wherry.shim.boot import Options
+from wherry.shim import rootless, scope, wire
+from wherry.shim.boot import ShimOptions
 
 #: What of the caller's environment the engine sees.
 _KEPT = (
@@ -29,7 +29,7 @@ _REFUSED = "refused: "  # how the shim's process says so
 _USAGE = "usage: python -m wherry.shim.launch --run DIR --root DIR [--config FILE] [--python EXE] [--no-engine]"
 
 
-class Place:
+class LaunchOptions:
     """The command line."""
 
     def __init__(self, argv: list[str]) -> None:
@@ -101,7 +101,7 @@ def _compiled(source: str) -> bool:
     return made >= os.stat(source).st_mtime_ns
 
 
-def launch(place: Place) -> None:
+def launch(place: LaunchOptions) -> None:
     """Returns when a shim answers. OSError, RuntimeError (what the shim itself said), IdMapError."""
     run = place.values["run"]
     os.makedirs(run, 0o700, exist_ok=True)
@@ -157,7 +157,7 @@ def login_name() -> str:
         return ""
 
 
-def _become(place: Place, held: int, writer: int, maps: idmaps.Maps | None) -> None:
+def _become(place: LaunchOptions, held: int, writer: int, maps: idmaps.IdMaps | None) -> None:
     """The shim, in the second child: never returns. maps: of the user namespace that an ordinary user's goes into."""
     run = place.values["run"]
     try:
@@ -165,7 +165,7 @@ def _become(place: Place, held: int, writer: int, maps: idmaps.Maps | None) -> N
         os.chdir("/")
         if maps is not None:
             scope.enter(run)
-            enclave.enter(run, maps)
+            rootless.enter(run, maps)
         null = os.open("/dev/null", os.O_RDWR)
         log = os.open(f"{run}/shim.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         listener = wire.listen(f"{run}/shim.sock")
@@ -188,7 +188,7 @@ def _become(place: Place, held: int, writer: int, maps: idmaps.Maps | None) -> N
             "ready": writer,
             "state": -1,
         }
-        Options(record).execute()
+        ShimOptions(record).execute()
     except OSError as error:
         os.write(writer, f"{error.filename or 'shim'}: {error.strerror}".encode())
     except idmaps.IdMapError as error:
@@ -199,7 +199,7 @@ def _become(place: Place, held: int, writer: int, maps: idmaps.Maps | None) -> N
 
 def main() -> int:
     try:
-        launch(Place(sys.argv[1:]))
+        launch(LaunchOptions(sys.argv[1:]))
     except idmaps.IdMapError as error:
         os.write(2, f"wherry: {error}\n".encode())
         return REFUSED

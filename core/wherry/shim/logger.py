@@ -20,10 +20,10 @@ from wherry.linux.loop import IN, Loop
 from wherry.shim import pipes, wire
 from wherry.shim.arena import Arena
 from wherry.shim.input import Input
+from wherry.shim.logfile import LogFile
 from wherry.shim.output import Output
-from wherry.shim.sink import LogFile
-from wherry.shim.streams import Streams
-from wherry.shim.wire import Channel
+from wherry.shim.streams import TaskStreams
+from wherry.shim.wire import FrameChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ _WITHOUT_SHIM = 30.0  # seconds in which a new shim may come
 _LAST_STEPS = 64  # of at least one page each: more than a pipe of the default size holds
 
 
-class Task:
+class LoggedTask:
     """The streams of one process in a container."""
 
     __slots__ = ("closed", "input", "left", "log", "logger", "outputs", "reported", "streams", "when_full")
 
-    def __init__(self, logger: Logger, streams: Streams) -> None:
+    def __init__(self, logger: Logger, streams: TaskStreams) -> None:
         self.logger = logger
         self.streams = streams
         self.closed = False
@@ -185,28 +185,30 @@ class Logger:
         self.arena = Arena(arena)
         self.null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
         self.scratch = pipes.staging()
-        self.tasks: dict[str, Task] = {}
-        self.left: set[Task] = set()
+        self.tasks: dict[str, LoggedTask] = {}
+        self.left: set[LoggedTask] = set()
         self._quitting = False
         self._memory = (arena, ledger, listener.fileno())
         self._listener = listener
-        self._shim: Channel | None = Channel(self.loop, sock, self._frame, self._lost)
+        self._shim: FrameChannel | None = FrameChannel(self.loop, sock, self._frame, self._lost)
         self.loop.add(listener.fileno(), IN, self._accept)
 
-    def tell(self, op: str, task: Task | None = None, fds: list[int] | tuple[int, ...] = (), **fields: Any) -> None:
+    def tell(
+        self, op: str, task: LoggedTask | None = None, fds: list[int] | tuple[int, ...] = (), **fields: Any
+    ) -> None:
         if self._shim is not None:
             # By slot, too: the next run of a container has the same key, and is not to hear of this one.
             named = {"key": task.streams.key, "slot": task.streams.slot} if task else {}
             self._shim.send({"op": op, **named, **fields}, fds)
 
-    def finish(self, task: Task) -> None:
+    def finish(self, task: LoggedTask) -> None:
         """All its streams have ended, and nothing of it is here any more."""
         del self.tasks[task.streams.key]
         task.close()
         self.tell("drained", task, eof=True)
         self.rest()
 
-    def leave(self, task: Task) -> None:
+    def leave(self, task: LoggedTask) -> None:
         """As ``finish``, for one that the shim has let go of."""
         self.left.discard(task)
         task.close()
@@ -228,11 +230,11 @@ class Logger:
         if uid not in (0, os.geteuid()):
             sock.close()
             return
-        old, self._shim = self._shim, Channel(self.loop, sock, self._frame, self._lost)
+        old, self._shim = self._shim, FrameChannel(self.loop, sock, self._frame, self._lost)
         if old is not None:
             old.close()
 
-    def _lost(self, channel: Channel) -> None:
+    def _lost(self, channel: FrameChannel) -> None:
         """The shim is gone: containers go on, their output is recorded, a new shim will come; without any there is no need."""
         if channel is not self._shim:
             return
@@ -243,18 +245,18 @@ class Logger:
         if self._shim is None and not self.tasks and not self.left:
             self.loop.stop()
 
-    def _frame(self, channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
+    def _frame(self, channel: FrameChannel, message: dict[str, Any], fds: list[int]) -> None:
         if channel is not self._shim:
             for fd in fds:
                 os.close(fd)
             return
         op = message["op"]
         if op == "add":
-            streams = Streams.unpack(message, fds)
+            streams = TaskStreams.unpack(message, fds)
             if streams.key in self.tasks:
                 streams.close()
                 return
-            task = self.tasks[streams.key] = Task(self, streams)
+            task = self.tasks[streams.key] = LoggedTask(self, streams)
             for output in task.outputs:
                 task.resume(output)
             return

@@ -12,11 +12,11 @@ import socket
 
 from wherry.linux import process
 from wherry.linux.loop import Loop
-from wherry.shim.boot import Options
+from wherry.shim.boot import ShimOptions
+from wherry.shim.engine_supervisor import protect
 from wherry.shim.immortal import immortalize
-from wherry.shim.ledger import Ledger
+from wherry.shim.journal import Journal
 from wherry.shim.server import Shim
-from wherry.shim.supervise import protect
 
 #: Containers inherit the soft limit, and some programs walk all descriptors up to it: not the billion that hard may be.
 _FILES = 1 << 16
@@ -41,7 +41,7 @@ def main(fd: int) -> None:
         signal.signal(number, lambda _number, _frame: None)
     for realtime in _REALTIME:  # the others a container gets back by itself
         process.set_disposition(realtime, ignored=False)
-    options = Options.read(fd)
+    options = ShimOptions.read(fd)
     for descriptor in options.descriptors():
         os.set_inheritable(descriptor, False)
     loop = Loop()
@@ -70,10 +70,10 @@ def _begin(shim: Shim) -> None:
     """A first shim, or the successor of one that was lost, whose logger may be there still."""
     fd = shim.keeper.take_over()
     if fd < 0:
-        shim.ledger = Ledger()
+        shim.ledger = Journal()
         shim.keeper.open(shim.ledger)
         return
-    shim.ledger = shim.keeper.ledger = Ledger(fd)
+    shim.ledger = shim.keeper.ledger = Journal(fd)
     from wherry.shim.recover import from_ledger
 
     from_ledger(shim)

@@ -20,7 +20,7 @@ from wherry.shim.readers import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from wherry.shim.logger import Task
+    from wherry.shim.logger import LoggedTask
 
 #: A line without an end is recorded in pieces of this many bytes (Docker's own limit for a partial message).
 PARTIAL = 16384
@@ -43,7 +43,7 @@ class Output:
 
     __slots__ = ("_copying", "blocked", "eof", "fd", "hung", "index", "quiet", "readers", "task")
 
-    def __init__(self, task: Task, index: int, fd: int) -> None:
+    def __init__(self, task: LoggedTask, index: int, fd: int) -> None:
         self.task = task
         self.index = index
         self.fd = fd
@@ -277,7 +277,7 @@ class Output:
         return all(reader.drop or not pipes.pending(reader.pipe) for reader in self.readers)
 
     def recover(self) -> None:
-        """After a kill, before any reader takes more: the fan's bytes go on from where they are. (``Task`` has set the log back.)"""
+        """After a kill, before any reader takes more: the fan's bytes go on from where they are. (``LoggedTask`` has set the log back.)"""
         fan = self._kept("fan", make=False)
         if fan < 0:
             return

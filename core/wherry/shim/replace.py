@@ -12,9 +12,9 @@ import os
 import socket
 
 from wherry.shim import arena
-from wherry.shim.ledger import Ledger
-from wherry.shim.sandboxes import Box
-from wherry.shim.streams import Streams
+from wherry.shim.journal import Journal
+from wherry.shim.sandboxes import HeldSandbox
+from wherry.shim.streams import TaskStreams
 from wherry.shim.task import Task
 from wherry.shim.wire import describe
 
@@ -22,12 +22,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from wherry.shim.boot import Options
+    from wherry.shim.boot import ShimOptions
     from wherry.shim.server import Reply, Shim
-    from wherry.shim.wire import Channel
+    from wherry.shim.wire import FrameChannel
 
 
-def _channel(channel: Channel) -> dict[str, Any]:
+def _channel(channel: FrameChannel) -> dict[str, Any]:
     unread, fds = channel.leftover()
     return {"fd": channel.socket.fileno(), "unread": base64.b64encode(unread).decode(), "fds": fds}
 
@@ -47,7 +47,7 @@ def _task(shim: Shim, task: Task) -> dict[str, Any]:
     }
 
 
-def _streams(streams: Streams) -> dict[str, Any]:
+def _streams(streams: TaskStreams) -> dict[str, Any]:
     message, fds = streams.pack()
     return {**message, "numbers": fds, "drained": streams.drained}
 
@@ -121,7 +121,7 @@ def replace(shim: Shim, reply: Reply, successor: dict[str, str]) -> None:
         reply.fail(describe(error))
 
 
-def _choose(options: Options, values: dict[str, str]) -> None:
+def _choose(options: ShimOptions, values: dict[str, str]) -> None:
     for name, value in values.items():
         setattr(options, name, value)
 
@@ -138,16 +138,16 @@ def resume(shim: Shim, memory: int) -> None:
     keeper = shim.keeper
     keeper.memory = state["memory"]
     keeper.listener = socket.socket(fileno=state["logger_listener"])
-    shim.ledger = keeper.ledger = Ledger(state["ledger"])
+    shim.ledger = keeper.ledger = Journal(state["ledger"])
     for record in state["streams"]:
-        streams = Streams.unpack(record, record["numbers"])
+        streams = TaskStreams.unpack(record, record["numbers"])
         streams.drained = record["drained"]
         keeper.streams[streams.key] = streams
     keeper.dropped = set(state["dropped"])
     keeper.slots = arena.Slots(keeper.memory)
     keeper.slots.adopt({streams.slot for streams in keeper.streams.values()} | keeper.dropped)
     for record in state["sandboxes"]:
-        shim.sandboxes.keep(Box(record["record"], record["fds"], record["pause"]))
+        shim.sandboxes.keep(HeldSandbox(record["record"], record["fds"], record["pause"]))
     for record in state["tasks"]:
         _resume_task(shim, record)
     shim.tasks.undecided = {(id, exec_id) for id, exec_id in state["undecided"]}

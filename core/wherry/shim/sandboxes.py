@@ -23,7 +23,7 @@ _READY = b"r"
 _FILES = ("user", "net", "ipc", "uts", "pid")
 
 
-class Box:
+class HeldSandbox:
     """One sandbox: record is a wherry.api.Sandbox as JSON, pause the pid of its first process or 0, whose pidfd is fds["pause"]."""
 
     __slots__ = ("fds", "pause", "record")
@@ -39,13 +39,13 @@ class Sandboxes:
 
     def __init__(self, shim: Shim) -> None:
         self._shim = shim
-        self._boxes: dict[str, Box] = {}
+        self._boxes: dict[str, HeldSandbox] = {}
         self._own_net = -1
 
-    def __iter__(self) -> Iterator[Box]:
+    def __iter__(self) -> Iterator[HeldSandbox]:
         return iter(tuple(self._boxes.values()))
 
-    def get(self, id: str) -> Box:
+    def get(self, id: str) -> HeldSandbox:
         box = self._boxes.get(id)
         if box is None:
             raise Fault("NotFound", f'sandbox "{id}"', "no such sandbox")
@@ -70,14 +70,14 @@ class Sandboxes:
                 for fd in fds.values():
                     os.close(fd)
                 raise
-        self.put(Box(record, fds, pause))
+        self.put(HeldSandbox(record, fds, pause))
         return record
 
-    def put(self, box: Box) -> None:
+    def put(self, box: HeldSandbox) -> None:
         self._boxes[box.record["id"]] = box
         self._shim.ledger.note(sandbox=note(box))
 
-    def keep(self, box: Box) -> None:
+    def keep(self, box: HeldSandbox) -> None:
         """One that the ledger knows already."""
         self._boxes[box.record["id"]] = box
 
@@ -145,14 +145,14 @@ class Sandboxes:
                 continue
             if handle >= 0:
                 fds["pause"] = handle
-            self.put(Box(record, fds, pause if handle >= 0 else 0))
+            self.put(HeldSandbox(record, fds, pause if handle >= 0 else 0))
             return
         if handle >= 0:
             os.close(handle)
         self.create(record)
 
 
-def note(box: Box) -> dict[str, Any]:
+def note(box: HeldSandbox) -> dict[str, Any]:
     """A sandbox as the ledger has it."""
     started = 0
     if box.pause:
@@ -161,7 +161,7 @@ def note(box: Box) -> dict[str, Any]:
     return {**box.record, "pause": box.pause, "pause_start": started}
 
 
-def end_pause(box: Box) -> None:
+def end_pause(box: HeldSandbox) -> None:
     """Ends its first process, and so the pid namespace."""
     handle = box.fds.get("pause", -1)
     if handle >= 0:

@@ -16,22 +16,22 @@ import time
 from wherry.linux import pidfd
 from wherry.linux.loop import IN, Loop
 from wherry.shim import wire
+from wherry.shim.engine_supervisor import EngineSupervisor
 from wherry.shim.events import Events
-from wherry.shim.keeper import Keeper
-from wherry.shim.ledger import Ledger
+from wherry.shim.journal import Journal
+from wherry.shim.logger_supervisor import LoggerSupervisor
+from wherry.shim.prefork import PreforkPool
 from wherry.shim.reaper import Reaper
-from wherry.shim.reserve import Reserve
 from wherry.shim.sandboxes import Sandboxes, end_pause, note
-from wherry.shim.supervise import Supervisor
 from wherry.shim.tasks import Tasks
-from wherry.shim.wire import Channel, Fault, describe
+from wherry.shim.wire import Fault, FrameChannel, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from wherry.shim.boot import Options
+    from wherry.shim.boot import ShimOptions
     from wherry.shim.task import Task
 
 PROTOCOL = 1
@@ -44,7 +44,7 @@ class Reply:
 
     __slots__ = ("channel", "given", "id")
 
-    def __init__(self, channel: Channel, id: Any) -> None:
+    def __init__(self, channel: FrameChannel, id: Any) -> None:
         self.channel = channel
         self.id = id
         self.given = id is None
@@ -64,20 +64,20 @@ class Reply:
 class Shim:
     """Everything the process has."""
 
-    def __init__(self, options: Options, loop: Loop, listener: socket.socket, instance: str) -> None:
+    def __init__(self, options: ShimOptions, loop: Loop, listener: socket.socket, instance: str) -> None:
         self.options = options
         self.loop = loop
         self.instance = instance
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.reaper = Reaper(loop)
-        self.reserve = Reserve(loop, self.reaper)
+        self.reserve = PreforkPool(loop, self.reaper)
         self.events = Events()
         self.tasks = Tasks(self)
         self.sandboxes = Sandboxes(self)
-        self.keeper = Keeper(loop, f"{options.run}/logger.sock", self.tasks.drained)
-        self.ledger: Ledger
-        self.supervisor = Supervisor(options, loop, self.reaper)
-        self.clients: set[Channel] = set()
+        self.keeper = LoggerSupervisor(loop, f"{options.run}/logger.sock", self.tasks.drained)
+        self.ledger: Journal
+        self.supervisor = EngineSupervisor(options, loop, self.reaper)
+        self.clients: set[FrameChannel] = set()
         self.listener = listener
         self.quitting = False
         self.replacing: tuple[Reply, dict[str, str]] | None = None
@@ -98,16 +98,16 @@ class Shim:
             return
         self.admit(sock)
 
-    def admit(self, sock: socket.socket) -> Channel:
-        channel = Channel(self.loop, sock, self._frame, self._gone)
+    def admit(self, sock: socket.socket) -> FrameChannel:
+        channel = FrameChannel(self.loop, sock, self._frame, self._gone)
         self.clients.add(channel)
         return channel
 
-    def _gone(self, channel: Channel) -> None:
+    def _gone(self, channel: FrameChannel) -> None:
         self.clients.discard(channel)
         self.events.unsubscribe(channel)
 
-    def _frame(self, channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
+    def _frame(self, channel: FrameChannel, message: dict[str, Any], fds: list[int]) -> None:
         reply = Reply(channel, message.get("id"))
         try:
             method = _OPS.get(message.get("op", ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from wherry.shim.streams import Streams
+from wherry.shim.streams import TaskStreams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def given_at_start(stdio: dict[str, Any]) -> str:
     return f"s{token}" if token else ""
 
 
-def open_streams(shim: Shim, key: str, stdio: dict[str, Any], fds: list[int]) -> tuple[ChildStdio, Streams | None]:
+def open_streams(shim: Shim, key: str, stdio: dict[str, Any], fds: list[int]) -> tuple[ChildStdio, TaskStreams | None]:
     """stdio is a wherry.api.Stdio as JSON whose descriptors are indexes into fds; fds stay the caller's.
 
     Where nothing is recorded and no terminal asked for, the child gets the caller's descriptors themselves and the logger has
@@ -62,7 +62,7 @@ def open_streams(shim: Shim, key: str, stdio: dict[str, Any], fds: list[int]) ->
         child.fds = [given.get("stdin", null), given.get("stdout", null), given.get("stderr", null)]
         return child, None
     sink = json.dumps(log) if format != "none" else ""
-    streams = Streams(key, shim.keeper.slots.take(), terminal, hold, sink)
+    streams = TaskStreams(key, shim.keeper.slots.take(), terminal, hold, sink)
     try:
         if terminal:
             given.pop("stderr", None)

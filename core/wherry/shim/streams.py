@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Streams:
+class TaskStreams:
     """ends: the container's pipes or pty master, by name: "stdin" is written to, "stdout" and "stderr" are read, "master" is both.
     kept: the logger's staging pipes, by the names it gave them. log is a LogSink as JSON text, "" for none.
 
@@ -51,7 +51,7 @@ class Streams:
         return message, fds
 
     @classmethod
-    def unpack(cls, message: dict[str, Any], fds: list[int]) -> Streams:
+    def unpack(cls, message: dict[str, Any], fds: list[int]) -> TaskStreams:
         """The other way round; the descriptors become its own."""
         self = cls(message["key"], message["slot"], message["terminal"], message["hold"], message["log"])
         self.exited = message["exited"]

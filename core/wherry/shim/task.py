@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from wherry.linux.loop import Timer
     from wherry.shim.server import Reply
-    from wherry.shim.streams import Streams
+    from wherry.shim.streams import TaskStreams
 
 _SIGNALS = range(1, 32)
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
@@ -57,7 +57,7 @@ class Task:
         self.channel: socket.socket | None = None
         self.size = (0, 0)
         self.hooks: dict[str, Any] | None = None
-        self.streams: Streams | None = None
+        self.streams: TaskStreams | None = None
         self.held: Timer | None = None
         self.owed: bool | None = None  # its exit event, but for the ends of its execs: whether it is drained
         self.waiting: tuple[Reply, ...] = ()

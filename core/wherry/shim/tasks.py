@@ -21,9 +21,9 @@ from wherry.linux import pidfd
 from wherry.linux.loop import IN, report
 from wherry.oci import spawn as oci
 from wherry.shim import foreign
+from wherry.shim.engine_supervisor import reset_oom, unprotected
 from wherry.shim.hooks import HookRun
 from wherry.shim.stdio import open_streams
-from wherry.shim.supervise import reset_oom, unprotected
 from wherry.shim.task import Task, plain_spawn
 from wherry.shim.wire import Fault, describe
 

@@ -44,7 +44,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"class": "Error", "what": "shim", "cause": f"{type(error).__name__}: {error}", "hint": ""}
 
 
-class Channel:
+class FrameChannel:
     """One peer. Frames out are queued and never block; frames in go to on_frame(channel, message, fds), who owns the fds.
 
     on_close(channel) is called once, when the peer is gone or sent what is no frame; the socket is closed by then.
@@ -54,8 +54,8 @@ class Channel:
         self,
         loop: Loop,
         sock: socket.socket,
-        on_frame: Callable[[Channel, dict[str, Any], list[int]], None],
-        on_close: Callable[[Channel], None],
+        on_frame: Callable[[FrameChannel, dict[str, Any], list[int]], None],
+        on_close: Callable[[FrameChannel], None],
     ) -> None:
         sock.setblocking(False)
         self.loop = loop

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from wherry.testing.contract import Contract
     from wherry.testing.harness import Harness, LocalContext
     from wherry.testing.isolation import IsolationContract
-    from wherry.testing.isolation_harness import IsolationHarness, Task
+    from wherry.testing.isolation_harness import HarnessTask, IsolationHarness
     from wherry.testing.network import NetworkContract, NetworkHarness
     from wherry.testing.snapshotter import SnapshotterContract
     from wherry.testing.store import StoreContract
-    from wherry.testing.trees import Entry, change, tree
+    from wherry.testing.trees import TreeEntry, change, tree
 
 _HOME = {
     "Contract": "contract",
-    "Entry": "trees",
+    "TreeEntry": "trees",
     "Harness": "harness",
     "IsolationContract": "isolation",
     "IsolationHarness": "isolation_harness",
@@ -40,15 +40,15 @@ _HOME = {
     "NetworkHarness": "network",
     "SnapshotterContract": "snapshotter",
     "StoreContract": "store",
-    "Task": "isolation_harness",
+    "HarnessTask": "isolation_harness",
     "change": "trees",
     "tree": "trees",
 }
 
 __all__ = [
     "Contract",
-    "Entry",
     "Harness",
+    "HarnessTask",
     "IsolationContract",
     "IsolationHarness",
     "LocalContext",
@@ -56,7 +56,7 @@ __all__ = [
     "NetworkHarness",
     "SnapshotterContract",
     "StoreContract",
-    "Task",
+    "TreeEntry",
     "change",
     "tree",
 ]

@@ -31,7 +31,7 @@ def features() -> frozenset[str]:
     return frozenset(found | {"mount.idmapped"})
 
 
-class Later:
+class LazyService:
     """Stands for a service until it is first used: most drivers need neither a shim nor workers."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -113,8 +113,8 @@ class Harness(Generic[D]):
             id,
             self.root / family / registration.id,
             self.run / family / registration.id,
-            shim=Later(self._start_shim),
-            workers=Later(self._start_workers),
+            shim=LazyService(self._start_shim),
+            workers=LazyService(self._start_workers),
         )
 
     @property
@@ -158,7 +158,7 @@ class Harness(Generic[D]):
                 shim.close()
 
     def _start_shim(self) -> Any:
-        from wherry.engine.shim import start_shim
+        from wherry.engine.shim.client import start_shim
 
         for directory in (self.root, self.run):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -166,7 +166,7 @@ class Harness(Generic[D]):
         return self._shim
 
     def _start_workers(self) -> Any:
-        from wherry.engine.workers import WorkerPool
+        from wherry.engine.workers.pool import WorkerPool
 
         self._workers = WorkerPool(self.run)
         return self._workers

@@ -66,7 +66,7 @@ def process_of(*args: str, **changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(dict(_PROCESS)), "args": list(args), **changes}
 
 
-class Task:
+class HarnessTask:
     """A container or exec made for a test, with the ends of its streams that the test holds."""
 
     def __init__(self, driver: Isolation, id: str, exec_id: str, state: TaskState, stdin: int, stdout: int) -> None:
@@ -82,7 +82,7 @@ class Task:
     def pid(self) -> int:
         return self.driver.state(self.id, self.exec_id).pid
 
-    def start(self) -> Task:
+    def start(self) -> HarnessTask:
         self.driver.start(self.id, self.exec_id)
         return self
 
@@ -132,7 +132,7 @@ class IsolationHarness(Harness[Isolation]):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._tasks: list[Task] = []
+        self._tasks: list[HarnessTask] = []
         self._sandboxes: list[str] = []
         self._rootfs: Path | None = None
 
@@ -175,24 +175,26 @@ class IsolationHarness(Harness[Isolation]):
 
     def create(
         self, *args: str, id: str = "", terminal: bool = False, hold: bool = False, start: bool = False, **process: Any
-    ) -> Task:
+    ) -> HarnessTask:
         """A container that is held before its execve. hold: stdin is kept open by the shim, not given by the test. start: it may go
         on by itself."""
         id = id or f"t-{uuid4().hex[:12]}"
         process = process_of(*args, terminal=terminal, **process)
         return self._made(id, "", process, terminal, hold, start)
 
-    def launch(self, *args: str, **keywords: Any) -> Task:
+    def launch(self, *args: str, **keywords: Any) -> HarnessTask:
         return self.create(*args, **keywords).start()
 
-    def exec(self, task: Task, *args: str, terminal: bool = False, start: bool = False, **process: Any) -> Task:
+    def exec(
+        self, task: HarnessTask, *args: str, terminal: bool = False, start: bool = False, **process: Any
+    ) -> HarnessTask:
         """One more process in a running container, held before its execve, unless it is to start at once."""
         described = process_of(*args, terminal=terminal, **process)
         return self._made(task.id, f"x-{uuid4().hex[:8]}", described, terminal, False, start)
 
     def _made(
         self, id: str, exec_id: str, process: Mapping[str, Any], terminal: bool, hold: bool, start: bool = False
-    ) -> Task:
+    ) -> HarnessTask:
         driver = self.open()
         stdin, writer = (-1, -1) if hold else os.pipe()
         reader, stdout = os.pipe()
@@ -213,7 +215,7 @@ class IsolationHarness(Harness[Isolation]):
             for fd in (stdin, stdout):
                 if fd >= 0:
                     os.close(fd)
-        task = Task(driver, id, exec_id, state, writer, reader)
+        task = HarnessTask(driver, id, exec_id, state, writer, reader)
         self._tasks.append(task)
         return task
 
@@ -223,7 +225,7 @@ class IsolationHarness(Harness[Isolation]):
             task.driver = driver
         return driver
 
-    def delete(self, task: Task, *, force: bool = False) -> Exit | None:
+    def delete(self, task: HarnessTask, *, force: bool = False) -> Exit | None:
         """As the engine deletes: by the driver, then the shim forgets the process too."""
         ended = self.open().delete(task.id, task.exec_id, force=force)
         if self.with_shim:

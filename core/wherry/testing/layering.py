@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from wherry.interfaces.snapshotter import Snapshotter
 from wherry.testing.contract import Contract
-from wherry.testing.trees import Entry, change, tree
+from wherry.testing.trees import TreeEntry, change, tree
 
 
 def chain_id(text: str) -> str:
@@ -45,7 +45,7 @@ class LayeringClauses(Contract):
 
     def stacked(
         self, driver: Snapshotter, first: Sequence[Sequence[object]], second: Sequence[Sequence[object]]
-    ) -> dict[str, Entry]:
+    ) -> dict[str, TreeEntry]:
         """The tree over two layers: the first, then the second as a change to it."""
         layer(driver, chain_id("first"), *first)
         layer(driver, chain_id("second"), *second, parent=chain_id("first"))

@@ -14,7 +14,7 @@ from wherry.interfaces.common import Mount
 
 
 @frozen
-class Entry:
+class TreeEntry:
     """One path of a tree. kind: "file", "dir", "link", "fifo", "node"; content: of a file, or a link's target; mtime in ns."""
 
     kind: str
@@ -27,14 +27,14 @@ class Entry:
     content: bytes
     xattrs: Mapping[str, str]
 
-    def plain(self) -> Entry:
+    def plain(self) -> TreeEntry:
         """Without what two equal trees may differ in: inode number, and link count and time of a directory."""
         if self.kind == "dir":
             return evolve(self, inode=0, links=0, mtime=0)
         return evolve(self, inode=0)
 
 
-def change(mounts: Sequence[Mount], *operations: Sequence[object]) -> dict[str, Entry]:
+def change(mounts: Sequence[Mount], *operations: Sequence[object]) -> dict[str, TreeEntry]:
     """Mounts the tree, carries out the operations in order and answers the whole tree, "." being its root.
 
     Operations: ("write", path, text[, mode]), ("fill", path, size), ("mkdir", path[, mode]), ("remove", path),
@@ -56,11 +56,11 @@ def change(mounts: Sequence[Mount], *operations: Sequence[object]) -> dict[str, 
     if "error" in answer:
         raise OSError(answer["errno"], f"in {list(mounts)}: {answer['error']}")
     return {
-        path: Entry(**{**values, "content": base64.b64decode(values["content"])})
+        path: TreeEntry(**{**values, "content": base64.b64decode(values["content"])})
         for path, values in answer["tree"].items()
     }
 
 
-def tree(mounts: Sequence[Mount]) -> dict[str, Entry]:
+def tree(mounts: Sequence[Mount]) -> dict[str, TreeEntry]:
     """The whole tree behind mounts. Raises OSError."""
     return change(mounts)

@@ -26,12 +26,12 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
-from wherry.networks.single import OneNetwork
+from wherry.kit.networks.single import BuiltinNetwork
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 
 
-class SingleNetwork(OneNetwork):
+class SingleNetwork(BuiltinNetwork):
     """A Network whose only network is named like the driver. What is attached is remembered as one file a sandbox in the
     driver's run directory, so that it outlives the engine and not the boot.
 

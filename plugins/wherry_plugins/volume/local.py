@@ -28,7 +28,7 @@ class LocalConfig:
     """[plugin.volume.local] has no keys."""
 
 
-class Local:
+class LocalVolumes:
     """wherry.api.VolumeDriver. Thread-safe: the file system keeps all the state."""
 
     def __init__(self, _config: LocalConfig, context: Context) -> None:
@@ -111,4 +111,4 @@ class Local:
 
 @hookimpl
 def wherry_volume() -> Registration[LocalConfig, VolumeDriver]:
-    return Registration(id="local", config=LocalConfig, init=Local)
+    return Registration(id="local", config=LocalConfig, init=LocalVolumes)

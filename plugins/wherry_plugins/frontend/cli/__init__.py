@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from wherry.api import Registration, hookimpl
-from wherry_plugins.frontend.cli.server import Cli, CliConfig
+from wherry_plugins.frontend.cli.server import CliConfig, CliFrontend
 
 
 @hookimpl
-def wherry_frontend() -> Registration[CliConfig, Cli]:
+def wherry_frontend() -> Registration[CliConfig, CliFrontend]:
     """The registration; click is imported at the first command."""
-    return Registration(id="cli", config=CliConfig, init=Cli)
+    return Registration(id="cli", config=CliConfig, init=CliFrontend)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Mapping
 
 from wherry.api import Progress
 from wherry_plugins.frontend.cli import human
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 
 _REDRAWN = 0.1
 _ROWS = 24
 
 
-class Bars:
+class BarDisplay:
     """Redrawn at most ten times a second, by whoever tells of a step: no thread of rich's writes to the client."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Bars:
         """Leaves the bars as they are last, and the cursor below them."""
         try:
             self._display.stop()
-        except Gone:
+        except ClientGone:
             pass  # there is no terminal any more whose cursor could be missing
 
 

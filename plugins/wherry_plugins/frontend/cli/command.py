@@ -210,7 +210,7 @@ class Command(click.Command):
                     formatter.write(f"  {line.strip()}\n")
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group whose commands are imported at first use. table: name -> (module, attribute, section, one line of help)."""
 
     def __init__(self, name: str, table: Mapping[str, tuple[str, str, str, str]], **attributes: Any) -> None:

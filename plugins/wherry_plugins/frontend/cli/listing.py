@@ -16,7 +16,7 @@ GAP = 3
 NARROWEST = 10
 
 
-class Row(Mapping[str, Any]):
+class ListingRow(Mapping[str, Any]):
     """One object under the field names of docker's --format, each computed when it is asked for."""
 
     __slots__ = ("_fields", "_item")
@@ -29,7 +29,7 @@ class Row(Mapping[str, Any]):
         return self._fields[name](self._item)
 
     @staticmethod
-    def column(rows: Sequence[Row], name: str) -> list[Any]:
+    def column(rows: Sequence[ListingRow], name: str) -> list[Any]:
         """One field of rows of the same kind."""
         if not rows:
             return []
@@ -76,7 +76,7 @@ def _aligned(columns: Sequence[Sequence[str]]) -> str:
 
 def show(
     session: Session,
-    rows: Sequence[Row],
+    rows: Sequence[ListingRow],
     columns: Sequence[tuple[str, str]],
     *,
     form: str = "",
@@ -87,17 +87,17 @@ def show(
     if as_json:
         session.line(json.dumps([plain(row) for row in rows], indent=2, ensure_ascii=False))
     elif quiet:
-        session.out("".join([f"{text}\n" for text in Row.column(rows, quiet)]))
+        session.out("".join([f"{text}\n" for text in ListingRow.column(rows, quiet)]))
     else:
         session.out(rendered(rows, columns, form))
 
 
-def rendered(rows: Sequence[Row], columns: Sequence[tuple[str, str]], form: str) -> str:
+def rendered(rows: Sequence[ListingRow], columns: Sequence[tuple[str, str]], form: str) -> str:
     """Lines. columns: (head, field) of the default table; form: a template, "table TEMPLATE", "table" or "json"."""
     if form == "json":
         form = "{{json .}}"
     if form in {"", "table"}:
-        return _aligned([[head, *Row.column(rows, name)] for head, name in columns])
+        return _aligned([[head, *ListingRow.column(rows, name)] for head, name in columns])
     if form.startswith("table "):
         render = compile_template(unescape(form[6:]))
         head = render(_Heads({name: head for head, name in columns}))

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import click
 
 from wherry.api import Error, Invalid
-from wherry_plugins.frontend.cli.command import BadOption, Group, HelpWanted
+from wherry_plugins.frontend.cli.command import BadOption, CommandGroup, HelpWanted
 from wherry_plugins.frontend.cli.nearest import hint
-from wherry_plugins.frontend.cli.session import BROKEN_PIPE, Gone, Session
+from wherry_plugins.frontend.cli.session import BROKEN_PIPE, ClientGone, Session
 
 HERE = "wherry_plugins.frontend.cli.commands"
 
@@ -54,7 +54,7 @@ _IMAGES = {
     "tag": _at("tag", "Images", "Give an image one more name"),
 }
 
-CONTAINER = Group(
+CONTAINER = CommandGroup(
     "container",
     {
         **_CONTAINERS,
@@ -67,7 +67,7 @@ CONTAINER = Group(
     help="Manage containers.",
     epilog="",
 )
-IMAGE = Group(
+IMAGE = CommandGroup(
     "image",
     {
         "ls": _at("images", "Images", "List images"),
@@ -83,7 +83,7 @@ IMAGE = Group(
     epilog="",
 )
 
-ROOT = Group(
+ROOT = CommandGroup(
     "wherry",
     {
         **_CONTAINERS,
@@ -130,7 +130,7 @@ def dispatch(session: Session) -> int:
                 what, f'"{path}" has no such {what.split(" ", maxsplit=1)[0]}', f'{near} see "{path} --help"'.strip()
             )
         path = f"{path} {name}"
-        if not isinstance(command, Group):
+        if not isinstance(command, CommandGroup):
             ctx = click.Context(command, info_name=path, obj=session, terminal_width=session.width)
             command.parse_args(ctx, words)
             session.codes = getattr(command, "codes", ())
@@ -146,7 +146,7 @@ def execute(session: Session, identity: dict[str, str]) -> int:
         return dispatch(session)
     except HelpWanted as wanted:
         return quietly(session.out, wanted.command.get_help(wanted.ctx) + "\n")
-    except Gone:
+    except ClientGone:
         return BROKEN_PIPE
     except Error as error:
         return report(session, error)
@@ -162,7 +162,7 @@ def quietly(write: object, text: str, code: int = 0) -> int:
     """Writes for the last time: nobody is left to hear that it failed."""
     try:
         write(text)  # type: ignore[operator]
-    except (Gone, OSError):
+    except (ClientGone, OSError):
         return code or BROKEN_PIPE
     return code
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wherry.api import Invalid, Join, NetworkInfo, Port
+from wherry.api import EndpointConfig, Invalid, NetworkInfo, Port
 from wherry_plugins.frontend.cli import human
 
 
@@ -15,10 +15,10 @@ def addresses(port: Port) -> list[str]:
     return [f"[{port.host_ip}]:{port.host_port}" if ":" in port.host_ip else f"{port.host_ip}:{port.host_port}"]
 
 
-def join(text: str) -> Join:
+def join(text: str) -> EndpointConfig:
     """NAME, or name=NAME,alias=...,ip=...,ip6=...,mac-address=... (docker run, "--network"). Invalid for another key."""
     if "=" not in text:
-        return Join(text)
+        return EndpointConfig(text)
     name, mac = "", ""
     aliases: list[str] = []
     addresses: list[str] = []
@@ -40,12 +40,12 @@ def join(text: str) -> Join:
             )
     if not name:
         raise Invalid(f'option "--network {text}"', "it names no network", "write name=NAME,...")
-    return Join(name, tuple(aliases), tuple(addresses), mac)
+    return EndpointConfig(name, tuple(aliases), tuple(addresses), mac)
 
 
 def wishes(networks: tuple[str, ...], aliases: tuple[str, ...], addresses: tuple[str, ...], mac: str) -> dict[str, Any]:
     """The fields of RunRequest that tell of networks: the options without a network's name are for the first one."""
-    joins = [join(text) for text in networks] or [Join("")]
+    joins = [join(text) for text in networks] or [EndpointConfig("")]
     first = joins[0]
     if mac and first.mac and mac != first.mac:
         raise Invalid('option "--mac-address"', "the first network has another one")

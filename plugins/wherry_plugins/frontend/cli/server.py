@@ -22,7 +22,7 @@ class CliConfig:
     """[plugin.frontend.cli] has no keys."""
 
 
-class Hub:
+class Multiplexer:
     """Reads the frames of every session, so that a command needs no second thread until its client says something."""
 
     def __init__(self) -> None:
@@ -112,12 +112,12 @@ class Hub:
         os.eventfd_write(self.waker, 1)
 
 
-class Cli:
+class CliFrontend:
     """A ``wherry.api.Frontend``. Without ``serve`` it has no engine and answers what needs none."""
 
     def __init__(self, config: CliConfig, context: Context | None) -> None:
         self.engine: Engine | None = None
-        self.hub = Hub()
+        self.hub = Multiplexer()
         self.identity: dict[str, str] = {}
         """What this engine serves, by global option; asked once, when the first client names one."""
 

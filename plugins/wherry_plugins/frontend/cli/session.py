@@ -20,7 +20,7 @@ from wherry.api import Connection, Engine, Error, Invalid, Unavailable
 from wherry.linux import framing
 
 if TYPE_CHECKING:
-    from wherry_plugins.frontend.cli.server import Hub
+    from wherry_plugins.frontend.cli.server import Multiplexer
 
 FATAL = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 PATH_TRANSPORTS = frozenset({"archive", "layout"})
@@ -31,14 +31,14 @@ SLOW_CLIENT = 30_000
 """Milliseconds that a client may leave its socket unread before it counts as gone."""
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client went away, closed the stream written to, or was told to exit after a signal."""
 
 
 class Session:
     """See the module. stdin, stdout and stderr are descriptors, owned until ``close``."""
 
-    def __init__(self, connection: Connection, engine: Engine | None, hub: Hub) -> None:
+    def __init__(self, connection: Connection, engine: Engine | None, hub: Multiplexer) -> None:
         hello = connection.hello
         self._hub = hub
         self._engine = engine
@@ -129,7 +129,7 @@ class Session:
             view = memoryview(data)
             while view:
                 if self.gone or len(self.fds) <= number:
-                    raise Gone
+                    raise ClientGone
                 try:
                     view = view[os.write(fd, view) :]
                 except BlockingIOError:
@@ -139,7 +139,7 @@ class Session:
                 except OSError as error:
                     if number == 1 and error.errno in (errno.ENOSPC, errno.EDQUOT):
                         raise OSError(error.errno, error.strerror, "stdout") from None
-                    raise Gone from None  # EPIPE, or EIO from a terminal that has hung up
+                    raise ClientGone from None  # EPIPE, or EIO from a terminal that has hung up
         finally:
             os.close(fd)
 
@@ -148,7 +148,7 @@ class Session:
         streams meanwhile. Gone when they were let go of."""
         with self._hub.lock:
             if self.gone or len(self.fds) <= number:
-                raise Gone
+                raise ClientGone
             return os.dup(self.fds[number])
 
     def pieces(self, size: int) -> Iterator[bytes]:
@@ -161,7 +161,7 @@ class Session:
                 # Never without a look at whether somebody still waits for the outcome.
                 ready = poll.poll(1000)
                 if self.gone:
-                    raise Gone
+                    raise ClientGone
                 try:
                     data = os.read(fd, size) if ready else None
                 except BlockingIOError:  # another process that has this pipe was quicker

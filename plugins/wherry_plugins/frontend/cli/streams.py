@@ -10,7 +10,7 @@ from typing import Any
 
 from wherry.api import Error, Exit, Invalid, Stdio
 from wherry_plugins.frontend.cli.keys import watched
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 
 UNKNOWN = 125
 
@@ -103,7 +103,7 @@ def follow(
     session.deliver(forward(session, container, tty=tty, proxy=proxy, exec_id=exec_id))
     if session.gone:
         session.let_go()
-        raise Gone
+        raise ClientGone
     session.send({"attached": True})
     return exit_code(session, container, session.engine.wait(container, exec_id))
 

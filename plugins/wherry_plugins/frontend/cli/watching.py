@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from wherry.api import Progress, watching
-from wherry_plugins.frontend.cli.session import PATH_TRANSPORTS, Gone, Session
+from wherry_plugins.frontend.cli.session import PATH_TRANSPORTS, ClientGone, Session
 
 if TYPE_CHECKING:
     from wherry_plugins.frontend.cli.commands.pull import Display
@@ -27,7 +27,7 @@ class _Shown:
 
     def show(self, progress: Progress) -> None:
         if self._session.gone:
-            raise Gone
+            raise ClientGone
         with self._lock:
             if progress.status == "done" and not progress.id.startswith("sha256:"):
                 self.close()  # now, for what the container writes comes next

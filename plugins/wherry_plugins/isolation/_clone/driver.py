@@ -28,15 +28,15 @@ from wherry.api import (
     TaskState,
     Unavailable,
 )
-from wherry.layers.served import roots
+from wherry.kit.served import roots
 from wherry.linux import caps, cgroup, pidfd, probe
 from wherry.linux.cgroup1 import Group1
 from wherry.linux.cgroup2 import Group2
 from wherry.oci import compile, filters
 from wherry.oci.errors import SpecError
 from wherry.oci.spec import device_rules
-from wherry_plugins.isolation._clone.plans import Plans
-from wherry_plugins.isolation._clone.record import Links, Record
+from wherry_plugins.isolation._clone.plans import PlanTemplates
+from wherry_plugins.isolation._clone.record import BundleLinks, TaskRecord
 
 _SECCOMP = "io.wherry.seccomp"
 _KILL = 9
@@ -65,7 +65,7 @@ def _own_filter(spec: Mapping[str, Any]) -> bool:
     return not (spec.get("linux") or {}).get("seccomp") and profile in ("default", "unconfined")
 
 
-class Options(Protocol):
+class NamespaceOptions(Protocol):
     """A driver's config, as far as both have it."""
 
     @property
@@ -74,10 +74,10 @@ class Options(Protocol):
     def kill_patience(self) -> float: ...
 
 
-class Clones:
+class NamespaceDriver:
     """Thread-safe. The shim is the authority on processes, the kernel on cgroups; records only save asking them."""
 
-    def __init__(self, config: Options, context: Context) -> None:
+    def __init__(self, config: NamespaceOptions, context: Context) -> None:
         self._config = config
         self._context = context
         self._shim = context.shim
@@ -86,10 +86,10 @@ class Clones:
         cache = context.root / "seccomp"
         cache.mkdir(mode=0o700, exist_ok=True)
         self._filters = filters.Filters(cache)
-        self._links = Links(context.run)
-        self._records: dict[str, Record] = {}
+        self._links = BundleLinks(context.run)
+        self._records: dict[str, TaskRecord] = {}
         self._parents: set[str] = set()
-        self._plans = Plans()
+        self._plans = PlanTemplates()
         self.close = weakref.finalize(self, _prune, self._parents)
 
     # create, start, exec
@@ -104,7 +104,7 @@ class Clones:
             )
         except SpecError as error:
             raise Invalid(error.what, error.cause, error.hint) from None
-        record = Record(request.id, request.sandbox_id, spec, group)
+        record = TaskRecord(request.id, request.sandbox_id, spec, group)
         resources = (spec.get("linux") or {}).get("resources") or {}
         with _readable("linux.resources"):
             group.create(self._resources({**resources, "devices": device_rules(resources.get("devices") or ())}))
@@ -147,7 +147,7 @@ class Clones:
             record.pids[exec_id] = (state.pid, state.start_time)
         return state
 
-    def _exec_plan(self, record: Record, process: Mapping[str, Any], start: bool) -> Plan:
+    def _exec_plan(self, record: TaskRecord, process: Mapping[str, Any], start: bool) -> Plan:
         """The last one again where nothing differs, as with a health check."""
         if record.plan is None or record.plan[:2] != (process, start):
             try:
@@ -188,9 +188,9 @@ class Clones:
         self._parents.update(os.path.dirname(directory) for directory in group.directories)
         return group
 
-    def _host(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> compile.Host:
+    def _host(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> compile.HostFacts:
         binds, links = group.binds() if isinstance(group, Group1) else ([], [])
-        return compile.Host(
+        return compile.HostFacts(
             sandboxed=sandboxed,
             unified=self._layout.unified,
             cgroup_binds=binds,
@@ -248,7 +248,7 @@ class Clones:
             start=start,
         )
 
-    def _record(self, id: str, exec_id: str = "") -> Record:
+    def _record(self, id: str, exec_id: str = "") -> TaskRecord:
         record = self._records.get(id)
         if record is None:
             record = self._found_again(id)
@@ -258,7 +258,7 @@ class Clones:
             raise NotFound(f'exec "{exec_id}" of container "{id}"', "no such process")
         return record
 
-    def _found_again(self, id: str) -> Record | None:
+    def _found_again(self, id: str) -> TaskRecord | None:
         """A container of an engine before this one."""
         if not id or "/" in id or not (self._context.run / id).is_symlink():
             return None
@@ -266,7 +266,7 @@ class Clones:
             spec = self._links.spec(id)
         except FailedPrecondition:
             spec = {}
-        record = Record(id, "", spec, self._group(id, spec, fresh=False))
+        record = TaskRecord(id, "", spec, self._group(id, spec, fresh=False))
         record.paused = record.group.frozen()
         return self._records.setdefault(id, record)
 
@@ -296,7 +296,7 @@ class Clones:
         self._thaw(record)
 
     @staticmethod
-    def _thaw(record: Record) -> None:
+    def _thaw(record: TaskRecord) -> None:
         with record.lock:
             record.group.freeze(False)
             record.paused = False
@@ -329,7 +329,7 @@ class Clones:
         what = f'exec "{exec_id}" of container "{id}"' if exec_id else f'container "{id}"'
         raise NotFound(what, "the shim has no such process")
 
-    def _seen(self, record: Record, state: TaskState) -> TaskState:
+    def _seen(self, record: TaskRecord, state: TaskState) -> TaskState:
         """The shim's state with what the cgroup knows: frozen, and whether the kernel killed something for want of memory."""
         if state.exit is not None:
             known = record.exits.get(state.exec_id)
@@ -415,7 +415,7 @@ class Clones:
                     self._shim.signal(id, state.exec_id, _KILL)
             time.sleep(0.002)
 
-    def _end(self, record: Record, force: bool) -> None:
+    def _end(self, record: TaskRecord, force: bool) -> None:
         """There are processes in the cgroup: a live container, or what outlived its first process."""
         try:
             state: TaskState | None = self._task(record.id, "")
@@ -437,7 +437,7 @@ class Clones:
         if state is not None:
             self._ended(record, "", patience=self._config.kill_patience)
 
-    def _ended(self, record: Record, exec_id: str, patience: float = 0.0) -> Exit | None:
+    def _ended(self, record: TaskRecord, exec_id: str, patience: float = 0.0) -> Exit | None:
         """How a process ended, once the shim has reaped it; None when nobody knows."""
         deadline = time.monotonic() + patience
         while True:
@@ -449,7 +449,7 @@ class Clones:
                 return state.exit
             time.sleep(0.001)
 
-    def _delete_exec(self, record: Record, exec_id: str, force: bool) -> Exit | None:
+    def _delete_exec(self, record: TaskRecord, exec_id: str, force: bool) -> Exit | None:
         if exec_id in record.gone:
             return None
         known = record.exits.get(exec_id)
@@ -473,7 +473,7 @@ class Clones:
         record.gone.add(exec_id)
         return known
 
-    def _discard(self, record: Record) -> None:
+    def _discard(self, record: TaskRecord) -> None:
         """Forgets it and removes what is left of it; a cgroup with processes in it is killed first."""
         self._records.pop(record.id, None)
         deadline = time.monotonic() + self._config.kill_patience

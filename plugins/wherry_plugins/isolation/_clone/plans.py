@@ -41,7 +41,7 @@ class _Template:
         self.text = json.dumps([named, [getattr(compiled, name) for name in self.parts]], separators=(",", ":"))
 
 
-class Plans:
+class PlanTemplates:
     """Belongs to one driver: what its compiling depends on besides the arguments must stay as long as that lives."""
 
     def __init__(self) -> None:

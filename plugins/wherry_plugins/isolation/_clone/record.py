@@ -14,7 +14,7 @@ from wherry.api import Exit, FailedPrecondition, Plan
 from wherry.linux.cgroup import Group
 
 
-class Record:
+class TaskRecord:
     """One container. exits and pids are by exec id, "" for the first process; lock guards changes of the cgroup."""
 
     def __init__(self, id: str, sandbox_id: str, spec: Mapping[str, Any], group: Group) -> None:
@@ -31,7 +31,7 @@ class Record:
         """Of the last exec: process, whether it starts at once, and what became of it."""
 
 
-class Links:
+class BundleLinks:
     """One link for each container in the driver's run directory: <run>/<id> -> its bundle, whose config.json is the spec."""
 
     def __init__(self, run: Path) -> None:

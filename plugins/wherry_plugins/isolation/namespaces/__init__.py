@@ -13,7 +13,7 @@ from attrs import frozen
 from wherry.api import Capabilities, Context, Registration, hookimpl
 
 if TYPE_CHECKING:
-    from wherry_plugins.isolation._clone.driver import Clones
+    from wherry_plugins.isolation._clone.driver import NamespaceDriver
 
 
 @frozen
@@ -28,10 +28,10 @@ class NamespacesConfig:
     kill_patience: float = 10.0
 
 
-def _init(config: NamespacesConfig, context: Context) -> Clones:
-    from wherry_plugins.isolation._clone.driver import Clones
+def _init(config: NamespacesConfig, context: Context) -> NamespaceDriver:
+    from wherry_plugins.isolation._clone.driver import NamespaceDriver
 
-    return Clones(config, context)
+    return NamespaceDriver(config, context)
 
 
 def _probe(_config: NamespacesConfig, context: Context) -> str | None:
@@ -50,5 +50,5 @@ def _capabilities(_config: NamespacesConfig, _context: Context) -> Capabilities:
 
 
 @hookimpl
-def wherry_isolation() -> Registration[NamespacesConfig, Clones]:
+def wherry_isolation() -> Registration[NamespacesConfig, NamespaceDriver]:
     return Registration(id="namespaces", config=NamespacesConfig, init=_init, probe=_probe, capabilities=_capabilities)

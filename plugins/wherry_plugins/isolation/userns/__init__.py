@@ -13,7 +13,7 @@ from attrs import frozen
 from wherry.api import Capabilities, Context, Registration, hookimpl
 
 if TYPE_CHECKING:
-    from wherry_plugins.isolation.userns.driver import Userns
+    from wherry_plugins.isolation.userns.driver import UsernsDriver
 
 
 @frozen
@@ -28,10 +28,10 @@ class UsernsConfig:
     kill_patience: float = 10.0
 
 
-def _init(config: UsernsConfig, context: Context) -> Userns:
-    from wherry_plugins.isolation.userns.driver import Userns
+def _init(config: UsernsConfig, context: Context) -> UsernsDriver:
+    from wherry_plugins.isolation.userns.driver import UsernsDriver
 
-    return Userns(config, context)
+    return UsernsDriver(config, context)
 
 
 def _probe(_config: UsernsConfig, _context: Context) -> str | None:
@@ -53,5 +53,5 @@ def _capabilities(_config: UsernsConfig, _context: Context) -> Capabilities:
 
 
 @hookimpl
-def wherry_isolation() -> Registration[UsernsConfig, Userns]:
+def wherry_isolation() -> Registration[UsernsConfig, UsernsDriver]:
     return Registration(id="userns", config=UsernsConfig, init=_init, probe=_probe, capabilities=_capabilities)

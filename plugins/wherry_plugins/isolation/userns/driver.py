@@ -12,18 +12,18 @@ from wherry.api import CreateRequest, Exit, FailedPrecondition, TaskState
 from wherry.linux import cgroup, userns
 from wherry.linux.cgroup2 import Group2
 from wherry.oci import compile
-from wherry_plugins.isolation._clone.driver import Clones, Options
-from wherry_plugins.isolation.userns.processes import Processes
+from wherry_plugins.isolation._clone.driver import NamespaceDriver, NamespaceOptions
+from wherry_plugins.isolation.userns.processes import ProcessGroup
 
 _PING = "net.ipv4.ping_group_range"
 _EVERY_GROUP = "0 2147483647"
 NO_GROUPS = 'this user has none delegated: "wherry info" tells why'
 
 
-class Userns(Clones):
+class UsernsDriver(NamespaceDriver):
     """Thread-safe."""
 
-    def __init__(self, config: Options, context: Any) -> None:
+    def __init__(self, config: NamespaceOptions, context: Any) -> None:
         super().__init__(config, context)
         self._gids = userns.id_map("gid_map")
         self._score = int(cgroup.read("/proc/self/oom_score_adj"))
@@ -86,7 +86,7 @@ class Userns(Clones):
                     return Group2(cgroup.Layout({}, "", ()), path)
             return super()._group(id, spec, fresh=fresh)
         note = self._context.run / f"{id}.pid"
-        group = Processes(id, note, fresh=fresh)
+        group = ProcessGroup(id, note, fresh=fresh)
         if not fresh and not group.known:  # an engine that was killed before it wrote the note
             for state in self._shim.list(id):
                 if state.id == id and not state.exec_id and state.exit is None and state.pid:
@@ -95,7 +95,7 @@ class Userns(Clones):
 
     def _follow(self, id: str, pid: int) -> None:
         group = self._records[id].group
-        if isinstance(group, Processes):
+        if isinstance(group, ProcessGroup):
             group.follow(pid)
 
     def pause(self, id: str) -> None:
@@ -104,7 +104,7 @@ class Userns(Clones):
             raise FailedPrecondition(f'container "{id}"', "can't be paused without a control group", NO_GROUPS)
         super().pause(id)
 
-    def _host(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> compile.Host:
+    def _host(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> compile.HostFacts:
         host = super()._host(spec, group, sandboxed=sandboxed)
         host.confined = True
         host.gids = self._gids

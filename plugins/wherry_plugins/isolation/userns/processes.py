@@ -19,7 +19,7 @@ _LIMITS = {
 _KILL = 9
 
 
-class Processes(cgroup.Group):
+class ProcessGroup(cgroup.Group):
     """As a control group that can neither limit nor freeze.
 
     The first process is noted in a file, before it starts: it is found again even where shim and logger were both lost.

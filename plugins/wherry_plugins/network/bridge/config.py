@@ -31,7 +31,7 @@ class BridgeConfig:
 
 
 @frozen
-class Options:
+class BridgeOptions:
     """A network's options (``wherry network create --opt KEY=VALUE``).
 
     mtu in bytes; interface: the name of the bridge; icc: containers may speak to each other; masquerade: what leaves has the
@@ -81,7 +81,7 @@ _READ: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def options_of(config: NetworkConfig) -> Options:
+def options_of(config: NetworkConfig) -> BridgeOptions:
     """Invalid for an unknown option or a wrong value, with what is near."""
     found: dict[str, Any] = {}
     for key, text in config.options.items():
@@ -93,4 +93,4 @@ def options_of(config: NetworkConfig) -> Options:
             found[name] = read(text)
         except ValueError as error:
             raise Invalid(f'option "{key}={text}"', str(error)) from None
-    return Options(**found)
+    return BridgeOptions(**found)

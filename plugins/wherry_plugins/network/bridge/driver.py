@@ -22,15 +22,15 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
-from wherry.networks import addresses as ip
-from wherry.networks import sandboxes
-from wherry.networks.definition import check_addresses, check_name, fill
-from wherry.networks.records import need_id
-from wherry.networks.store import Place, Store, Stored
+from wherry.kit.networks import addresses as ip
+from wherry.kit.networks import sandboxes
+from wherry.kit.networks.definition import check_addresses, check_name, fill
+from wherry.kit.networks.records import need_id
+from wherry.kit.networks.store import NetworkStore, StoredEndpoint, StoredNetwork
 from wherry_plugins.network.bridge.config import BridgeConfig, options_of
-from wherry_plugins.network.bridge.hub import Hub
-from wherry_plugins.network.bridge.links import Links, Shape
-from wherry_plugins.network.bridge.ports import Claims, claim
+from wherry_plugins.network.bridge.links import BridgeLinks, BridgeShape
+from wherry_plugins.network.bridge.netns import BridgeNetns
+from wherry_plugins.network.bridge.ports import EndpointPorts, claim
 from wherry_plugins.network.bridge.services import RESOLVER, Services
 
 DEFAULT = "bridge"
@@ -44,12 +44,12 @@ class BridgeNetwork:
     def __init__(self, config: BridgeConfig, context: Context) -> None:
         self._config = config
         self._context = context
-        self._store = Store(context.root, context.run)
-        self._hub = Hub(context)
-        self._links = Links(context, self._hub)
+        self._store = NetworkStore(context.root, context.run)
+        self._hub = BridgeNetns(context)
+        self._links = BridgeLinks(context, self._hub)
         self._lock = threading.RLock()
         self._up: dict[str, int] = {}
-        self._claims: dict[tuple[str, str], Claims] = {}
+        self._claims: dict[tuple[str, str], EndpointPorts] = {}
         self._services = Services(context, self._hub)
         self._again()
 
@@ -63,7 +63,7 @@ class BridgeNetwork:
                 what = f"container {place.sandbox_id[:12]} in network {place.network}"
                 log.warning("%s: its names and ports were lost: %s", what, cause)
 
-    def _tell(self, place: Place, claims: Claims | None) -> None:
+    def _tell(self, place: StoredEndpoint, claims: EndpointPorts | None) -> None:
         config = self._ready(place.network)
         named = self._named(config)
         alone = named and len(self._store.places("sandbox = ?", (place.sandbox_id,))) == 1
@@ -98,7 +98,7 @@ class BridgeNetwork:
         if self._links.index(interface):
             raise AlreadyExists(f'interface "{interface}"', "the host has one of that name")
 
-    def _define(self, config: NetworkConfig, chosen: bool = False) -> Stored:
+    def _define(self, config: NetworkConfig, chosen: bool = False) -> StoredNetwork:
         """Fills the config and keeps it. chosen: choose the subnets, though there are some."""
         chosen = chosen or not config.subnets
         others = [
@@ -115,7 +115,7 @@ class BridgeNetwork:
             seed=f"{self._context.root}\0{config.name}",
         )
         self._store.keep(filled, chosen)
-        return Stored(filled, chosen)
+        return StoredNetwork(filled, chosen)
 
     def _interface(self, config: NetworkConfig) -> str:
         return options_of(config).interface or self._links.bridge_name(config.name)
@@ -140,7 +140,7 @@ class BridgeNetwork:
         places = self._store.places("network = ? AND attached = 1 ORDER BY sandbox", (name,))
         return config, tuple(self._attachment(config, place) for place in places)
 
-    def _known(self, name: str) -> Stored:
+    def _known(self, name: str) -> StoredNetwork:
         """The built-in network's subnet is chosen when it is first looked at."""
         stored = self._store.network(name)
         if stored is None and name == DEFAULT:
@@ -155,8 +155,8 @@ class BridgeNetwork:
 
     # bridges
 
-    def _shape(self, config: NetworkConfig) -> Shape:
-        return Shape(
+    def _shape(self, config: NetworkConfig) -> BridgeShape:
+        return BridgeShape(
             interface=self._interface(config),
             mtu=options_of(config).mtu or self._config.mtu,
             six=config.ipv6,
@@ -192,7 +192,7 @@ class BridgeNetwork:
         """As docker's: containers of the built-in network do not know each other by name, unless an option says so."""
         return options_of(config).names and config.name != DEFAULT
 
-    def _chosen_again(self, stored: Stored, shape: Shape) -> Stored:
+    def _chosen_again(self, stored: StoredNetwork, shape: BridgeShape) -> StoredNetwork:
         """Somebody else on this host may have taken the subnet that was chosen here while nothing used it."""
         mine = [ip.subnet(text) for text in stored.config.subnets]
         if not any(ip.overlap(one, other) for other in self._links.taken(shape.interface) for one in mine):
@@ -245,7 +245,7 @@ class BridgeNetwork:
             self._store.attached(request.sandbox_id, request.network)
         return self._attachment(config, place)
 
-    def _plug(self, place: Place, config: NetworkConfig) -> None:
+    def _plug(self, place: StoredEndpoint, config: NetworkConfig) -> None:
         key = (place.sandbox_id, place.network)
         bridge = self._bridge(config)
         try:
@@ -279,12 +279,12 @@ class BridgeNetwork:
         finally:
             claims.close()  # netd has its own
 
-    def _publish(self, place: Place, claims: Claims) -> None:
+    def _publish(self, place: StoredEndpoint, claims: EndpointPorts) -> None:
         config = self._ready(place.network)
         self._links.adjust(place, self._shape(config))
         self._services.endpoint(place, config, claims, named=self._named(config), alone=False)
 
-    def _attachment(self, config: NetworkConfig, place: Place) -> Attachment:
+    def _attachment(self, config: NetworkConfig, place: StoredEndpoint) -> Attachment:
         return Attachment(
             reservation=place.reservation,
             mac=place.mac,

@@ -13,11 +13,11 @@ from collections import deque
 from attrs import frozen
 
 from wherry.api import AlreadyExists, Context, FailedPrecondition
-from wherry.networks import addresses as ip
-from wherry.networks import interfaces, messages, netlink, sandboxes
-from wherry.networks.netlink import ADD, Rtnl
-from wherry.networks.store import Place
-from wherry_plugins.network.bridge.hub import Hub
+from wherry.kit.networks import addresses as ip
+from wherry.kit.networks import interfaces, messages, netlink, sandboxes
+from wherry.kit.networks.netlink import ADD, Rtnl
+from wherry.kit.networks.store import StoredEndpoint
+from wherry_plugins.network.bridge.netns import BridgeNetns
 
 BRIDGE, VETH = "whb", "whv"
 #: The end of a container's namespace takes its veth pair along, in a batch with others; what is there later is taken away.
@@ -25,7 +25,7 @@ LEAVE_SECONDS = 0.5
 
 
 @frozen
-class Shape:
+class BridgeShape:
     """What a bridge and its veth pairs look like. mtu 0: the kernel's own. icc: the containers may speak to each other."""
 
     interface: str
@@ -43,10 +43,10 @@ def name_of(prefix: str, *parts: str) -> str:
     return prefix + hashlib.sha256(seed).hexdigest()[:10]
 
 
-class Links:
+class BridgeLinks:
     """seed tells the links of one engine from those of others on the same host."""
 
-    def __init__(self, context: Context, hub: Hub) -> None:
+    def __init__(self, context: Context, hub: BridgeNetns) -> None:
         self._context = context
         self._hub = hub
         self._seed = str(context.run)
@@ -65,7 +65,7 @@ class Links:
 
     # bridges
 
-    def up(self, shape: Shape) -> int:
+    def up(self, shape: BridgeShape) -> int:
         """The bridge with its addresses; its index. What is there already is left as it is. AlreadyExists: it is not ours."""
         mac = ip.mac_of(ip.address(shape.gateways[0]))
         with self._hub.rtnl() as rtnl:
@@ -94,7 +94,7 @@ class Links:
             return index
 
     @staticmethod
-    def _foreign(rtnl: Rtnl, shape: Shape) -> bool:
+    def _foreign(rtnl: Rtnl, shape: BridgeShape) -> bool:
         """Whether somebody else made that link, after the name was chosen. A name made up here is ours alone; for the user's, a
         bridge of ours has the hardware address that it was made with."""
         if shape.interface.startswith(BRIDGE):
@@ -105,7 +105,7 @@ class Links:
         mac = ip.mac_of(ip.address(shape.gateways[0]))
         return any(one.get_attr("IFLA_ADDRESS") != mac for one in found)
 
-    def down(self, shape: Shape) -> None:
+    def down(self, shape: BridgeShape) -> None:
         """The bridge goes, unless it is somebody else's."""
         with self._hub.rtnl() as rtnl:
             foreign = self._foreign(rtnl, shape)
@@ -147,7 +147,7 @@ class Links:
 
     # veth pairs
 
-    def plug(self, place: Place, shape: Shape, bridge: int) -> None:
+    def plug(self, place: StoredEndpoint, shape: BridgeShape, bridge: int) -> None:
         """The pair between bridge and container, with address, hardware address and routes. FailedPrecondition when the sandbox's
         network namespace is no container's."""
         request = place.reservation.request
@@ -162,7 +162,7 @@ class Links:
             gateways = () if shape.internal else shape.gateways
             interfaces.furnish(inside, request.interface, place.reservation.addresses, gateways, six=shape.six)
 
-    def _pair(self, place: Place, shape: Shape, bridge: int, netns: int) -> None:
+    def _pair(self, place: StoredEndpoint, shape: BridgeShape, bridge: int, netns: int) -> None:
         inner = place.reservation.request.interface
         pair = messages.veth(place.link, bridge, inner, place.mac, netns, shape.mtu)
         steps = [(netlink.NEWLINK, ADD, pair, f"link {inner}")]
@@ -178,12 +178,12 @@ class Links:
                         raise
                     self.flush()  # its place is held by one that was about to go
 
-    def adjust(self, place: Place, shape: Shape) -> None:
+    def adjust(self, place: StoredEndpoint, shape: BridgeShape) -> None:
         """The bridge's port of a pair that is there, to a place that has changed."""
         with self._hub.rtnl() as rtnl:
             rtnl.ask(_port(place, shape))
 
-    def check(self, place: Place, bridge: str) -> None:
+    def check(self, place: StoredEndpoint, bridge: str) -> None:
         """FailedPrecondition says what differs."""
         request = place.reservation.request
         what = f'sandbox "{request.sandbox_id}"'
@@ -236,7 +236,7 @@ class Links:
                     return
 
 
-def _port(place: Place, shape: Shape) -> tuple[int, int, bytes, str]:
+def _port(place: StoredEndpoint, shape: BridgeShape) -> tuple[int, int, bytes, str]:
     """What a bridge is to do at the container's port, if anything (bridge(8)).
 
     isolated: frames of other such ports do not go there. hairpin: with the module br_netfilter a published port is translated
@@ -246,5 +246,5 @@ def _port(place: Place, shape: Shape) -> tuple[int, int, bytes, str]:
     return netlink.NEWLINK, 0, port, f"port of {place.link}"
 
 
-def _mtu(shape: Shape) -> list[tuple[str, int]]:
+def _mtu(shape: BridgeShape) -> list[tuple[str, int]]:
     return [("IFLA_MTU", shape.mtu)] if shape.mtu else []

@@ -9,17 +9,17 @@ from collections.abc import Iterable
 from attrs import define, field
 
 from wherry.api import Port
-from wherry.linux.ports import Claim
-from wherry.networks import claims
+from wherry.kit.networks import claims
+from wherry.linux.ports import PortClaim
 
 _BACKLOG = 512
 
 
 @define
-class Claims:
+class EndpointPorts:
     """The ports of one endpoint with what holds them, by the port as it was granted."""
 
-    held: dict[Port, Claim] = field(factory=dict)
+    held: dict[Port, PortClaim] = field(factory=dict)
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -34,6 +34,6 @@ class Claims:
         self.held.clear()
 
 
-def claim(ports: Iterable[Port]) -> Claims:
-    """All of them or none. Errors are those of ``wherry.networks.claims.claim``."""
-    return Claims(claims.claim(ports, backlog=_BACKLOG))
+def claim(ports: Iterable[Port]) -> EndpointPorts:
+    """All of them or none. Errors are those of ``wherry.kit.networks.claims.claim``."""
+    return EndpointPorts(claims.claim(ports, backlog=_BACKLOG))

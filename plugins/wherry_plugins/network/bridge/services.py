@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from wherry.api import Context, InUse, NetworkConfig, Port
-from wherry.networks.store import Place
+from wherry.kit.networks.store import StoredEndpoint
 from wherry_plugins.network.bridge import redirect
 from wherry_plugins.network.bridge.config import options_of
-from wherry_plugins.network.bridge.hub import Hub
 from wherry_plugins.network.bridge.netd.client import Netd
-from wherry_plugins.network.bridge.ports import Claims, claim
+from wherry_plugins.network.bridge.netns import BridgeNetns
+from wherry_plugins.network.bridge.ports import EndpointPorts, claim
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 from wherry_plugins.network.bridge.transaction import PROTOCOL
 
@@ -27,7 +27,7 @@ _DYING = 10.0
 class Services:
     """One netd. named: whether a network's containers know each other by name."""
 
-    def __init__(self, context: Context, hub: Hub) -> None:
+    def __init__(self, context: Context, hub: BridgeNetns) -> None:
         self._context = context
         self._hub = hub
         self.netd = Netd(context, hub.sandbox_id)
@@ -50,7 +50,9 @@ class Services:
             )
         )
 
-    def endpoint(self, place: Place, config: NetworkConfig, claims: Claims | None, *, named: bool, alone: bool) -> None:
+    def endpoint(
+        self, place: StoredEndpoint, config: NetworkConfig, claims: EndpointPorts | None, *, named: bool, alone: bool
+    ) -> None:
         """Once the container's end of the link is there. claims are the sockets of its ports; netd has its own after this. alone:
         the container is in no other network."""
         request = place.reservation.request
@@ -110,7 +112,9 @@ class Services:
             found = tuple(text for text in _nameservers(path) if not self._hub.sandbox_id or not _loopback(text))
         return found
 
-    def again(self, places: Collection[Place], tell: Callable[[Place, Claims | None], None]) -> list[tuple[Place, str]]:
+    def again(
+        self, places: Collection[StoredEndpoint], tell: Callable[[StoredEndpoint, EndpointPorts | None], None]
+    ) -> list[tuple[StoredEndpoint, str]]:
         """After a restart of the engine: what no netd has any more is told once more. Those that could not be, and why."""
         known = self.netd.known()
         failed = []
@@ -134,7 +138,7 @@ class Services:
         return failed
 
 
-def _claimed(ports: tuple[Port, ...], until: float) -> Claims:
+def _claimed(ports: tuple[Port, ...], until: float) -> EndpointPorts:
     """A netd that was killed a moment ago may still hold them."""
     while True:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 from attrs import field, frozen
 
 from wherry.api import Error, FailedPrecondition, Invalid, NotFound, Unavailable
-from wherry.programs import Finished, Programs
+from wherry.kit.programs import FinishedProgram, Programs
 from wherry_plugins.network.cni.conflist import Conflist
 
 _SAID = 400
@@ -33,7 +33,7 @@ _CLASSES: Mapping[int, type[Error]] = {
 
 
 @frozen
-class Attached:
+class AttachmentCall:
     """The attachment that a call is about. netns is "" where it is gone; offers: what capabilities are given, by their names; args as
     in "args" of the configuration."""
 
@@ -56,7 +56,7 @@ class Chain:
 
     # for one attachment
 
-    def add(self, conflist: Conflist, attached: Attached) -> dict[str, Any]:
+    def add(self, conflist: Conflist, attached: AttachmentCall) -> dict[str, Any]:
         """The last plugin's result. An Error says which plugin failed; the caller sees to it that ``delete`` follows.
 
         The first one of a network goes alone: plugins make the chains and tables that they all use then, and some of them (firewall)
@@ -69,19 +69,19 @@ class Chain:
         self._begun.add(conflist.name)
         return result
 
-    def _add(self, conflist: Conflist, attached: Attached) -> dict[str, Any]:
+    def _add(self, conflist: Conflist, attached: AttachmentCall) -> dict[str, Any]:
         result: dict[str, Any] | None = None
         for plugin in conflist.plugins:
             done = self._call("ADD", conflist, plugin, attached, result)
             result = self._result(conflist, plugin, done)
         return result or {}
 
-    def delete(self, conflist: Conflist, attached: Attached, result: Mapping[str, Any] | None) -> None:
+    def delete(self, conflist: Conflist, attached: AttachmentCall, result: Mapping[str, Any] | None) -> None:
         """In the reverse order; result is that of ``add``, None where there was none."""
         for plugin in reversed(conflist.plugins):
             self._call("DEL", conflist, plugin, attached, result if conflist.speaks("0.4.0") else None)
 
-    def check(self, conflist: Conflist, attached: Attached, result: Mapping[str, Any]) -> None:
+    def check(self, conflist: Conflist, attached: AttachmentCall, result: Mapping[str, Any]) -> None:
         """FailedPrecondition says what a plugin found to differ."""
         if conflist.disable_check or not conflist.speaks("0.4.0"):
             return
@@ -147,10 +147,10 @@ class Chain:
         command: str,
         conflist: Conflist,
         plugin: Mapping[str, Any],
-        attached: Attached | None,
+        attached: AttachmentCall | None,
         result: Mapping[str, Any] | None,
         more: Mapping[str, Any] = {},
-    ) -> Finished:
+    ) -> FinishedProgram:
         """One plugin, once. Raises the Error that its own error means; DeadlineExceeded."""
         env = {"CNI_COMMAND": command, "CNI_PATH": ":".join(self._bin_dirs)}
         if attached is not None:
@@ -168,7 +168,7 @@ class Chain:
         return done
 
     @staticmethod
-    def _result(conflist: Conflist, plugin: Mapping[str, Any], done: Finished) -> dict[str, Any]:
+    def _result(conflist: Conflist, plugin: Mapping[str, Any], done: FinishedProgram) -> dict[str, Any]:
         try:
             result = json.loads(done.stdout)
         except ValueError:
@@ -181,7 +181,7 @@ class Chain:
 def _derive(
     conflist: Conflist,
     plugin: Mapping[str, Any],
-    attached: Attached | None,
+    attached: AttachmentCall | None,
     result: Mapping[str, Any] | None,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _what(plugin: Mapping[str, Any], command: str, conflist: Conflist) -> str:
     return f'CNI plugin "{plugin["type"]}" ({command}, network "{conflist.name}")'
 
 
-def _error(done: Finished, what: str) -> Error:
+def _error(done: FinishedProgram, what: str) -> Error:
     """What a plugin that failed meant: its code, msg and details, else how it ended and what it said."""
     try:
         said = json.loads(done.stdout)

@@ -17,7 +17,7 @@ import attrs
 from attrs import frozen
 
 from wherry.api import Invalid, NetworkConfig
-from wherry.networks import addresses as ip
+from wherry.kit.networks import addresses as ip
 
 #: Oldest first; earlier ones have another form of results.
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")

@@ -29,15 +29,15 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
-from wherry.networks import interfaces, sandboxes
-from wherry.networks.addresses import Network
-from wherry.networks.claims import PortClaims
-from wherry.networks.definition import fill
-from wherry.networks.netlink import DELLINK, Rtnl, link
-from wherry.networks.records import Key, Records, need_id, plain, restore
-from wherry.programs import Programs
+from wherry.kit.networks import interfaces, sandboxes
+from wherry.kit.networks.addresses import Network
+from wherry.kit.networks.claims import PortClaims
+from wherry.kit.networks.definition import fill
+from wherry.kit.networks.netlink import DELLINK, Rtnl, link
+from wherry.kit.networks.records import AttachmentFiles, Key, need_id, plain, restore
+from wherry.kit.programs import Programs
 from wherry_plugins.network.cni import conflist as lists
-from wherry_plugins.network.cni.chain import Attached, Chain
+from wherry_plugins.network.cni.chain import AttachmentCall, Chain
 from wherry_plugins.network.cni.conflist import Conflist
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class CniNetwork:
         self._root = context.root
         self._programs = Programs(context.shim, context.id)
         self._chain = Chain(self._programs, config.bin_dirs, config.timeout)
-        self._made = Records(context.root / "networks", durable=True)
-        self._records = Records(context.root / "attached", durable=True)
+        self._made = AttachmentFiles(context.root / "networks", durable=True)
+        self._records = AttachmentFiles(context.root / "attached", durable=True)
         self._links = context.run / "netns"
         self._links.mkdir(mode=0o700, exist_ok=True)
         self._lock = threading.Lock()
@@ -228,7 +228,7 @@ class CniNetwork:
                 self._records.remove(key)
             self._ports.release(key)
 
-    def _delete(self, conflist: Conflist, attached: Attached, result: Mapping[str, Any] | None) -> None:
+    def _delete(self, conflist: Conflist, attached: AttachmentCall, result: Mapping[str, Any] | None) -> None:
         """By the list as it was; where that fails, by one of its name that was mended since."""
         try:
             self._chain.delete(conflist, attached, result)
@@ -343,7 +343,7 @@ def _judge(request: AttachRequest, conflist: Conflist) -> None:
             raise Invalid(f'address "{text}"', str(error)) from None
 
 
-def _attached(reservation: Reservation, conflist: Conflist, netns: str) -> Attached:
+def _attached(reservation: Reservation, conflist: Conflist, netns: str) -> AttachmentCall:
     """Capabilities and args as in the CNI conventions. Where no plugin declares "ips" or "mac", plugins may still read the args,
     and ``_granted`` sees whether one did."""
     request = reservation.request
@@ -365,7 +365,7 @@ def _attached(reservation: Reservation, conflist: Conflist, netns: str) -> Attac
         (offers if conflist.offers("mac") else args)["mac"] = request.mac
     if request.names:
         offers["aliases"] = list(request.names)
-    return Attached(request.sandbox_id, request.interface, netns, offers, args)
+    return AttachmentCall(request.sandbox_id, request.interface, netns, offers, args)
 
 
 def _prefixed(text: str, conflist: Conflist) -> str:

@@ -1,4 +1,4 @@
-"""The driver: networks and places in ``wherry.networks.store``, links by ``links``."""
+"""The driver: networks and places in ``wherry.kit.networks.store``, links by ``links``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
-from wherry.networks import addresses as ip
-from wherry.networks import interfaces, sandboxes
-from wherry.networks.definition import check_addresses, check_name, fill
-from wherry.networks.netlink import Rtnl
-from wherry.networks.records import need_id
-from wherry.networks.store import Place, Store
-from wherry_plugins.network.macvlan.links import MODES, Links, Shape
+from wherry.kit.networks import addresses as ip
+from wherry.kit.networks import interfaces, sandboxes
+from wherry.kit.networks.definition import check_addresses, check_name, fill
+from wherry.kit.networks.netlink import Rtnl
+from wherry.kit.networks.records import need_id
+from wherry.kit.networks.store import NetworkStore, StoredEndpoint
+from wherry_plugins.network.macvlan.links import MODES, MacvlanLinks, MacvlanShape
 
 if TYPE_CHECKING:
     from wherry_plugins.network.macvlan import MacvlanConfig
@@ -40,8 +40,8 @@ class MacvlanNetwork:
     def __init__(self, config: MacvlanConfig, context: Context) -> None:
         self._config = config
         self._root = str(context.root)
-        self._store = Store(context.root, context.run)
-        self._links = Links(context)
+        self._store = NetworkStore(context.root, context.run)
+        self._links = MacvlanLinks(context)
         self._lock = threading.RLock()
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class MacvlanNetwork:
             )
         return stored.config
 
-    def _shape(self, config: NetworkConfig) -> Shape:
+    def _shape(self, config: NetworkConfig) -> MacvlanShape:
         """Invalid for an unknown option or a wrong value."""
         unknown = sorted(set(config.options) - set(_OPTIONS))
         if unknown:
@@ -116,7 +116,7 @@ class MacvlanNetwork:
         if len(parent.encode()) > 15 or "/" in parent or any(letter.isspace() for letter in parent):
             raise Invalid(f'option "parent={parent}"', "is not the name of an interface, which has at most 15 letters")
         seed = f"{self._root}\0{config.name}".encode()
-        return Shape(
+        return MacvlanShape(
             parent=parent or f"whm{hashlib.sha256(seed).hexdigest()[:10]}",
             mode=mode,
             mtu=int(mtu),
@@ -160,7 +160,7 @@ class MacvlanNetwork:
             self._store.attached(request.sandbox_id, request.network)
         return self._attachment(config, place)
 
-    def _attachment(self, config: NetworkConfig, place: Place) -> Attachment:
+    def _attachment(self, config: NetworkConfig, place: StoredEndpoint) -> Attachment:
         shape = self._shape(config)
         return Attachment(
             reservation=place.reservation,

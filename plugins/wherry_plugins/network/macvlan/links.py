@@ -14,9 +14,9 @@ from typing import Any
 from attrs import frozen
 
 from wherry.api import Context, Error, FailedPrecondition, InUse, Invalid, NotFound
-from wherry.networks import interfaces, netlink, sandboxes
-from wherry.networks.netlink import ADD, Rtnl
-from wherry.networks.store import Place
+from wherry.kit.networks import interfaces, netlink, sandboxes
+from wherry.kit.networks.netlink import ADD, Rtnl
+from wherry.kit.networks.store import StoredEndpoint
 
 #: <linux/if_link.h>, enum macvlan_mode
 MODES = {"private": "private", "vepa": "vepa", "bridge": "bridge", "passthru": "passthru"}
@@ -24,7 +24,7 @@ _ALIAS = "wherry macvlan"
 
 
 @frozen
-class Shape:
+class MacvlanShape:
     """Of a network's links. made: the parent is a dummy of ours. mtu 0: the parent's."""
 
     parent: str
@@ -35,7 +35,7 @@ class Shape:
     gateways: tuple[str, ...]
 
 
-class Links:
+class MacvlanLinks:
     """The alias tells the links of one engine from those of others on the same host."""
 
     def __init__(self, context: Context) -> None:
@@ -44,7 +44,7 @@ class Links:
 
     # parents
 
-    def up(self, shape: Shape) -> int:
+    def up(self, shape: MacvlanShape) -> int:
         """The parent's index; a dummy and a VLAN of its link (eth0.10) are made when missing. NotFound, Invalid."""
         with Rtnl() as rtnl:
             index = interfaces.index_of(rtnl, shape.parent)
@@ -55,7 +55,7 @@ class Links:
                 rtnl.ask((netlink.SETLINK, 0, netlink.link(index=index, up=True), f"link {shape.parent}"))
             return index
 
-    def _make(self, rtnl: Rtnl, shape: Shape) -> None:
+    def _make(self, rtnl: Rtnl, shape: MacvlanShape) -> None:
         if shape.made:
             attributes: list[tuple[str, Any]] = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "dummy")]})]
         else:
@@ -105,7 +105,7 @@ class Links:
 
     # containers
 
-    def plug(self, place: Place, shape: Shape, parent: int) -> None:
+    def plug(self, place: StoredEndpoint, shape: MacvlanShape, parent: int) -> None:
         """Makes the link right in the container's namespace. FailedPrecondition when that is the host's."""
         request = place.reservation.request
         data = {"attrs": [("IFLA_MACVLAN_MODE", shape.mode)]}
@@ -122,7 +122,7 @@ class Links:
             gateways = () if shape.made else shape.gateways
             interfaces.furnish(rtnl, request.interface, place.reservation.addresses, gateways, six=shape.six)
 
-    def _add(self, rtnl: Rtnl, wish: Any, shape: Shape, place: Place) -> None:
+    def _add(self, rtnl: Rtnl, wish: Any, shape: MacvlanShape, place: StoredEndpoint) -> None:
         step = (netlink.NEWLINK, ADD, wish, f"link {place.reservation.request.interface}")
         try:
             try:
@@ -144,7 +144,7 @@ class Links:
                 raise Invalid(f'interface "{shape.parent}"', "can't carry macvlan links") from None
             raise
 
-    def unplug(self, place: Place) -> None:
+    def unplug(self, place: StoredEndpoint) -> None:
         """Takes the link out of a container that goes on; with a namespace that is gone the link is too."""
         request = place.reservation.request
         try:
@@ -159,7 +159,7 @@ class Links:
                 if one.get_attr("IFLA_IFNAME") == request.interface and kind == "macvlan":
                     rtnl.ask((netlink.DELLINK, 0, netlink.link(index=one["index"]), f"link {request.interface}"))
 
-    def differs(self, place: Place, shape: Shape) -> str:
+    def differs(self, place: StoredEndpoint, shape: MacvlanShape) -> str:
         """What is not as it was made, in words."""
         with Rtnl() as rtnl:
             if not interfaces.index_of(rtnl, shape.parent):
@@ -168,7 +168,7 @@ class Links:
         with sandboxes.inside(self._context.shim, request.sandbox_id) as rtnl:
             return interfaces.lacking(rtnl, request.interface, place.reservation.addresses)
 
-    def mac(self, place: Place, shape: Shape) -> str:
+    def mac(self, place: StoredEndpoint, shape: MacvlanShape) -> str:
         """The hardware address, which in mode "passthru" is the parent's."""
         if shape.mode != "passthru":
             return place.mac

@@ -35,7 +35,7 @@ def _init(config: PastaConfig, context: Context) -> PastaNetwork:
 
 
 def _probe(config: PastaConfig, _context: Context) -> str | None:
-    from wherry.networks.usermode import reason
+    from wherry.kit.networks.usermode import reason
 
     return reason(config.program or "pasta")
 

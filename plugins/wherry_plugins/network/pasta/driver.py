@@ -7,9 +7,9 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from wherry.api import AttachRequest, Context, InUse, Invalid, NetworkConfig
-from wherry.networks import addresses as ip
-from wherry.networks.tap import Tap, pasta
-from wherry.networks.usermode import FIRST, Place, UserModeNetwork, routes_six
+from wherry.kit.networks import addresses as ip
+from wherry.kit.networks.tap import Tap, pasta
+from wherry.kit.networks.usermode import FIRST, UserModeEndpoint, UserModeNetwork, routes_six
 
 if TYPE_CHECKING:
     from wherry_plugins.network.pasta import PastaConfig
@@ -80,7 +80,7 @@ class PastaNetwork(UserModeNetwork):
             made.append(f"{type(net.network_address)(number)}/{net.prefixlen}")
         return tuple(made)
 
-    def run(self, place: Place) -> tuple[Tap, tuple[str, ...]]:
+    def run(self, place: UserModeEndpoint) -> tuple[Tap, tuple[str, ...]]:
         request, addresses = place.reservation.request, place.reservation.addresses
         tap = Tap(
             request.interface,

@@ -36,7 +36,7 @@ def _init(config: SlirpConfig, context: Context) -> SlirpNetwork:
 
 
 def _probe(config: SlirpConfig, _context: Context) -> str | None:
-    from wherry.networks.usermode import reason
+    from wherry.kit.networks.usermode import reason
 
     return reason(config.program or "slirp4netns")
 

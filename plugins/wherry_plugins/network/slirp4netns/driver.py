@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from wherry.api import AttachRequest, Context, FailedPrecondition, InUse, Invalid, NetworkConfig, Port
-from wherry.networks import addresses as ip
-from wherry.networks.tap import Tap, slirp
-from wherry.networks.usermode import FIRST, Place, UserModeNetwork, routes_six
+from wherry.kit.networks import addresses as ip
+from wherry.kit.networks.tap import Tap, slirp
+from wherry.kit.networks.usermode import FIRST, UserModeEndpoint, UserModeNetwork, routes_six
 
 if TYPE_CHECKING:
     from wherry_plugins.network.slirp4netns import SlirpConfig
@@ -74,7 +74,7 @@ class SlirpNetwork(UserModeNetwork):
                 return (cidr, *([f"{_SIX.network_address + int(address)}/{_SIX.prefixlen}"] if self._six() else []))
         raise InUse('network "slirp4netns"', f"every /{_PREFIX} of {self._subnet} is taken")
 
-    def run(self, place: Place) -> tuple[Tap, tuple[str, ...]]:
+    def run(self, place: UserModeEndpoint) -> tuple[Tap, tuple[str, ...]]:
         request = place.reservation.request
         cidr, *six = place.reservation.addresses
         address = ip.address(cidr.partition("/")[0])

@@ -1,4 +1,4 @@
-"""The snapshotter: layers by ``wherry.layers.stacked``, merged by a program."""
+"""The snapshotter: layers by ``wherry.kit.snapshots.stacked``, merged by a program."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wherry.api import Context, IdMap, Invalid, Mount, SnapshotOptions
-from wherry.layers.snapshots import Row
-from wherry.layers.stacked import StackedSnapshotter
+from wherry.kit.snapshots.rows import SnapshotRow
+from wherry.kit.snapshots.stacked import StackedSnapshotter
 from wherry.linux import fuse
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ class FuseOverlaySnapshotter(StackedSnapshotter):
         if (options.idmap.uids or options.idmap.gids) and not parent:
             raise Invalid(f'snapshot "{key}"', "there is no layer whose ids could be remapped")
 
-    def _merged(self, row: Row, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
+    def _merged(self, row: SnapshotRow, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
         upper = (f"upperdir={own}/fs", f"workdir={own}/work") if own else ()
         options = (*(() if own else ("ro",)), f"lowerdir={':'.join(lowers)}", *upper, _ALWAYS)
         return Mount(f"{fuse.PREFIX}fuse-overlayfs", self._program, "", options, idmap)
 
-    def _single(self, row: Row, lower: str, idmap: IdMap) -> Mount:
+    def _single(self, row: SnapshotRow, lower: str, idmap: IdMap) -> Mount:
         if idmap.uids or idmap.gids:  # an ordinary user's bind can't be idmapped
             return self._merged(row, [lower], "", idmap)
         return super()._single(row, lower, idmap)

@@ -1,4 +1,4 @@
-"""The snapshotter: layers by ``wherry.layers.stacked``, merged by the kernel."""
+"""The snapshotter: layers by ``wherry.kit.snapshots.stacked``, merged by the kernel."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wherry.api import Context, IdMap, Mount
-from wherry.layers.snapshots import Row
-from wherry.layers.stacked import ONCE, UNPACK, StackedSnapshotter
+from wherry.kit.snapshots.rows import SnapshotRow
+from wherry.kit.snapshots.stacked import ONCE, UNPACK, StackedSnapshotter
 from wherry.linux import userns
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class OverlaySnapshotter(StackedSnapshotter):
             remaps="mount.idmapped" in context.features and not userns.confined(),
         )
 
-    def _merged(self, row: Row, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
+    def _merged(self, row: SnapshotRow, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
         lower = f"lowerdir={':'.join(lowers)}"
         if not own:
             return Mount("overlay", "overlay", "", ("ro", lower, *self._options), idmap)

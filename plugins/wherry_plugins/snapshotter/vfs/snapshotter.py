@@ -1,4 +1,4 @@
-"""The snapshotter: rows by ``wherry.layers.snapshots``, one directory a row."""
+"""The snapshotter: rows by ``wherry.kit.snapshots.rows``, one directory a row."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from wherry.api import AlreadyExists, Context, IdMap, Invalid, Mount, NotFound, SnapshotOptions
-from wherry.layers.directories import DIRECTORY, DirectorySnapshotter
+from wherry.kit.snapshots.directories import DIRECTORY, DirectorySnapshotter
+from wherry.kit.snapshots.rows import SnapshotRow, pack_idmap, unpack_idmap
 from wherry.layers.mounts import syncfs
-from wherry.layers.snapshots import Row, pack_idmap, unpack_idmap
 from wherry_plugins.snapshotter.vfs import chowns
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class VfsSnapshotter(DirectorySnapshotter):
             size, inodes = max(0, size - above[0]), max(0, inodes - above[1])
         return size, inodes
 
-    def _whole(self, row: Row) -> tuple[int, int]:
+    def _whole(self, row: SnapshotRow) -> tuple[int, int]:
         if row.kind == "view" and row.parent:
             return self._whole(self._rows.get(row.parent))  # it shows its parent's directory
         if row.bytes >= 0:
@@ -108,7 +108,7 @@ class VfsSnapshotter(DirectorySnapshotter):
             self._rows.get(parent)  # NotFound when it went meanwhile
             raise
 
-    def _mounts(self, row: Row) -> tuple[Mount, ...]:
+    def _mounts(self, row: SnapshotRow) -> tuple[Mount, ...]:
         number = row.lowers[0] if row.kind == "view" and row.lowers else row.number
         options = ("rbind", "rw" if row.kind == "active" else "ro")
         return (Mount("bind", self._path(number), "", options, unpack_idmap(row.extra)),)

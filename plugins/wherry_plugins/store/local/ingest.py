@@ -30,7 +30,7 @@ def dump(labels: Labels) -> str:
     return json.dumps(dict(labels), separators=(",", ":"), sort_keys=True)
 
 
-class Claim:
+class IngestLock:
     """A partial file, locked: the one writer of its ref, in this process or another (flock(2))."""
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -64,7 +64,7 @@ class LocalIngest:
             raise
 
     @staticmethod
-    def claim(path: Path, ref: str) -> Claim:
+    def claim(path: Path, ref: str) -> IngestLock:
         """Opens and locks the partial file, made where there is none. InUse while another holds it."""
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT, 0o600)
@@ -81,7 +81,7 @@ class LocalIngest:
                 raise
             if there is not None and (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
                 if here.st_nlink == 1:
-                    return Claim(path, fd)
+                    return IngestLock(path, fd)
                 path.unlink(missing_ok=True)  # it is a blob's file, too: a commit could not take this name away
             os.close(fd)  # its last holder committed or aborted between open and lock
 

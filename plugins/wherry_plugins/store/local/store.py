@@ -24,7 +24,7 @@ from wherry.api import (
     Labels,
     NotFound,
 )
-from wherry.layers.database import Database
+from wherry.kit.database import Database
 from wherry.linux.path import fsync_directory
 from wherry.spec.distribution import INDEX
 from wherry.spec.document import check_digest

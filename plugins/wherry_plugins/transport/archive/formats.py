@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from attrs import frozen
 
-from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
+from wherry.api import Descriptor, Digest, Invalid, NamedImage, NotFound
 from wherry.layers.compression import compression_of
 from wherry.spec.distribution import CONFIG, LAYER, MANIFEST
 from wherry.spec.document import Fields, check_digest, parse_value
@@ -26,7 +26,7 @@ _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})", re.ASCII)
 class Contents:
     """images: what there is. documents: those that the archive does not hold itself. layers: members by digest, docker save's."""
 
-    images: tuple[Named, ...]
+    images: tuple[NamedImage, ...]
     documents: dict[str, bytes]
     layers: dict[str, Member]
 
@@ -59,7 +59,7 @@ def read_tree(archive: ArchiveFile, platform: str, describe: Callable[[BinaryIO]
     }
     documents: dict[str, bytes] = {}
     target = _manifest(_add(documents, config), CONFIG, [layer], documents)
-    return Contents((Named("", target),), documents, {layer.digest: archive.all})
+    return Contents((NamedImage("", target),), documents, {layer.digest: archive.all})
 
 
 def _add(documents: dict[str, bytes], document: Any) -> bytes:
@@ -92,7 +92,7 @@ def _oci(archive: ArchiveFile) -> Contents:
             # umoci and others write the tag alone; a single word may also be a repository, as skopeo writes it.
             if name == "latest":
                 name = ""
-        images.append(Named(name, Descriptor(item.media_type, item.digest, item.size, platform=item.platform)))
+        images.append(NamedImage(name, Descriptor(item.media_type, item.digest, item.size, platform=item.platform)))
     return Contents(tuple(images), {}, {})
 
 
@@ -101,7 +101,7 @@ def _docker(archive: ArchiveFile) -> Contents:
     items = parse_value(archive.document("manifest.json"), what)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Invalid(what, "is not a list of objects")
-    images: list[Named] = []
+    images: list[NamedImage] = []
     documents: dict[str, bytes] = {}
     layers: dict[str, Member] = {}
     for item in items:
@@ -117,7 +117,7 @@ def _docker(archive: ArchiveFile) -> Contents:
         documents[config_digest] = config
         target = _manifest(config, CONFIG, described, documents)
         names = fields.texts("RepoTags") or ("",)
-        images += [Named(name, target) for name in names]
+        images += [NamedImage(name, target) for name in names]
     return Contents(tuple(images), documents, layers)
 
 

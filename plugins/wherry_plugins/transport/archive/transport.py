@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from wherry.api import Descriptor, Invalid, Named, NotFound, Workers
+from wherry.api import Descriptor, Invalid, NamedImage, NotFound, Workers
 from wherry.spec.distribution import host_platform
 from wherry_plugins.transport.archive.file import ArchiveFile
 from wherry_plugins.transport.archive.formats import Contents, read_contents, read_tree
@@ -79,7 +79,7 @@ class ArchiveTransport:
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._timer: threading.Timer | None = None
 
-    def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
+    def resolve(self, reference: str, platform: str) -> tuple[NamedImage, ...]:
         with self._using(reference) as slot:
             _archive, contents = self._open(slot, platform)
             return contents.images

@@ -21,7 +21,7 @@ _LINE = 256  # the kernel reads as much of a script's first line
 
 
 @frozen
-class Object:
+class ElfObject:
     """What an ELF file asks for. machine is (class, e_machine); rpath and runpath are the raw lists."""
 
     path: str
@@ -39,7 +39,7 @@ class Closure:
     def __init__(self) -> None:
         self.files: dict[str, None] = {}
         self.needs_cache = False
-        self._objects: dict[str, Object | None] = {}
+        self._objects: dict[str, ElfObject | None] = {}
         self._cache: dict[str, list[str]] | None = None
 
     def add_program(self, path: str, depth: int = 0) -> None:
@@ -118,13 +118,13 @@ class Closure:
                 self._cache.setdefault(soname, []).append(path)
         return self._cache.get(name, [])
 
-    def _read(self, path: str) -> Object | None:
+    def _read(self, path: str) -> ElfObject | None:
         if path not in self._objects:
             self._objects[path] = read_object(path)
         return self._objects[path]
 
 
-def read_object(path: str) -> Object | None:
+def read_object(path: str) -> ElfObject | None:
     """None for what does not exist or is no ELF file."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.dynamic import DynamicSegment
@@ -153,7 +153,7 @@ def read_object(path: str) -> Object | None:
                         elif tag.entry.d_tag == "DT_SONAME":
                             soname = tag.soname
             machine = (int(elf.elfclass), str(elf.header["e_machine"]))
-            return Object(path, machine, interpreter, tuple(needed), tuple(rpath), tuple(runpath), soname)
+            return ElfObject(path, machine, interpreter, tuple(needed), tuple(rpath), tuple(runpath), soname)
     except (OSError, ELFError, UnicodeDecodeError, ValueError):
         return None
 

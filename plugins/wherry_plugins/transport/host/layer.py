@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wherry.api import Invalid
-from wherry.layers.archive import DIRECTORY, REGULAR, SYMLINK, Entry
+from wherry.layers.archive import DIRECTORY, REGULAR, SYMLINK, TarEntry
 from wherry.layers.writer import END, header, padding
 
 _CHUNK = 1 << 20
@@ -31,7 +31,7 @@ class LayerPlan:
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
-        self._entries: dict[str, tuple[Entry, str | bytes]] = {}  # path -> entry, host path or content
+        self._entries: dict[str, tuple[TarEntry, str | bytes]] = {}  # path -> entry, host path or content
         self.size = 0
         self.newest = 0  # the latest mtime of a file, in seconds
 
@@ -164,8 +164,8 @@ class PieceStream(io.RawIOBase):
         return count
 
 
-def _entry(path: str, type_: bytes, mode: int) -> Entry:
-    entry = Entry()
+def _entry(path: str, type_: bytes, mode: int) -> TarEntry:
+    entry = TarEntry()
     entry.name = os.fsencode(path).lstrip(b"/")
     entry.type = type_
     entry.mode = mode

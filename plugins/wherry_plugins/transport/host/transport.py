@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 from attrs import frozen
 
-from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
+from wherry.api import Descriptor, Digest, Invalid, NamedImage, NotFound
 from wherry.spec.distribution import CONFIG, LAYER, MANIFEST, host_platform, split
 from wherry_plugins.transport.host.closure import Closure
 from wherry_plugins.transport.host.layer import LayerPlan, PieceStream
@@ -38,7 +38,7 @@ class HostTransport:
         self._lock = threading.Lock()
         self._built: OrderedDict[str, _Built] = OrderedDict()
 
-    def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
+    def resolve(self, reference: str, platform: str) -> tuple[NamedImage, ...]:
         own = host_platform()
         if platform and split(platform) != split(own):
             raise NotFound(f'image "host:{reference}"', f"is of the platform {own}, not {platform}")
@@ -47,7 +47,7 @@ class HostTransport:
             self._built[reference] = built
             while len(self._built) > _KEPT:
                 self._built.popitem(last=False)
-        return (Named("", built.manifest),)
+        return (NamedImage("", built.manifest),)
 
     def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
         with self._lock:

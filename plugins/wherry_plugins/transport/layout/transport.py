@@ -10,7 +10,7 @@ from typing import BinaryIO, cast
 
 from attrs import frozen
 
-from wherry.api import Descriptor, Invalid, Named, NotFound
+from wherry.api import Descriptor, Invalid, NamedImage, NotFound
 from wherry.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, open_at
 from wherry.spec.distribution import Index, choose, host_platform
 from wherry.spec.document import DOCUMENT_MAX, check_digest
@@ -18,7 +18,7 @@ from wherry.spec.layout import IMAGE_NAME, REF_NAME, parse_layout
 
 
 @frozen
-class _Place:
+class _LayoutReference:
     """A reference taken apart: tag and digest are "" where none is given."""
 
     path: Path
@@ -33,7 +33,7 @@ class _Place:
 class LayoutTransport:
     """Implements ``wherry.api.Transport``. Nothing is kept open: the directory may change between two calls."""
 
-    def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
+    def resolve(self, reference: str, platform: str) -> tuple[NamedImage, ...]:
         place = _place(reference)
         directory = _directory(place)
         try:
@@ -52,8 +52,8 @@ class LayoutTransport:
         images = _choose(found, platform or host_platform(), place)
         if place.tag or place.digest:
             # Named by the reference that led here: a tag says nothing about whose it is.
-            return tuple(Named("", _bare(item)) for item in images[:1])
-        return tuple(Named(_name(item), _bare(item)) for item in images)
+            return tuple(NamedImage("", _bare(item)) for item in images[:1])
+        return tuple(NamedImage(_name(item), _bare(item)) for item in images)
 
     def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
         place = _place(reference)
@@ -70,21 +70,21 @@ class LayoutTransport:
         raise Invalid(f'image layout "{reference}"', "can't be pushed to: this transport only reads")
 
 
-def _place(reference: str) -> _Place:
+def _place(reference: str) -> _LayoutReference:
     """Invalid for a relative path: it would be one of the engine's directory."""
     what = f'image layout "{reference[:300]}"'
     if not reference.startswith("/") or "\0" in reference:
         raise Invalid(what, "is not an absolute path")
     path, at, digest = reference.rpartition("@")
     if at and digest.startswith("sha256:"):
-        return _Place(Path(path), "", check_digest(digest, what))
+        return _LayoutReference(Path(path), "", check_digest(digest, what))
     path, colon, tag = reference.rpartition(":")
     if colon and "/" not in tag and not os.path.isdir(reference):
-        return _Place(Path(path), tag, "")
-    return _Place(Path(reference), "", "")
+        return _LayoutReference(Path(path), tag, "")
+    return _LayoutReference(Path(reference), "", "")
 
 
-def _directory(place: _Place) -> int:
+def _directory(place: _LayoutReference) -> int:
     try:
         return os.open(place.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def _directory(place: _Place) -> int:
         raise Invalid(place.what, "is not a directory", hint) from None
 
 
-def _open(directory: int, name: str, place: _Place, what: str) -> int:
+def _open(directory: int, name: str, place: _LayoutReference, what: str) -> int:
     """A regular file of the layout. Links are followed as far as they stay in it."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     try:
@@ -109,7 +109,7 @@ def _open(directory: int, name: str, place: _Place, what: str) -> int:
     return file
 
 
-def _document(directory: int, name: str, place: _Place) -> bytes:
+def _document(directory: int, name: str, place: _LayoutReference) -> bytes:
     with os.fdopen(_open(directory, name, place, f'file "{name}"'), "rb") as file:
         data = file.read(DOCUMENT_MAX + 1)
     if len(data) > DOCUMENT_MAX:
@@ -117,7 +117,7 @@ def _document(directory: int, name: str, place: _Place) -> bytes:
     return data
 
 
-def _index(directory: int, place: _Place) -> Index:
+def _index(directory: int, place: _LayoutReference) -> Index:
     try:
         layout = _document(directory, "oci-layout", place)
     except NotFound:
@@ -125,7 +125,7 @@ def _index(directory: int, place: _Place) -> Index:
     return parse_layout(layout, _document(directory, "index.json", place), place.what)
 
 
-def _is_meant(item: Descriptor, place: _Place) -> bool:
+def _is_meant(item: Descriptor, place: _LayoutReference) -> bool:
     if place.digest:
         return item.digest == place.digest
     if not place.tag:
@@ -134,7 +134,7 @@ def _is_meant(item: Descriptor, place: _Place) -> bool:
     return place.tag == ref or any(text.endswith(f":{place.tag}") for text in (name, ref))
 
 
-def _choose(found: Sequence[Descriptor], platform: str, place: _Place) -> Sequence[Descriptor]:
+def _choose(found: Sequence[Descriptor], platform: str, place: _LayoutReference) -> Sequence[Descriptor]:
     """One entry for each name: several of one name are the platforms of one image. NotFound where none of them fits."""
     groups: dict[str, list[Descriptor]] = {}
     for item in found:

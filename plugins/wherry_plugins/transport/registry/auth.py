@@ -19,7 +19,7 @@ from attrs import frozen
 from wherry.api import Denied, Invalid
 from wherry.spec.document import Fields, parse
 from wherry_plugins.transport.registry.challenge import Challenge
-from wherry_plugins.transport.registry.endpoint import Endpoint
+from wherry_plugins.transport.registry.endpoint import RegistryEndpoint
 from wherry_plugins.transport.registry.url import Url, parse_url
 
 TOKEN_MAX = 1 << 20
@@ -42,7 +42,7 @@ class Authorizer:
     """What to show to one registry, by scope. Thread-safe."""
 
     def __init__(
-        self, endpoint: Endpoint, credentials: Callable[[str], tuple[str, str] | None], ask: Ask,
+        self, endpoint: RegistryEndpoint, credentials: Callable[[str], tuple[str, str] | None], ask: Ask,
         allow: Callable[[Url], None],
     ) -> None:  # fmt: skip
         self._endpoint = endpoint

@@ -10,12 +10,12 @@ from wherry import __version__
 from wherry.api import Denied, Error, Invalid, NotFound
 from wherry.spec.document import parse
 from wherry_plugins.transport.registry import HostConfig, RegistryConfig
+from wherry_plugins.transport.registry.address_policy import AddressPolicy, may_lead, nearest, reach_of
 from wherry_plugins.transport.registry.auth import TOKEN_MAX, Authorizer
 from wherry_plugins.transport.registry.challenge import parse_challenges
-from wherry_plugins.transport.registry.connection import Answer, Broken, Judge, Pools
-from wherry_plugins.transport.registry.endpoint import Endpoint, plain, tls
-from wherry_plugins.transport.registry.patience import Patience, retry_after
-from wherry_plugins.transport.registry.reach import Reach, may_lead, nearest, reach_of
+from wherry_plugins.transport.registry.connection import Judge, Pools, Response, TransferError
+from wherry_plugins.transport.registry.endpoint import RegistryEndpoint, plain, tls
+from wherry_plugins.transport.registry.retry import RetryPolicy, retry_after
 from wherry_plugins.transport.registry.url import Url
 from wherry_plugins.transport.registry.watchdog import Watchdog
 
@@ -30,7 +30,7 @@ class Client:
     """One registry. Thread-safe."""
 
     def __init__(
-        self, endpoint: Endpoint, config: RegistryConfig, credentials: Callable[[str], tuple[str, str] | None],
+        self, endpoint: RegistryEndpoint, config: RegistryConfig, credentials: Callable[[str], tuple[str, str] | None],
         checkpoint: Callable[[], None], watchdog: Watchdog,
     ) -> None:  # fmt: skip
         self.endpoint = endpoint
@@ -38,14 +38,14 @@ class Client:
         self._checkpoint = checkpoint
         self._pools = Pools(watchdog, config.timeout, lambda netloc: tls(self._settings(netloc), config))
         self._authorizer = Authorizer(endpoint, credentials, self._token, self._allow)
-        self._reach: Reach | None = None
+        self._reach: AddressPolicy | None = None
 
-    def patience(self, what: str, *, streaming: bool = False) -> Patience:
-        return Patience(self._config, what, self._checkpoint, streaming=streaming)
+    def patience(self, what: str, *, streaming: bool = False) -> RetryPolicy:
+        return RetryPolicy(self._config, what, self._checkpoint, streaming=streaming)
 
     def get(
-        self, path: str, headers: Mapping[str, str], *, scope: str, what: str, patience: Patience,
-    ) -> Answer:  # fmt: skip
+        self, path: str, headers: Mapping[str, str], *, scope: str, what: str, patience: RetryPolicy,
+    ) -> Response:  # fmt: skip
         """The answer to a GET below /v2/, with a status of 200 to 299. path is of checked text alone.
 
         NotFound, Denied, Invalid; Unavailable when it does not come about.
@@ -60,9 +60,9 @@ class Client:
                     wait = retry_after(answer.headers.get("Retry-After", ""))
                     text = self._said(answer)
                     answer.discard()
-                    patience.after(Broken(f"{answer.url.netloc} answers {answer.status}{text}"), wait)
+                    patience.after(TransferError(f"{answer.url.netloc} answers {answer.status}{text}"), wait)
                     continue
-            except Broken as broken:
+            except TransferError as broken:
                 patience.after(broken)
                 continue
             if answer.status < 300:
@@ -77,7 +77,7 @@ class Client:
                 continue
             self._refused(answer, what, used)
 
-    def _follow(self, url: Url, headers: Mapping[str, str], authorization: str, what: str) -> Answer:
+    def _follow(self, url: Url, headers: Mapping[str, str], authorization: str, what: str) -> Response:
         """One request and where it leads. Authorization goes with it as long as it stays with the registry itself."""
         base = self.endpoint.base.origin
         for _hop in range(_REDIRECTS + 1):
@@ -108,14 +108,14 @@ class Client:
                 if answer.status in _PASSING:
                     wait = retry_after(answer.headers.get("Retry-After", ""))
                     answer.discard()
-                    patience.after(Broken(f"answers {answer.status}"), wait)
+                    patience.after(TransferError(f"answers {answer.status}"), wait)
                     continue
                 if answer.status == 200:
                     try:
                         return answer.document(TOKEN_MAX, where, self._config.patience)
                     finally:
                         answer.discard()
-            except Broken as broken:
+            except TransferError as broken:
                 patience.after(broken)
                 continue
             text = self._said(answer)
@@ -142,14 +142,14 @@ class Client:
             return  # connecting says so in its own words, and the address is judged there too
         self._refuse_near(own, target, url)
 
-    def _refuse_near(self, own: Reach, target: Reach, url: Url) -> None:
+    def _refuse_near(self, own: AddressPolicy, target: AddressPolicy, url: Url) -> None:
         if not may_lead(own, target):
             raise Denied(
                 f'registry "{self.endpoint.host}"', f"leads to {url.site}, a {target} address",
                 f'if it is meant to: [plugin.transport.registry.hosts."{self.endpoint.host}"] realms = ["{url.netloc}"]',
             )  # fmt: skip
 
-    def _own_reach(self) -> Reach:
+    def _own_reach(self) -> AddressPolicy:
         if self._reach is None:
             self._reach = nearest(self.endpoint.base.host, self.endpoint.base.port)
         return self._reach
@@ -162,12 +162,12 @@ class Client:
 
         def judge(address: str) -> None:
             target = reach_of(address)
-            if url.scheme == "http" and not named_plain and target != Reach.LOOPBACK:
+            if url.scheme == "http" and not named_plain and target != AddressPolicy.LOOPBACK:
                 raise Denied(f'registry "{self.endpoint.host}"', f"{url.netloc} is not this machine, and talks http")
             if own:
                 self._reach = target
             elif not free:
-                self._refuse_near(self._reach if self._reach is not None else Reach.PUBLIC, target, url)
+                self._refuse_near(self._reach if self._reach is not None else AddressPolicy.PUBLIC, target, url)
 
         return judge
 
@@ -177,7 +177,7 @@ class Client:
 
     # what refusals are called
 
-    def _refused(self, answer: Answer, what: str, used: str) -> NoReturn:
+    def _refused(self, answer: Response, what: str, used: str) -> NoReturn:
         text, status = self._said(answer), answer.status
         answer.discard()
         if status in (404, 410):
@@ -189,11 +189,11 @@ class Client:
             hint = f'[plugin.transport.registry.hosts."{self.endpoint.host}"] plain_http = false'
         raise Invalid(what, f"{answer.url.netloc} answers {status}{text}", hint)
 
-    def _said(self, answer: Answer) -> str:
+    def _said(self, answer: Response) -> str:
         """The registry's own words for an error, ``: text``, made harmless; "" for none (distribution-spec, "Error Codes")."""
         try:
             data = answer.document(_ERROR_MAX, "answer", self._config.timeout)
-        except (Error, Broken):
+        except (Error, TransferError):
             return ""
         try:
             errors = parse(data, "answer").get("errors")

@@ -25,7 +25,7 @@ Judge = Callable[[str], None]
 """Told the address that a socket is connected to, before a byte is sent; raises what speaks against it."""
 
 
-class Broken(Exception):
+class TransferError(Exception):
     """The exchange failed in a way that may pass. cause and hint are those of the error that it becomes in the end.
 
     hopeless: another attempt would fail alike, unless it was well a moment ago.
@@ -39,7 +39,7 @@ class Broken(Exception):
 
 
 @frozen
-class Tether:
+class ConnectionDeadline:
     """What every socket of one pool hangs on."""
 
     watchdog: Watchdog
@@ -47,10 +47,10 @@ class Tether:
     timeout: float
 
 
-class Answer:
+class Response:
     """One response. Its body is read piece by piece; whoever has it closes it."""
 
-    def __init__(self, url: Url, response: Any, tether: Tether) -> None:
+    def __init__(self, url: Url, response: Any, tether: ConnectionDeadline) -> None:
         self.url = url
         self.status: int = response.status
         self.headers: Mapping[str, str] = response.headers
@@ -71,7 +71,7 @@ class Answer:
         finally:
             fired = self._tether.watchdog.clear(alarm)
         if fired:  # what a reader takes for an end is the shutdown then
-            raise Broken(_LATE.format(self.url.netloc))
+            raise TransferError(_LATE.format(self.url.netloc))
         if failed is not None:
             raise _broken(failed, self.url) from None
         return data
@@ -88,7 +88,7 @@ class Answer:
             if len(data) > limit:
                 raise Invalid(what, f"is larger than {limit} bytes")
             if time.monotonic() > until:
-                raise Broken(f"{self.url.netloc} sends {len(data)} bytes in {seconds:g} s, and not all")
+                raise TransferError(f"{self.url.netloc} sends {len(data)} bytes in {seconds:g} s, and not all")
         return bytes(data)
 
     def discard(self) -> None:
@@ -98,7 +98,7 @@ class Answer:
             if announced.isdecimal() and int(announced[:20]) <= _DRAINED:
                 while self.read(_DRAINED):
                     pass
-        except Broken:
+        except TransferError:
             pass
         self.close()
 
@@ -116,9 +116,9 @@ class Pools:
         self._timeout = timeout
         self._context = context
         self._lock = threading.Lock()
-        self._pools: dict[tuple[str, str, int], tuple[Any, Tether]] = {}
+        self._pools: dict[tuple[str, str, int], tuple[Any, ConnectionDeadline]] = {}
 
-    def exchange(self, method: str, url: Url, headers: Mapping[str, str], body: bytes | None, judge: Judge) -> Answer:
+    def exchange(self, method: str, url: Url, headers: Mapping[str, str], body: bytes | None, judge: Judge) -> Response:
         """One request and the head of its answer; nothing is repeated or followed. Broken, or what judge raises."""
         import urllib3
 
@@ -133,13 +133,13 @@ class Pools:
             raise
         except Exception as error:
             raise _broken(error, url) from None
-        return Answer(url, response, tether)
+        return Response(url, response, tether)
 
-    def _pool(self, url: Url, judge: Judge) -> tuple[Any, Tether]:
+    def _pool(self, url: Url, judge: Judge) -> tuple[Any, ConnectionDeadline]:
         with self._lock:
             if url.origin not in self._pools:
                 plain, secure = _classes()
-                tether = Tether(self._watchdog, judge, self._timeout)
+                tether = ConnectionDeadline(self._watchdog, judge, self._timeout)
                 common = {"maxsize": _PER_HOST, "block": False, "tether": tether}
                 if url.scheme == "https":
                     pool = secure(url.host, url.port, ssl_context=self._context(url.netloc), **common)
@@ -156,10 +156,10 @@ def _classes() -> tuple[Any, Any]:
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
     def tethered(base: Any) -> Any:
-        class Tethered(base):  # type: ignore[misc]
+        class DeadlineConnection(base):  # type: ignore[misc]
             """A connection that ends when connecting, or the head of an answer, takes too long as a whole."""
 
-            def __init__(self, *args: Any, tether: Tether, **kwargs: Any) -> None:
+            def __init__(self, *args: Any, tether: ConnectionDeadline, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
                 self._tether = tether
                 self._handle: socket.socket | None = None
@@ -207,12 +207,12 @@ def _classes() -> tuple[Any, Any]:
                     self._handle = None
                 super().close()
 
-        return Tethered
+        return DeadlineConnection
 
-    class Plain(urllib3.HTTPConnectionPool):
+    class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = tethered(HTTPConnection)
 
-    class Secure(urllib3.HTTPSConnectionPool):
+    class TlsPool(urllib3.HTTPSConnectionPool):
         ConnectionCls = tethered(HTTPSConnection)
 
         def _validate_conn(self, conn: Any) -> None:
@@ -220,10 +220,10 @@ def _classes() -> tuple[Any, Any]:
             if conn.is_closed:
                 conn.connect()
 
-    return Plain, Secure
+    return PlainPool, TlsPool
 
 
-def _broken(error: Exception, url: Url) -> Broken:
+def _broken(error: Exception, url: Url) -> TransferError:
     """What a failed exchange is called; the libraries' own words are for their developers."""
     import urllib3.exceptions as http
 
@@ -238,24 +238,24 @@ def _broken(error: Exception, url: Url) -> Broken:
         if isinstance(cause, Error):
             raise cause
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Broken(
+            return TransferError(
                 f"the certificate of {where} is not trusted: {cause.verify_message}",
                 f'name its authority: [plugin.transport.registry.hosts."{where}"] ca = FILE',
                 hopeless=True,
             )
         if isinstance(cause, ssl.SSLError) and "VERSION" in str(cause.reason):
             hint = f'if it is meant to talk http: [plugin.transport.registry.hosts."{where}"] plain_http = true'
-            return Broken(f"{where} does not talk TLS", hint, hopeless=True)
+            return TransferError(f"{where} does not talk TLS", hint, hopeless=True)
         if isinstance(cause, socket.gaierror):
-            return Broken(
+            return TransferError(
                 f'the name "{url.host}" has no address', hopeless=True
             )  # the C library has tried it some times
         if isinstance(cause, ConnectionRefusedError):
-            return Broken(f"{where} refuses the connection", hopeless=True)
+            return TransferError(f"{where} refuses the connection", hopeless=True)
     if any(isinstance(cause, TimeoutError | http.TimeoutError) for cause in chain):
-        return Broken(_LATE.format(where))
+        return TransferError(_LATE.format(where))
     if isinstance(error, http.IncompleteRead) or any(isinstance(cause, http.IncompleteRead) for cause in chain):
-        return Broken(f"{where} broke off in the middle of an answer")
+        return TransferError(f"{where} broke off in the middle of an answer")
     if isinstance(error, http.HTTPError | OSError):
-        return Broken(f"the connection to {where} broke")
-    return Broken(f"{where} does not talk http as it should")
+        return TransferError(f"the connection to {where} broke")
+    return TransferError(f"{where} does not talk http as it should")

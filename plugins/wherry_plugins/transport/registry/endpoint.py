@@ -11,7 +11,7 @@ from attrs import frozen
 
 from wherry.api import Invalid
 from wherry_plugins.transport.registry import HostConfig, RegistryConfig
-from wherry_plugins.transport.registry.reach import is_loopback
+from wherry_plugins.transport.registry.address_policy import is_loopback
 from wherry_plugins.transport.registry.url import Url, parse_url
 
 #: Names of registries whose server or token server has another one, by their operators' convention.
@@ -20,7 +20,7 @@ _REALMS = {"docker.io": ("auth.docker.io",), "registry.gitlab.com": ("gitlab.com
 
 
 @frozen
-class Endpoint:
+class RegistryEndpoint:
     """host as references have it; base: where its API is, a path in front included; realms: trusted token servers."""
 
     host: str
@@ -31,7 +31,7 @@ class Endpoint:
         return self.base.at(f"{self.base.target.rstrip('/')}/v2/{path}")
 
 
-def endpoint_of(host: str, config: RegistryConfig) -> Endpoint:
+def endpoint_of(host: str, config: RegistryConfig) -> RegistryEndpoint:
     """Invalid for a server in the config that is no URL."""
     options = config.hosts.get(host, HostConfig())
     where = f'[plugin.transport.registry.hosts."{host}"]'
@@ -44,7 +44,7 @@ def endpoint_of(host: str, config: RegistryConfig) -> Endpoint:
         base = parse_url(f"{'http' if plain(host, config) else 'https'}://{host.lower()}/", f'registry "{host}"')
     if base.scheme == "http" and not (plain(host, config) or plain(base.netloc, config)):
         raise Invalid(f"{where} server", "is of http", "set plain_http = true beside it if that is what you want")
-    return Endpoint(host, base, frozenset((*_REALMS.get(host, ()), *options.realms)))
+    return RegistryEndpoint(host, base, frozenset((*_REALMS.get(host, ()), *options.realms)))
 
 
 def plain(host: str, config: RegistryConfig) -> bool:

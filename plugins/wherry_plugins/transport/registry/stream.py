@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from wherry_plugins.transport.registry import RegistryConfig
-from wherry_plugins.transport.registry.connection import Answer, Broken
-from wherry_plugins.transport.registry.patience import Patience
+from wherry_plugins.transport.registry.connection import Response, TransferError
+from wherry_plugins.transport.registry.retry import RetryPolicy
 
 _CHUNK = 1 << 20
 _SOON = 0.25
@@ -23,8 +23,8 @@ class BlobStream(io.RawIOBase):
     """
 
     def __init__(
-        self, answer: Answer, connect: Callable[[int], Answer], offset: int, size: int, config: RegistryConfig,
-        patience: Patience, checkpoint: Callable[[], None],
+        self, answer: Response, connect: Callable[[int], Response], offset: int, size: int, config: RegistryConfig,
+        patience: RetryPolicy, checkpoint: Callable[[], None],
     ) -> None:  # fmt: skip
         self._connect = connect
         self._at = offset
@@ -32,8 +32,8 @@ class BlobStream(io.RawIOBase):
         self._config = config
         self._patience = patience
         self._checkpoint = checkpoint
-        self._answer: Answer | None = answer
-        self._broken: Broken | None = None
+        self._answer: Response | None = answer
+        self._broken: TransferError | None = None
         self._marked = offset
         self._window = (time.monotonic(), offset)
 
@@ -52,7 +52,7 @@ class BlobStream(io.RawIOBase):
             self._checkpoint()
             try:
                 piece = self._piece(want - got)
-            except Broken as broken:
+            except TransferError as broken:
                 if self._answer is not None:
                     self._answer.close()
                     self._answer = None
@@ -87,10 +87,10 @@ class BlobStream(io.RawIOBase):
             broken, self._broken = self._broken, None
             raise broken
         if self._answer is None:
-            raise Broken("the connection was closed")
+            raise TransferError("the connection was closed")
         piece = self._answer.read(min(size, _CHUNK))
         if not piece:
-            raise Broken(f"{self._answer.url.netloc} ended after {self._at} of {self._size} bytes")
+            raise TransferError(f"{self._answer.url.netloc} ended after {self._at} of {self._size} bytes")
         self._at += len(piece)
         if self._at - self._marked >= _PROGRESS or self._at == self._size:
             self._marked = self._at
@@ -99,6 +99,6 @@ class BlobStream(io.RawIOBase):
         passed = time.monotonic() - began
         if passed >= self._config.timeout:
             if self._at - at < self._config.min_speed * passed and self._at < self._size:
-                raise Broken(f"{self._answer.url.netloc} sent {self._at - at} bytes in {passed:.0f} s")
+                raise TransferError(f"{self._answer.url.netloc} sent {self._at - at} bytes in {passed:.0f} s")
             self._window = (time.monotonic(), self._at)
         return piece

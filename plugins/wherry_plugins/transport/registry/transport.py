@@ -11,15 +11,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
-from wherry.api import Descriptor, Digest, Invalid, Named, NotFound
+from wherry.api import Descriptor, Digest, Invalid, NamedImage, NotFound
 from wherry.spec.distribution import ACCEPT, DOCKER, FOREIGN, INDEXES, MANIFESTS, media_type_of, parse_target
 from wherry.spec.document import DOCUMENT_MAX, check_digest
 from wherry.spec.reference import Reference, familiar, parse_reference
 from wherry_plugins.transport.registry import RegistryConfig
 from wherry_plugins.transport.registry.client import Client
-from wherry_plugins.transport.registry.connection import Answer, Broken
+from wherry_plugins.transport.registry.connection import Response, TransferError
 from wherry_plugins.transport.registry.endpoint import endpoint_of
-from wherry_plugins.transport.registry.patience import Patience
+from wherry_plugins.transport.registry.retry import RetryPolicy
 from wherry_plugins.transport.registry.stream import BlobStream
 from wherry_plugins.transport.registry.watchdog import Watchdog
 
@@ -45,7 +45,7 @@ class RegistryTransport:
         self._clients: dict[str, Client] = {}
         self._manifests: OrderedDict[str, bytes] = OrderedDict()
 
-    def resolve(self, reference: str, platform: str) -> tuple[Named, ...]:
+    def resolve(self, reference: str, platform: str) -> tuple[NamedImage, ...]:
         """One image. An index stays one: which of its entries is meant is for whoever asked to say."""
         parts = parse_reference(reference)
         what = f'image "{familiar(parts.name)}"'
@@ -61,7 +61,7 @@ class RegistryTransport:
         target = Descriptor(media_type_of(data, declared, what), Digest(digest), len(data))
         parse_target(data, target)
         self._keep(digest, data)
-        return (Named(parts.name, target),)
+        return (NamedImage(parts.name, target),)
 
     def fetch(self, reference: str, descriptor: Descriptor, offset: int) -> BinaryIO:
         parts = parse_reference(reference)
@@ -97,7 +97,7 @@ class RegistryTransport:
             )
             try:
                 data = answer.document(DOCUMENT_MAX, what, self._config.patience)
-            except Broken as broken:
+            except TransferError as broken:
                 answer.close()
                 patience.after(broken)
                 continue
@@ -125,7 +125,7 @@ class RegistryTransport:
         first = _open(client, parts, descriptor, offset, client.patience(what), config)
         patience = client.patience(what, streaming=True)
 
-        def connect(at: int) -> Answer:
+        def connect(at: int) -> Response:
             return _open(client, parts, descriptor, at, patience, config)
 
         return BlobStream(first, connect, offset, descriptor.size, config, patience, self._checkpoint)
@@ -141,8 +141,8 @@ class RegistryTransport:
 
 
 def _open(
-    client: Client, parts: Reference, descriptor: Descriptor, at: int, patience: Patience, config: RegistryConfig
-) -> Answer:
+    client: Client, parts: Reference, descriptor: Descriptor, at: int, patience: RetryPolicy, config: RegistryConfig
+) -> Response:
     """An answer whose body is the blob from at on, whatever the registry thinks of ranges (RFC 9110, section 14)."""
     what = f'blob "{descriptor.digest}"'
     ranged = at > 0
@@ -176,7 +176,7 @@ def _open(
                     f"is {descriptor.size} bytes by the manifest, {answer.url.netloc} sends {start + int(announced[:20])}",
                 )
             _skip(answer, at - start, config)
-        except Broken as broken:
+        except TransferError as broken:
             answer.close()
             patience.after(broken)
         except BaseException:
@@ -191,17 +191,17 @@ def _is_rest(header: str, at: int, size: int) -> bool:
     return match is not None and int(match[1]) == at and int(match[2]) == size - 1 and match[3] in ("*", str(size))
 
 
-def _skip(answer: Answer, count: int, config: RegistryConfig) -> None:
+def _skip(answer: Response, count: int, config: RegistryConfig) -> None:
     """Passes over what is here already; never slower than a stream may be."""
     began, skipped = time.monotonic(), 0
     while skipped < count:
         piece = answer.read(min(count - skipped, 1 << 20))
         if not piece:
-            raise Broken(f"{answer.url.netloc} broke off in the middle of an answer")
+            raise TransferError(f"{answer.url.netloc} broke off in the middle of an answer")
         skipped += len(piece)
         passed = time.monotonic() - began
         if passed > config.timeout and skipped < config.min_speed * passed:
-            raise Broken(f"{answer.url.netloc} sent {skipped} bytes in {passed:.0f} s")
+            raise TransferError(f"{answer.url.netloc} sent {skipped} bytes in {passed:.0f} s")
 
 
 def _scope(parts: Reference) -> str:

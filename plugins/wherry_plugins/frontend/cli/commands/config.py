@@ -9,7 +9,7 @@ import click
 from attrs import asdict
 
 from wherry.api import Unavailable
-from wherry_plugins.frontend.cli.command import Command, Group, argument
+from wherry_plugins.frontend.cli.command import Command, CommandGroup, argument
 from wherry_plugins.frontend.cli.listing import json_option, table
 from wherry_plugins.frontend.cli.session import Session
 
@@ -48,7 +48,7 @@ def _plain(value: object) -> object:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-group = Group(
+group = CommandGroup(
     "config",
     {
         "check": (HERE, "check", "Config", "Check a config file"),

@@ -13,14 +13,14 @@ from wherry.api import ContainerUse, DiskUsage, ImageUse, VolumeUse
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.documents import NONE, split_name
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
+from wherry_plugins.frontend.cli.listing import ListingRow, format_option, json_option, show
 from wherry_plugins.frontend.cli.session import Session
 
 ALIVE = frozenset({"running", "paused"})
 
 
 @frozen
-class Kind:
+class UsageLine:
     """One line of the summary."""
 
     type: str
@@ -30,19 +30,19 @@ class Kind:
     reclaimable: int
 
 
-def summary(usage: DiskUsage) -> list[Kind]:
+def summary(usage: DiskUsage) -> list[UsageLine]:
     """As docker: what is reclaimable is what no container uses, and containers that do not run."""
     idle = [container for container in usage.containers if container.status not in ALIVE]
     return [
-        Kind(
+        UsageLine(
             "Images", len(usage.images), sum(1 for image in usage.images if image.containers),
             usage.layers, usage.reclaimable,
         ),
-        Kind(
+        UsageLine(
             "Containers", len(usage.containers), len(usage.containers) - len(idle),
             sum(container.size for container in usage.containers), sum(container.size for container in idle),
         ),
-        Kind(
+        UsageLine(
             "Local Volumes", len(usage.volumes), sum(1 for volume in usage.volumes if volume.containers),
             sum(max(volume.size, 0) for volume in usage.volumes),
             sum(max(volume.size, 0) for volume in usage.volumes if not volume.containers),
@@ -50,12 +50,12 @@ def summary(usage: DiskUsage) -> list[Kind]:
     ]  # fmt: skip
 
 
-def _reclaimable(kind: Kind) -> str:
+def _reclaimable(kind: UsageLine) -> str:
     share = f" ({100 * kind.reclaimable // kind.size}%)" if kind.size else ""
     return human.size(kind.reclaimable) + share
 
 
-_SUMMARY: dict[str, Callable[[Kind], Any]] = {
+_SUMMARY: dict[str, Callable[[UsageLine], Any]] = {
     "Type": lambda kind: kind.type,
     "TotalCount": lambda kind: str(kind.total),
     "Active": lambda kind: str(kind.active),
@@ -127,7 +127,7 @@ def _table(
     session: Session, title: str, fields: Any, columns: Sequence[tuple[str, str]], items: Sequence[Any], gap: str
 ) -> None:
     session.line(f"{gap}{title}\n")
-    show(session, [Row(fields, item) for item in items], columns)
+    show(session, [ListingRow(fields, item) for item in items], columns)
 
 
 @click.command(
@@ -150,5 +150,5 @@ def command(session: Session, *, verbose: bool, form: str, as_json: bool) -> int
         _table(session, "Containers space usage:", _CONTAINERS, _CONTAINER_COLUMNS, usage.containers, "\n")
         _table(session, "Local Volumes space usage:", _VOLUMES, _VOLUME_COLUMNS, usage.volumes, "\n")
         return 0
-    show(session, [Row(_SUMMARY, kind) for kind in summary(usage)], _COLUMNS, form=form)
+    show(session, [ListingRow(_SUMMARY, kind) for kind in summary(usage)], _COLUMNS, form=form)
     return 0

@@ -12,7 +12,7 @@ from attrs import asdict
 
 from wherry.api import Unavailable
 from wherry_plugins.frontend.cli import human
-from wherry_plugins.frontend.cli.command import Command, Group
+from wherry_plugins.frontend.cli.command import Command, CommandGroup
 from wherry_plugins.frontend.cli.listing import json_option
 from wherry_plugins.frontend.cli.session import Session
 
@@ -74,7 +74,7 @@ def _age(start: int) -> str:
     return human.duration(max(0.0, uptime - start / os.sysconf("SC_CLK_TCK")) if start else time.monotonic()).lower()
 
 
-group = Group(
+group = CommandGroup(
     "engine",
     {
         "start": (HERE, "start", "Engine", "Start the engine if it does not run"),

@@ -14,7 +14,7 @@ from wherry_plugins.frontend.cli.command import Command, option
 from wherry_plugins.frontend.cli.functions import json as one_line
 from wherry_plugins.frontend.cli.human import iso
 from wherry_plugins.frontend.cli.listing import filter_option, format_option
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 from wherry_plugins.frontend.cli.template import compile_template, unescape
 
 
@@ -68,7 +68,7 @@ def command(
     with closing(cast(Any, events)):
         for event in events:
             if session.gone:
-                raise Gone
+                raise ClientGone
             if until and (event.time or time.time_ns()) > until:
                 break
             if not event.topic or event.time < since or not _chosen(event, wanted):

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
+from wherry_plugins.frontend.cli.listing import ListingRow, format_option, json_option, show
 from wherry_plugins.frontend.cli.main import printable
 from wherry_plugins.frontend.cli.session import Session
 
@@ -20,7 +20,7 @@ WIDTH = 45
 
 
 @frozen
-class Step:
+class HistoryStep:
     """One entry of an image's history (OCI image-spec, config.md, "history"), with the layer it made."""
 
     id: str
@@ -38,7 +38,7 @@ def moment(text: Any) -> int:
         return 0
 
 
-def steps(session: Session, name: str, platform: str) -> list[Step]:
+def steps(session: Session, name: str, platform: str) -> list[HistoryStep]:
     """The newest first, as docker prints them: only the top one has an id."""
     image = session.engine.image(name)
     layers = iter(session.engine.layers(name, platform=platform))
@@ -49,14 +49,14 @@ def steps(session: Session, name: str, platform: str) -> list[Step]:
         layer = None if entry.get("empty_layer") else next(layers, None)
         size = 0 if layer is None else layer.size if layer.unpacked < 0 else layer.unpacked
         texts = [str(entry.get(key) or "") for key in ("created_by", "comment")]
-        found.append(Step(MISSING, moment(entry.get("created")), texts[0], size, texts[1]))
+        found.append(HistoryStep(MISSING, moment(entry.get("created")), texts[0], size, texts[1]))
     for layer in layers:  # a history may be shorter than the layers, or absent
         size = layer.size if layer.unpacked < 0 else layer.unpacked
-        found.append(Step(MISSING, image.created, "", size, ""))
+        found.append(HistoryStep(MISSING, image.created, "", size, ""))
     found.reverse()
     if found:
         top = found[0]
-        found[0] = Step(image.id, top.created, top.created_by, top.size, top.comment)
+        found[0] = HistoryStep(image.id, top.created, top.created_by, top.size, top.comment)
     return found
 
 
@@ -69,7 +69,7 @@ def _cut(text: str) -> str:
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
-_FIELDS: dict[str, Callable[[Step], Any]] = {
+_FIELDS: dict[str, Callable[[HistoryStep], Any]] = {
     "ID": lambda step: human.short(step.id),
     "CreatedSince": lambda step: human.ago(step.created),
     "CreatedAt": lambda step: human.iso(step.created),
@@ -114,6 +114,6 @@ def command(
 ) -> int:
     """Prints the list. Sizes are those on disk of unpacked layers, else those of their blobs."""
     fields = {**(_WHOLE if no_trunc else _FIELDS), **({} if is_human else _EXACT)}
-    rows = [Row(fields, step) for step in steps(session, name, platform)]
+    rows = [ListingRow(fields, step) for step in steps(session, name, platform)]
     show(session, rows, COLUMNS, form=form, as_json=as_json, quiet="ID" if quiet else "")
     return 0

@@ -15,7 +15,7 @@ from wherry.api import ImageInfo, Invalid
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.documents import NONE, split_name
-from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show
+from wherry_plugins.frontend.cli.listing import ListingRow, filter_option, format_option, json_option, show
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 
@@ -25,7 +25,7 @@ KEYS = ("dangling", "label", "reference", "before", "since", "until")
 
 
 @frozen
-class Named:
+class ImageName:
     """One name of an image: a row."""
 
     image: ImageInfo
@@ -34,15 +34,15 @@ class Named:
     digest: str
 
 
-def rows(images: tuple[ImageInfo, ...]) -> Iterator[Named]:
+def rows(images: tuple[ImageInfo, ...]) -> Iterator[ImageName]:
     """One a name; an image without a name has one too."""
     for image in images:
         for name in image.names or ("",):
             repository, tag, _digest = split_name(name) if name else (NONE, NONE, "")
-            yield Named(image, repository, tag, image.target.digest)
+            yield ImageName(image, repository, tag, image.target.digest)
 
 
-_FIELDS: dict[str, Callable[[Named], Any]] = {
+_FIELDS: dict[str, Callable[[ImageName], Any]] = {
     "ID": lambda row: human.short(row.image.id),
     "Repository": lambda row: row.repository,
     "Tag": lambda row: row.tag,
@@ -56,7 +56,7 @@ _FIELDS: dict[str, Callable[[Named], Any]] = {
     "Platform": lambda row: row.image.platform,
     "Labels": lambda row: dict(row.image.labels),
 }
-_WHOLE: dict[str, Callable[[Named], Any]] = {**_FIELDS, "ID": lambda row: row.image.id}
+_WHOLE: dict[str, Callable[[ImageName], Any]] = {**_FIELDS, "ID": lambda row: row.image.id}
 COLUMNS = (
     ("REPOSITORY", "Repository"),
     ("TAG", "Tag"),
@@ -81,7 +81,7 @@ def _like(pattern: str) -> re.Pattern[str]:
         raise Invalid(f'pattern "{pattern}"', "is none of a shell's") from None
 
 
-def chosen(row: Named, filters: dict[str, list[str]], bounds: tuple[int, int]) -> bool:
+def chosen(row: ImageName, filters: dict[str, list[str]], bounds: tuple[int, int]) -> bool:
     """Whether all filters hold for a row; bounds are (since, before) in ns."""
     labels = row.image.labels
     for text in filters.get("label", ()):
@@ -147,7 +147,7 @@ def command(
             json.dumps([asdict(image) for image in unique.values()], indent=2, ensure_ascii=False, default=str)
         )
         return 0
-    lines = [Row(_WHOLE if no_trunc else _FIELDS, row) for row in found]
+    lines = [ListingRow(_WHOLE if no_trunc else _FIELDS, row) for row in found]
     if quiet:
         session.out("".join([f"{text}\n" for text in dict.fromkeys(row["ID"] for row in lines)]))
         return 0

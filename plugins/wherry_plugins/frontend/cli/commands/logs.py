@@ -10,7 +10,7 @@ import click
 from wherry_plugins.frontend.cli import values
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.human import stamp
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 
 BATCH = 1 << 16
 STREAMS = {"stdout": 1, "stderr": 2}
@@ -47,7 +47,7 @@ def command(
     with closing(cast(Any, lines)):
         for line in lines:
             if session.gone:
-                raise Gone
+                raise ClientGone
             number = STREAMS.get(line.stream, 1)
             if pending and (number != stream or size > BATCH or follow or not line.data):
                 session.write(stream, b"".join(pending))

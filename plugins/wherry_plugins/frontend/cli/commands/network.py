@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from wherry.api import Error, InUse, Invalid, Join, NetworkConfig, NetworkInfo, NotFound
+from wherry.api import EndpointConfig, Error, InUse, Invalid, NetworkConfig, NetworkInfo, NotFound
 from wherry_plugins.frontend.cli import human, values
-from wherry_plugins.frontend.cli.command import Command, Group, argument, option
+from wherry_plugins.frontend.cli.command import Command, CommandGroup, argument, option
 from wherry_plugins.frontend.cli.commands.prune import limit, matches
 from wherry_plugins.frontend.cli.confirming import agreed, force_option
-from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show, show_one
+from wherry_plugins.frontend.cli.listing import ListingRow, filter_option, format_option, json_option, show, show_one
 from wherry_plugins.frontend.cli.main import report
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.networking import network_document
@@ -139,7 +139,7 @@ def ls(session: Session, *, quiet: bool, no_trunc: bool, filters: tuple[str, ...
     if as_json:
         session.line(json.dumps([network_document(info) for info in found], indent=2, ensure_ascii=False))
         return 0
-    rows = [Row(_WHOLE if no_trunc else _FIELDS, info) for info in found]
+    rows = [ListingRow(_WHOLE if no_trunc else _FIELDS, info) for info in found]
     show(session, rows, COLUMNS, form=form, quiet="ID" if quiet else "")
     return 0
 
@@ -222,7 +222,7 @@ def connect(
     container: str,
 ) -> int:
     """Prints nothing."""
-    session.engine.connect(container, Join(network, alias, (*ip, *ip6), mac_address))
+    session.engine.connect(container, EndpointConfig(network, alias, (*ip, *ip6), mac_address))
     return 0
 
 
@@ -236,7 +236,7 @@ def disconnect(session: Session, *, force: bool, network: str, container: str) -
     return 0
 
 
-group = Group(
+group = CommandGroup(
     "network",
     {
         "create": (HERE, "create", "Networks", "Make a network"),

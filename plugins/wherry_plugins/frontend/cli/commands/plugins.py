@@ -9,7 +9,7 @@ import click
 
 from wherry.api import PluginInfo
 from wherry_plugins.frontend.cli.command import Command
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, show
+from wherry_plugins.frontend.cli.listing import ListingRow, format_option, json_option, show
 from wherry_plugins.frontend.cli.session import Session
 
 _FIELDS: dict[str, Callable[[PluginInfo], Any]] = {
@@ -33,7 +33,7 @@ COLUMNS = (
 @json_option()
 def command(session: Session, *, form: str, as_json: bool) -> int:
     """Prints the list."""
-    rows = [Row(_FIELDS, plugin) for plugin in session.engine.plugins()]
+    rows = [ListingRow(_FIELDS, plugin) for plugin in session.engine.plugins()]
     if as_json:
         from json import dumps
 

@@ -12,7 +12,7 @@ import click
 from wherry.api import Container, NotFound, Port
 from wherry_plugins.frontend.cli import human, values
 from wherry_plugins.frontend.cli.command import Command, option
-from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show
+from wherry_plugins.frontend.cli.listing import ListingRow, filter_option, format_option, json_option, show
 from wherry_plugins.frontend.cli.networking import addresses
 from wherry_plugins.frontend.cli.session import Session
 from wherry_plugins.frontend.cli.template import method
@@ -115,7 +115,9 @@ def command(
         return 0
     fields = {**(_WHOLE if no_trunc else _FIELDS), **_asked(session, sizes=size or ".Size" in form)}
     columns = (*COLUMNS, ("SIZE", "Size")) if size else COLUMNS
-    show(session, [Row(fields, container) for container in found], columns, form=form, quiet="ID" if quiet else "")
+    show(
+        session, [ListingRow(fields, container) for container in found], columns, form=form, quiet="ID" if quiet else ""
+    )
     return 0
 
 

@@ -11,7 +11,7 @@ import click
 from wherry.api import Progress
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 
 SETTLED = frozenset({"done", "exists"})
 WORDS = {
@@ -20,7 +20,7 @@ WORDS = {
 }  # fmt: skip
 
 
-class Lines:
+class LineDisplay:
     """One line for each blob that is here, and nothing else: for files and pipes."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -36,7 +36,7 @@ class Lines:
         return
 
 
-class Quiet:
+class NoDisplay:
     def show(self, progress: Progress) -> None:
         return
 
@@ -56,13 +56,13 @@ class Display(Protocol):
 def display(session: Session, stream: int = 1, *, quiet: bool = False) -> Display:
     """What shows the steps of a pull on stdout (1) or stderr (2): bars on a terminal, else lines."""
     if quiet:
-        return Quiet()
+        return NoDisplay()
     write = session.out if stream == 1 else session.err
     if not session.tty[stream]:
-        return Lines(write)
-    from wherry_plugins.frontend.cli.bars import Bars
+        return LineDisplay(write)
+    from wherry_plugins.frontend.cli.bars import BarDisplay
 
-    return Bars(session, write, WORDS, SETTLED)
+    return BarDisplay(session, write, WORDS, SETTLED)
 
 
 def fetch(session: Session, steps: Iterable[Progress], *, quiet: bool) -> str:
@@ -73,7 +73,7 @@ def fetch(session: Session, steps: Iterable[Progress], *, quiet: bool) -> str:
         with closing(cast(Any, steps)):
             for progress in steps:
                 if session.gone:
-                    raise Gone
+                    raise ClientGone
                 name = progress.id
                 shown.show(progress)
     finally:

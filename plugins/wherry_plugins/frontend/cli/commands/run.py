@@ -12,7 +12,7 @@ from wherry.api import AlreadyExists, Error, NotFound, RunRequest, Stdio
 from wherry_plugins.frontend.cli.command import RUN_CODES, Command, option
 from wherry_plugins.frontend.cli.creation import build_request, creation_options
 from wherry_plugins.frontend.cli.keys import keys_option, watched
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 from wherry_plugins.frontend.cli.streams import background, follow, leaving, stdio, write_cidfile
 from wherry_plugins.frontend.cli.tracefile import traced, write_trace
 from wherry_plugins.frontend.cli.watching import shown
@@ -77,9 +77,9 @@ def _foreground(
         try:
             if raw or cidfile:
                 if session.gone:
-                    raise Gone
+                    raise ClientGone
                 engine.start(identifier, streams)
-        except (Error, OSError, Gone):
+        except (Error, OSError, ClientGone):
             if trace:
                 with suppress(Error, OSError):
                     write_trace(session, trace, identifier)

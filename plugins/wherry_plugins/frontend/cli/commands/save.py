@@ -12,7 +12,7 @@ import click
 
 from wherry.api import ArchiveFormat, Invalid
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 
 FORMATS = ("docker-archive", "oci-archive")
 
@@ -60,7 +60,7 @@ def _write(session: Session, path: str, pieces: Iterator[bytes]) -> None:
             sink.write(first)
             for piece in pieces:
                 if session.gone:
-                    raise Gone
+                    raise ClientGone
                 sink.write(piece)
         if whole:
             os.replace(target, path)

@@ -13,9 +13,9 @@ from attrs import frozen
 from wherry.api import Container, Error
 from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, argument, option
-from wherry_plugins.frontend.cli.listing import Row, format_option, json_option, rendered
+from wherry_plugins.frontend.cli.listing import ListingRow, format_option, json_option, rendered
 from wherry_plugins.frontend.cli.machine import memory
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 
 APART = 0.25
 """Seconds between the first two readings, which the first CPU % is computed from."""
@@ -26,7 +26,7 @@ _NOTHING = "--"
 
 
 @frozen
-class Reading:
+class StatsSample:
     """One row: the counters of Engine.stats, and the share of one CPU that was used since the reading before. No counters: it does not
     run. machine: bytes of memory that there are."""
 
@@ -45,21 +45,21 @@ class Reading:
         return min(self.counters.get("memory.max", self.machine), self.machine)
 
 
-def _column(text: Callable[[Reading], str]) -> Callable[[Reading], str]:
+def _column(text: Callable[[StatsSample], str]) -> Callable[[StatsSample], str]:
     return lambda reading: text(reading) if reading.counters else _NOTHING
 
 
-def _pair(first: str, second: str) -> Callable[[Reading], str]:
+def _pair(first: str, second: str) -> Callable[[StatsSample], str]:
     """Two counters, or dashes for those that nobody keeps: a container in the host's network has no traffic of its own."""
 
-    def text(reading: Reading) -> str:
+    def text(reading: StatsSample) -> str:
         values = [reading.counters.get(name) for name in (first, second)]
         return " / ".join([_NOTHING if value is None else human.size(value) for value in values])
 
     return _column(text)
 
 
-_FIELDS: dict[str, Callable[[Reading], Any]] = {
+_FIELDS: dict[str, Callable[[StatsSample], Any]] = {
     "ID": lambda reading: reading.container.id[:12],
     "Container": lambda reading: reading.container.id[:12],
     "Name": lambda reading: reading.container.name,
@@ -71,7 +71,7 @@ _FIELDS: dict[str, Callable[[Reading], Any]] = {
     "PIDs": _column(lambda reading: str(reading.counters.get("pids.current", 0))),
     "Counters": lambda reading: dict(reading.counters),
 }
-_WHOLE: dict[str, Callable[[Reading], Any]] = {
+_WHOLE: dict[str, Callable[[StatsSample], Any]] = {
     **_FIELDS,
     "ID": lambda reading: reading.container.id,
     "Container": lambda reading: reading.container.id,
@@ -82,7 +82,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _readings(session: Session, choose: Callable[[], tuple[Container, ...]]) -> Iterator[list[Reading]]:
+def _readings(session: Session, choose: Callable[[], tuple[Container, ...]]) -> Iterator[list[StatsSample]]:
     """One list after another, each EVERY seconds, without an end."""
     there = memory()
     before, began = _counters(session, choose()), time.monotonic()
@@ -90,11 +90,11 @@ def _readings(session: Session, choose: Callable[[], tuple[Container, ...]]) -> 
     while True:
         time.sleep(wait)
         if session.gone:
-            raise Gone
+            raise ClientGone
         chosen = choose()
         after, now = _counters(session, chosen), time.monotonic()
         passed = (now - began) * 1e6
-        yield [Reading(one, after[one.id], _share(one.id, before, after, passed), there) for one in chosen]
+        yield [StatsSample(one, after[one.id], _share(one.id, before, after, passed), there) for one in chosen]
         before, began, wait = after, now, EVERY
 
 
@@ -157,7 +157,7 @@ def command(
     if redraw:
         session.out(_CLEAR)
     for readings in _readings(session, choose):
-        text = rendered([Row(fields, reading) for reading in readings], COLUMNS, form)
+        text = rendered([ListingRow(fields, reading) for reading in readings], COLUMNS, form)
         session.out(_HOME + text.replace("\n", f"{_CLEAR_LINE}\n") + _CLEAR_BELOW if redraw else text)
         if no_stream:
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from wherry_plugins.frontend.cli.command import Command, Group
+from wherry_plugins.frontend.cli.command import Command, CommandGroup
 from wherry_plugins.frontend.cli.confirming import agreed, force_option
 from wherry_plugins.frontend.cli.session import Session
 
@@ -20,7 +20,7 @@ def reset(session: Session, *, force: bool) -> int:
     return 0
 
 
-group = Group(
+group = CommandGroup(
     "system",
     {
         "reset": (f"{HERE}.system", "reset", "System", "Remove every container, image, snapshot and volume"),

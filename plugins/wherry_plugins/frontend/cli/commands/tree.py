@@ -17,7 +17,7 @@ from wherry_plugins.frontend.cli import human
 from wherry_plugins.frontend.cli.command import Command, argument, option
 from wherry_plugins.frontend.cli.listing import json_option
 from wherry_plugins.frontend.cli.main import printable
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 
 LARGEST = 5
 MARKS = {"directory": "/", "symlink": " -> ", "link": " = ", "whiteout": " (removed)", "opaque": "/ (emptied)"}
@@ -45,7 +45,7 @@ def _lines(files: Iterator[LayerFile], *, everything: bool, session: Session) ->
     with closing(cast(Any, files)):
         for count, file in enumerate(files, 1):
             if session.gone:
-                raise Gone
+                raise ClientGone
             if everything:
                 yield f"{human.size(file.size):>8}  {describe(file)}"
             elif file.kind in {"file", "whiteout", "opaque"}:

@@ -11,10 +11,10 @@ from attrs import asdict
 
 from wherry.api import Invalid, Volume
 from wherry_plugins.frontend.cli import human, values
-from wherry_plugins.frontend.cli.command import Command, Group, argument, option
+from wherry_plugins.frontend.cli.command import Command, CommandGroup, argument, option
 from wherry_plugins.frontend.cli.confirming import agreed, force_option
 from wherry_plugins.frontend.cli.documents import volume_document
-from wherry_plugins.frontend.cli.listing import Row, filter_option, format_option, json_option, show, show_one
+from wherry_plugins.frontend.cli.listing import ListingRow, filter_option, format_option, json_option, show, show_one
 from wherry_plugins.frontend.cli.nearest import hint
 from wherry_plugins.frontend.cli.session import Session
 from wherry_plugins.frontend.cli.streams import each
@@ -82,7 +82,7 @@ def ls(session: Session, *, quiet: bool, filters: tuple[str, ...], form: str, as
     elif quiet:
         session.out("".join([f"{volume.name}\n" for volume in found]))
     else:
-        show(session, [Row(_FIELDS, volume) for volume in found], COLUMNS, form=form)
+        show(session, [ListingRow(_FIELDS, volume) for volume in found], COLUMNS, form=form)
     return 0
 
 
@@ -128,7 +128,7 @@ def prune(session: Session, *, everything: bool, force: bool) -> int:
     return 0
 
 
-group = Group(
+group = CommandGroup(
     "volume",
     {
         "create": (f"{HERE}.volume", "create", "Volumes", "Make a volume"),

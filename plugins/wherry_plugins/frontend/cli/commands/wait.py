@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from wherry_plugins.frontend.cli.command import Command, argument
-from wherry_plugins.frontend.cli.session import Gone, Session
+from wherry_plugins.frontend.cli.session import ClientGone, Session
 from wherry_plugins.frontend.cli.streams import each, exit_code
 
 LONGEST = 30.0
@@ -25,7 +25,7 @@ def command(session: Session, *, containers: tuple[str, ...]) -> int:
             timeout = 1.0
             while (ended := session.engine.wait(found.id, "", timeout)) is None:
                 if session.gone:
-                    raise Gone
+                    raise ClientGone
                 timeout = min(LONGEST, timeout * 2)
         return str(exit_code(session, found.id, ended))
 

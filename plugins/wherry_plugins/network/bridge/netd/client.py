@@ -30,7 +30,7 @@ Key = tuple[str, str]
 Tagged = list[tuple[str, int]]
 
 
-class _Gone(Exception):
+class _Disconnected(Exception):
     """The connection broke off, or nobody was there."""
 
 
@@ -209,7 +209,7 @@ class Netd:
             try:
                 self._connect(start=True)
                 return self._exchange(messages)
-            except _Gone as error:
+            except _Disconnected as error:
                 self._disconnect()
                 failure = str(error)
         raise Unavailable("netd", self._starter.last_words() or failure, f'see "{self._starter.log}"')
@@ -225,7 +225,7 @@ class Netd:
             return
         try:
             self._connect(start=False)
-        except _Gone:
+        except _Disconnected:
             self._disconnect()
         self._asked = True
         if self._endpoints and self._socket is None:  # it was of another version, and has ended
@@ -245,12 +245,12 @@ class Netd:
             for _message in messages:
                 frame = reader.next()
                 if frame is None:
-                    raise _Gone("it ended")
+                    raise _Disconnected("it ended")
                 answer, fds = frame
                 value = answer.get("ok")
                 refusal = refusal or answer.get("error", "")
         except (OSError, framing.FrameError) as error:
-            raise _Gone(str(error)) from None
+            raise _Disconnected(str(error)) from None
         if refusal:
             raise FailedPrecondition("netd", refusal, f'see "{self._starter.log}"')
         return value, fds
@@ -262,11 +262,11 @@ class Netd:
         sock = self._starter.dial()
         if sock is None:
             if not start:
-                raise _Gone("nobody answers")
+                raise _Disconnected("nobody answers")
             self._starter.spawn()
             sock = self._starter.dial()
             if sock is None:
-                raise _Gone("it did not start")
+                raise _Disconnected("it did not start")
         self._socket, self._reader = sock, framing.Reader(sock)
         self._connections += 1
         self._agree()
@@ -300,7 +300,7 @@ class Netd:
         if version != __version__:
             self._asked = True
             self._exchange([{"op": "stop"}])
-            raise _Gone(f"it was of version {version}")
+            raise _Disconnected(f"it was of version {version}")
         for key in endpoints.keys() - self._endpoints.keys():
             self._exchange([{"op": "forget", "sandbox": key[0], "network": key[1]}])
         for name in networks.keys() - self._networks.keys():
@@ -354,7 +354,7 @@ class Netd:
                 try:
                     self._connect(start=True)
                     return
-                except (Error, OSError, _Gone):
+                except (Error, OSError, _Disconnected):
                     self._disconnect()
                     connection = self._connections
 

@@ -9,7 +9,7 @@ import socket
 from wherry.linux import caps, process
 from wherry.linux.loop import Loop
 from wherry_plugins.network.bridge.netd import forwarding
-from wherry_plugins.network.bridge.netd.server import Server
+from wherry_plugins.network.bridge.netd.server import NetdServer
 
 LISTENER = 3
 #: What it may do of what root may: rules and switches of the network, and its own files in whoever's directory. It reads what
@@ -33,5 +33,5 @@ def main(version: str, table: str, path: str, hub: str) -> None:
     caps.set(kept, kept, 0)
     process.set_no_new_privileges()
     loop = Loop()
-    Server(loop, socket.socket(fileno=LISTENER), version, table, path)
+    NetdServer(loop, socket.socket(fileno=LISTENER), version, table, path)
     loop.run()

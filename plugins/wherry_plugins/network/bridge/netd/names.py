@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-class Entry:
+class NameEntry:
     """Those that share a name in a network; turns: who is first in the next answer, by IP version."""
 
     __slots__ = ("endpoints", "turns")
@@ -38,12 +38,12 @@ class Zone:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.subnets: list[Subnet] = [ipaddress.ip_network(subnet, strict=False) for subnet in network.subnets]
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, NameEntry] = {}
         self.owners: dict[str, Endpoint] = {}
 
     def add(self, endpoint: Endpoint) -> None:
         for name in dict.fromkeys(endpoint.names):
-            self.entries.setdefault(name, Entry()).endpoints.append(endpoint)
+            self.entries.setdefault(name, NameEntry()).endpoints.append(endpoint)
         for address in endpoint.addresses:
             self.owners[str(ipaddress.ip_address(address))] = endpoint
 
@@ -59,7 +59,7 @@ class Zone:
             if self.owners.get(key) is endpoint:
                 del self.owners[key]
 
-    def entry(self, name: str, domains: tuple[str, ...]) -> Entry | None:
+    def entry(self, name: str, domains: tuple[str, ...]) -> NameEntry | None:
         """By a name as it is, with the network's behind it, or with a search domain behind it."""
         for domain in ("", self.network.name.lower(), *domains):
             if not domain:

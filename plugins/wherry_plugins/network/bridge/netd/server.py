@@ -41,11 +41,11 @@ RESOLVER = "resolver"
 PAGE = 100
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that can't be fulfilled; the text is the answer."""
 
 
-class Published:
+class Listeners:
     """The listeners of an endpoint, by tag."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Published:
         self.open.clear()
 
 
-class Server:
+class NetdServer:
     """All that the process has."""
 
     def __init__(self, loop: Loop, listener: socket.socket, version: str, table: str, path: str) -> None:
@@ -71,9 +71,9 @@ class Server:
         self._answers = Answers(self._names, self._upstream)
         self._networks: dict[str, Network] = {}
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
-        self._published: dict[tuple[str, str], Published] = {}
+        self._published: dict[tuple[str, str], Listeners] = {}
         self._resolvers: dict[str, list[Resolver]] = {}
-        self._engines: set[Engine] = set()
+        self._engines: set[EngineConnection] = set()
         self._idle: Timer | None = None
         self._ended = False
         listener.setblocking(False)
@@ -91,9 +91,9 @@ class Server:
             return
         sock.setblocking(True)
         sock.settimeout(10)  # an engine that takes no answer for so long is none
-        self._engines.add(Engine(self, self._loop, sock))
+        self._engines.add(EngineConnection(self, self._loop, sock))
 
-    def gone(self, engine: Engine) -> None:
+    def gone(self, engine: EngineConnection) -> None:
         self._engines.discard(engine)
         if self._engines or self._endpoints:
             self.settle()
@@ -142,7 +142,7 @@ class Server:
         """(value, descriptors that go with it, which stay ours). fds are the callee's; it takes what it keeps out of the list."""
         method = _OPS.get(message.get("op", ""))
         if method is None:
-            raise Refused(f"no such op {message.get('op')!r}")
+            raise RequestRefused(f"no such op {message.get('op')!r}")
         return method(self, message, fds)
 
     def _hello(self, _message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
@@ -183,7 +183,7 @@ class Server:
             self._change(endpoint, before)
         tags = message["tags"]
         if any(tag != RESOLVER for tag in tags):
-            self._published.pop(endpoint.key, Published()).close()
+            self._published.pop(endpoint.key, Listeners()).close()
         if RESOLVER in tags:
             for resolver in self._resolvers.pop(endpoint.sandbox, []):
                 resolver.close()
@@ -195,7 +195,7 @@ class Server:
         if before is not None:
             self._ruleset.delete(rules.of_endpoint(before))
             if before.record["ports"] != endpoint.record["ports"]:
-                self._published.pop(endpoint.key, Published()).close()
+                self._published.pop(endpoint.key, Listeners()).close()
         self._endpoints[endpoint.key] = endpoint
         # Of one that had them before, and went while no netd was there: its senders would go on speaking to it.
         own = endpoint.addresses
@@ -208,7 +208,7 @@ class Server:
         key = (message["sandbox"], message["network"])
         endpoint = self._endpoints.get(key)
         if endpoint is None:
-            raise Refused(f"no endpoint of {key[0]} in {key[1]}")
+            raise RequestRefused(f"no endpoint of {key[0]} in {key[1]}")
         self._take(endpoint, message["tags"], fds)
         return None, []
 
@@ -219,7 +219,7 @@ class Server:
                 held = self._resolvers.setdefault(endpoint.sandbox, [])
                 held.append(Resolver(self._loop, self._answers, endpoint.sandbox, fd))
             else:
-                published = self._published.setdefault(endpoint.key, Published())
+                published = self._published.setdefault(endpoint.key, Listeners())
                 published.open.append((tag, self._listen(endpoint, int(tag), fd)))
 
     def _listen(self, endpoint: Endpoint, index: int, fd: int) -> TcpPort | UdpPort:
@@ -241,7 +241,7 @@ class Server:
             self._ruleset.delete(rules.of_endpoint(endpoint))
             self._names.remove(endpoint)
             _forget_flows(endpoint, lambda flow: flow.answerer in endpoint.addresses)
-            self._published.pop(key, Published()).close()
+            self._published.pop(key, Listeners()).close()
             if not any(sandbox == key[0] for sandbox, _network in self._endpoints):
                 for resolver in self._resolvers.pop(key[0], []):
                     resolver.close()
@@ -259,7 +259,7 @@ class Server:
         """A page of the descriptors of an endpoint's listeners, or with network "" of a sandbox's resolvers, with their tags."""
         key = (message["sandbox"], message["network"])
         if key[1]:
-            held = [(tag, port.socket.fileno()) for tag, port in self._published.get(key, Published()).open]
+            held = [(tag, port.socket.fileno()) for tag, port in self._published.get(key, Listeners()).open]
         else:
             held = [(RESOLVER, resolver.socket.fileno()) for resolver in self._resolvers.get(key[0], ())]
         page = held[message["from"] : message["from"] + PAGE]
@@ -289,23 +289,23 @@ def _forget_flows(endpoint: Endpoint, wanted: Callable[[conntrack.Flow], bool]) 
 
 
 _OPS = {
-    "hello": Server._hello,
-    "network": Server._network,
-    "forget_network": Server._forget_network,
-    "endpoint": Server._endpoint,
-    "lend": Server._lend,
-    "forget": Server._forget,
-    "state": Server._state,
-    "borrow": Server._borrow,
-    "check": Server._check,
-    "stop": Server._stop,
+    "hello": NetdServer._hello,
+    "network": NetdServer._network,
+    "forget_network": NetdServer._forget_network,
+    "endpoint": NetdServer._endpoint,
+    "lend": NetdServer._lend,
+    "forget": NetdServer._forget,
+    "state": NetdServer._state,
+    "borrow": NetdServer._borrow,
+    "check": NetdServer._check,
+    "stop": NetdServer._stop,
 }
 
 
-class Engine:
+class EngineConnection:
     """A connection of one."""
 
-    def __init__(self, server: Server, loop: Loop, sock: socket.socket) -> None:
+    def __init__(self, server: NetdServer, loop: Loop, sock: socket.socket) -> None:
         self._server = server
         self._loop = loop
         self._socket = sock
@@ -328,7 +328,7 @@ class Engine:
             value, lent = self._server.answer(message, fds)
             answer = {"ok": value}
         except Exception as error:
-            if not isinstance(error, Refused | NftError):
+            if not isinstance(error, RequestRefused | NftError):
                 sys.excepthook(type(error), error, error.__traceback__)
             answer = {"error": str(error) or type(error).__name__}
         finally:

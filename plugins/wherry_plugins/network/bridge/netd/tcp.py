@@ -48,7 +48,7 @@ class TcpPort:
         self.socket.listen(_BACKLOG)
         self.target = target
         self._refused = refused
-        self.connections: set[Connection] = set()
+        self.connections: set[TcpConnection] = set()
         self._waiting = False
         self.closed = False
         loop.add(self.socket.fileno(), IN, self._accept)
@@ -70,7 +70,7 @@ class TcpPort:
             if self._refused(address[0]):
                 _reset(sock)
                 continue
-            Connection(self, sock)
+            TcpConnection(self, sock)
 
     def full(self) -> bool:
         return TcpPort.count >= MOST or len(self.connections) >= MOST_OF_ONE
@@ -95,7 +95,7 @@ class TcpPort:
             connection.fail()
 
 
-class Pipes:
+class PipePool:
     """Empty pipes, as (read end, write end); a few are kept."""
 
     def __init__(self) -> None:
@@ -119,10 +119,10 @@ class Pipes:
             os.close(fd)
 
 
-PIPES = Pipes()
+PIPES = PipePool()
 
 
-class Side:
+class StreamEnd:
     """One end: what it still has to take, in its pipe; whether it has nothing more to say, whether it was told the other's end."""
 
     __slots__ = ("ended", "pending", "pipe", "socket", "told", "watched")
@@ -135,7 +135,7 @@ class Side:
         self.told = False
         self.watched = 0
 
-    def take(self, source: Side) -> None:
+    def take(self, source: StreamEnd) -> None:
         """What the other side has to say, until it or this one has enough for a turn."""
         for _turn in range(_ROUND):
             if self.pending or source.ended:
@@ -170,14 +170,14 @@ class Side:
         self.socket.close()
 
 
-class Connection:
+class TcpConnection:
     """A client's and the one to the container that belongs to it."""
 
     def __init__(self, port: TcpPort, client: socket.socket) -> None:
         self._port = port
         self._loop = port.loop
-        self._client = Side(client)
-        self._server: Side | None = None
+        self._client = StreamEnd(client)
+        self._server: StreamEnd | None = None
         self._closed = False
         self._timer: Timer | None = None
         port.connections.add(self)
@@ -195,7 +195,7 @@ class Connection:
             raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._server = Side(sock)
+        self._server = StreamEnd(sock)
         code = sock.connect_ex((address, number))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))
@@ -217,7 +217,7 @@ class Connection:
         self._watch(self._client, server)
         self._watch(server, self._client)
 
-    def _event(self, events: int, side: Side, other: Side) -> None:
+    def _event(self, events: int, side: StreamEnd, other: StreamEnd) -> None:
         """Something happened on a side."""
         if self._closed:
             return
@@ -241,12 +241,12 @@ class Connection:
             self._watch(other, side)
 
     @staticmethod
-    def _tell_end(source: Side, sink: Side) -> None:
+    def _tell_end(source: StreamEnd, sink: StreamEnd) -> None:
         if source.ended and not sink.pending and not sink.told:
             sink.told = True
             sink.socket.shutdown(socket.SHUT_WR)
 
-    def _watch(self, side: Side, other: Side) -> None:
+    def _watch(self, side: StreamEnd, other: StreamEnd) -> None:
         """IN while the other side takes what this one says, OUT while this one has something to take.
 
         With neither it is not watched at all, since a hang-up would be told again and again.

@@ -60,7 +60,7 @@ class Groupless:
         if refused := [name for name in _LIMITS if asked.get(name)]:
             raise Invalid(f"limits of {request.id!r}", f"{', '.join(refused)}: there are no cgroups here")
         compiled = compile.container(
-            request.id, request.spec, request.rootfs, compile.Host(sandboxed=True), bundle=str(request.bundle)
+            request.id, request.spec, request.rootfs, compile.HostFacts(sandboxed=True), bundle=str(request.bundle)
         )
         self._file(request.id).write_text(json.dumps(request.spec))
         try:
@@ -71,7 +71,7 @@ class Groupless:
 
     def exec(self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio) -> TaskState:
         spec = self._spec(id)
-        compiled = compile.exec(id, spec, process, compile.Host(sandboxed=True))
+        compiled = compile.exec(id, spec, process, compile.HostFacts(sandboxed=True))
         self._gone.discard((id, exec_id))
         return self._shim.spawn(id, exec_id, self._plan(compiled, target=id), stdio)
 

@@ -1,0 +1,1 @@
+"""Containers: made, started, looked at, and what follows when they end."""

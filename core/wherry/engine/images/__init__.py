@@ -1,0 +1,1 @@
+"""Images: fetched, unpacked, listed, saved and collected."""

@@ -1,0 +1,1 @@
+"""What the engine knows and must not forget: database, events, leases and locks."""

@@ -1,0 +1,1 @@
+"""Volumes: what of a container outlives it."""

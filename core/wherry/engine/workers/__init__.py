@@ -1,0 +1,1 @@
+"""The processes that unpack, read, diff and measure for the engine."""

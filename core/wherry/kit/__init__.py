@@ -1,0 +1,1 @@
+"""What drivers build on, bundled and foreign alike."""

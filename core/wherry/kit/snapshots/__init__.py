@@ -1,0 +1,1 @@
+"""What snapshotters that keep one directory a snapshot have in common."""
