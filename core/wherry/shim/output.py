@@ -277,7 +277,7 @@ class Output:
         return all(reader.drop or not pipes.pending(reader.pipe) for reader in self.readers)
 
     def recover(self) -> None:
-        """After a kill, before any reader takes more: the fan's bytes go on from where they are. (``LoggedTask`` has set the log back.)"""
+        """After a kill, before any reader takes more: the fan's bytes go on from where they are. ``LoggedTask`` set back the log."""
         fan = self._kept("fan", make=False)
         if fan < 0:
             return

@@ -1,5 +1,5 @@
-"""What comes next, made while nobody waits: the namespaces of one sandbox, and one process each for a container (wherry.oci.prefork) and
-for one more in a running container (wherry.oci.exec_helper).
+"""What comes next, made while nobody waits: the namespaces of one sandbox, and one process each for a container
+(wherry.oci.prefork) and for one more in a running container (wherry.oci.exec_helper).
 
 Each is handed out once, is never used again, and belongs to the shim's own user namespace. There is at most one of each, made right
 after one was needed, and let go of when none is needed for a while. They end with the shim: nothing outside knows of them.

@@ -1,4 +1,4 @@
-"""Starts workers, by one process that has loaded what they need and forks them: ``wherry.layers.zygote``. The engine itself never forks,
+"""Starts workers, by one process that has loaded what they need and forks them (``wherry.layers.zygote``). The engine never forks,
 unshares or mounts."""
 
 from __future__ import annotations
