@@ -20,7 +20,7 @@ def _follow_null(child: Any) -> int:
     """The mask as it was before CVE-2025-31133: whatever the container's /dev/null leads to."""
     from wherry.linux import mount
 
-    return mount.open_tree(b"null", dir_fd=child.dev, clone=True)
+    return mount.clone_tree(b"null", dir_fd=child.dev)
 
 
 def _any_target(child: Any, name: bytes, *, directory: bool, **_kwargs: Any) -> int:
@@ -33,6 +33,15 @@ def _any_target(child: Any, name: bytes, *, directory: bool, **_kwargs: Any) -> 
 def _naive_open(root: int, name: bytes, flags: int = os.O_PATH, mode: int = 0) -> int:
     """A look-up from the host's own root."""
     return os.open(os.fsencode(name).lstrip(b"/") or b".", flags | os.O_CLOEXEC, mode, dir_fd=root)
+
+
+def _stay_peers(path: Any, *, dir_fd: int = -100, recursive: bool = False, flags: int = 0, propagation: int = 0) -> int:
+    """A clone as open_tree(2) makes it: a peer of its source."""
+    from wherry.linux import mount
+
+    return mount.open_tree(
+        path, dir_fd=dir_fd, flags=flags | mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if recursive else 0)
+    )
 
 
 def _late_import(_child: Any) -> None:
@@ -64,6 +73,7 @@ WAYS: dict[str, Any] = {
     "follow null": _follow_null,
     "any target": _any_target,
     "naive open": _naive_open,
+    "stay peers": _stay_peers,
 }
 
 

@@ -83,7 +83,7 @@ def _one(type_: str, source: str, target: str, options: Sequence[str], write: bo
         elif option not in _IGNORED:
             data.append(option)
     if type_ == "bind" or "bind" in options or "rbind" in options:
-        fd = api.open_tree(source, clone=True, recursive="rbind" in options)
+        fd = api.clone_tree(source, recursive="rbind" in options)
         if attributes:
             api.set_attributes(fd, set=attributes)
     elif type_.startswith(fuse.PREFIX):

@@ -20,7 +20,7 @@ from wherry.linux import mount, process
 def open_readonly(exe: str) -> int:
     """A descriptor of the file exe, on a detached read-only mount or as a sealed memfd, for ``process.execve_fd``."""
     try:
-        fd = mount.open_tree(exe, clone=True)
+        fd = mount.clone_tree(exe)
     except OSError:
         return _sealed_copy(exe)
     try:

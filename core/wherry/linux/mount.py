@@ -119,16 +119,53 @@ def _text(name: object) -> str:
     return os.fsdecode(name) if isinstance(name, (str, bytes)) else str(name)
 
 
-def open_tree(
-    path: Path, *, dir_fd: int = AT_FDCWD, clone: bool = False, recursive: bool = False, flags: int = 0
-) -> int:
-    """open_tree(2), close-on-exec: an O_PATH descriptor, or with clone a detached copy of the mount."""
-    flags |= os.O_CLOEXEC
-    if not path:
-        flags |= AT_EMPTY_PATH
-    if clone:
-        flags |= OPEN_TREE_CLONE | (AT_RECURSIVE if recursive else 0)
+def open_tree(path: Path, *, dir_fd: int = AT_FDCWD, flags: int = 0) -> int:
+    """open_tree(2), close-on-exec: an O_PATH descriptor."""
+    flags |= os.O_CLOEXEC | (0 if path else AT_EMPTY_PATH)
     return check(_open_tree(dir_fd, os.fsencode(path), flags), path or "open_tree")
+
+
+def clone_tree(
+    path: Path, *, dir_fd: int = AT_FDCWD, recursive: bool = False, flags: int = 0, propagation: int = MS_PRIVATE
+) -> int:
+    """A detached copy of the mount at a path, recursive: with all that is mounted below it; close-on-exec.
+
+    open_tree(2) makes a copy that is a peer of a shared mount: whatever is mounted beneath either appears at both
+    (mount_namespaces(7)). All copies are made here, and are private before anybody can mount anything beneath them.
+    propagation: MS_SLAVE, MS_SHARED, which leaves a copy the peer that it is, or MS_UNBINDABLE instead; with
+    MS_SLAVE | MS_SHARED it is a slave that has peers of its own. It goes for the mounts below as well.
+    """
+    fd = open_tree(path, dir_fd=dir_fd, flags=flags | OPEN_TREE_CLONE | (AT_RECURSIVE if recursive else 0))
+    try:
+        for kind in (MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE):
+            if propagation & kind:
+                set_attributes(fd, propagation=kind, recursive=recursive)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_shared(fd: int) -> bool:
+    """Whether the mount that a descriptor is on, in this process's mount namespace, may have peers, at which what is mounted there
+    appears too (proc_pid_mountinfo(5), proc_pid_fdinfo(5))."""
+    (number,) = (line[7:].strip() for line in _lines(f"/proc/self/fdinfo/{fd}") if line.startswith(b"mnt_id:"))
+    for line in _lines("/proc/self/mountinfo"):
+        if line.startswith(number + b" "):
+            return b" shared:" in line.partition(b" - ")[0]
+    return False
+
+
+def _lines(name: str) -> list[bytes]:
+    """A file of proc, by system calls alone: a codec's look-up is nothing for a child on its way into a container."""
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while piece := os.read(fd, 1 << 16):
+            text += piece
+    finally:
+        os.close(fd)
+    return text.splitlines()
 
 
 def move_mount(mount_fd: int, target_fd: int, path: Path = b"") -> None:

@@ -39,7 +39,7 @@ def _overlay(option: tuple[str, str | None]) -> bool:
 def _idmapped() -> bool:
     """mount_setattr(2) with a descriptor that is no user namespace says EINVAL, a kernel without it ENOSYS or EPERM."""
     try:
-        tree = mount.open_tree("/", clone=True)
+        tree = mount.clone_tree("/")
     except OSError:
         return False
     try:

@@ -35,9 +35,9 @@ class Child:
     """One process on its way; the executors read and write its slots. Descriptors are -1 where there is none."""
 
     __slots__ = (
-        "argv", "attributes", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "fresh", "gid", "groups", "home",
-        "idmap", "inherited", "master", "namespaces", "path", "pidns", "proc", "program", "pts", "ready", "root", "search",
-        "sockets", "source", "starts", "stdio", "sys", "target", "tasks", "uid", "unified", "wants_home",
+        "argv", "attributes", "candidates", "channel", "dev", "env", "env_count", "fds", "flags", "fresh", "gid", "groups",
+        "has_peers", "home", "idmap", "inherited", "master", "namespaces", "path", "pidns", "proc", "program", "pts",
+        "ready", "root", "search", "sockets", "source", "starts", "stdio", "sys", "target", "tasks", "uid", "unified", "wants_home",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -55,6 +55,7 @@ class Child:
         self.idmap: dict[str, Any] = {}
         self.root = self.proc = self.sys = self.dev = self.pts = self.master = -1
         self.source: dict[int, int] = {}
+        self.has_peers = False  # a source is a peer of the host's mount, as somebody asked for
         self.fresh: tuple[bytes, int] = (
             b"",
             -1,

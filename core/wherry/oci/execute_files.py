@@ -15,6 +15,7 @@ import termios
 
 from wherry.linux import mount, path
 from wherry.oci.child import Child, Failure, Function, text
+from wherry.oci.execute_root import verify_private
 
 _TIOCGPTPEER, _TIOCSPTLCK = 0x5441, 0x40045431
 _NULL = os.makedev(1, 3)
@@ -90,7 +91,7 @@ def _locate(child: Child, name: bytes) -> tuple[int, bytes, int] | None:
     An entry of our own /proc is named as it is: the kernel alone makes those, and where there is one name there is no way
     for a link to lead elsewhere. Anything else is a descriptor of the path itself, the caller's to close, and b"".
     """
-    entry = name[6:] if name.startswith(b"/proc/") and child.proc >= 0 else b""
+    entry = name[6:] if name.startswith(b"/proc/") and child.proc >= 0 and not child.has_peers else b""
     if entry and b"/" not in entry and entry not in (b".", b".."):
         try:
             mode = os.stat(entry, dir_fd=child.proc, follow_symlinks=False).st_mode
@@ -108,7 +109,7 @@ def _null(child: Child) -> int:
         if fd == -1:
             continue
         try:
-            null = mount.open_tree(name, dir_fd=fd, clone=True, flags=mount.AT_SYMLINK_NOFOLLOW)
+            null = mount.clone_tree(name, dir_fd=fd, flags=mount.AT_SYMLINK_NOFOLLOW)
         except OSError:
             continue
         if verify_null(null):
@@ -133,16 +134,17 @@ def mask(child: Child, names: tuple[bytes, ...]) -> None:
                 continue
             target, entry, mode = found
             try:
+                verify_private(child, target, name)
                 if stat.S_ISDIR(mode):
                     if empty < 0:
                         empty = mount.new_mount(b"tmpfs", [(b"size", b"0"), (b"nr_inodes", b"2")], mount.ATTR_RDONLY)
                         cover = empty
                     else:
-                        cover = mount.open_tree(b"", dir_fd=empty, clone=True)
+                        cover = mount.clone_tree(b"", dir_fd=empty)
                 elif null < 0:
                     null = cover = _null(child)
                 else:
-                    cover = mount.open_tree(b"", dir_fd=null, clone=True)
+                    cover = mount.clone_tree(b"", dir_fd=null)
                 mount.move_mount(cover, target, entry)
                 if cover not in (null, empty):
                     os.close(cover)
@@ -163,8 +165,9 @@ def readonly(child: Child, names: tuple[bytes, ...]) -> None:
             continue
         target, entry, _mode = found
         try:
-            clone = mount.open_tree(
-                entry, dir_fd=target, clone=True, recursive=True, flags=mount.AT_SYMLINK_NOFOLLOW if entry else 0
+            verify_private(child, target, name)
+            clone = mount.clone_tree(
+                entry, dir_fd=target, recursive=True, flags=mount.AT_SYMLINK_NOFOLLOW if entry else 0
             )
             mount.set_attributes(clone, set=mount.ATTR_RDONLY)
             mount.move_mount(clone, target, entry)
@@ -219,7 +222,8 @@ def console(child: Child, rows: int, columns: int, bind: int) -> None:
         except FileExistsError:
             pass
         target = path.open_below(child.dev, b"console", os.O_PATH)
-        cover = mount.open_tree(b"", dir_fd=slave, clone=True)
+        verify_private(child, target, b"/dev/console")
+        cover = mount.clone_tree(b"", dir_fd=slave)
         mount.move_mount(cover, target)
         os.close(cover)
         os.close(target)

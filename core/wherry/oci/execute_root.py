@@ -50,13 +50,16 @@ def source(
     recursive: int,
     uids: tuple[tuple[int, ...], ...],
     gids: tuple[tuple[int, ...], ...],
+    propagation: int,
 ) -> None:
-    """Clones a host path's mount, detached, idmapped when maps are given; a later bind step places it."""
+    """Clones a host path's mount, detached, idmapped when maps are given; a later step places it."""
     try:
-        fd = mount.open_tree(name, clone=True, recursive=bool(recursive))
+        fd = mount.clone_tree(name, recursive=bool(recursive), propagation=propagation)
     except FileNotFoundError:
         raise Failure("NotFound", f'bind source "{text(name)}"', "no such file or directory on the host") from None
     child.source[slot] = fd
+    if propagation == mount.MS_SHARED:
+        child.has_peers = True
     if uids or gids:
         userns = idmapped_userns(uids, gids)
         try:
@@ -88,7 +91,7 @@ def _node(name: bytes, wanted: tuple[int, int]) -> int:
         found = os.lstat(name)
         if (stat.S_IFMT(found.st_mode), found.st_rdev) != wanted:
             return -1
-        fd = mount.open_tree(name, clone=True, flags=mount.AT_SYMLINK_NOFOLLOW)
+        fd = mount.clone_tree(name, flags=mount.AT_SYMLINK_NOFOLLOW)
     except OSError:
         return -1
     found = os.fstat(fd)
@@ -127,7 +130,7 @@ def _old_overlay(lowers: tuple[bytes, ...], options: tuple[tuple[bytes, bytes | 
     mount.set_attributes(mount.AT_FDCWD, path=b"/", propagation=mount.MS_PRIVATE, recursive=True)
     mount.mount(b"overlay", b"/sys", b"overlay", 0, b",".join(words))
     try:
-        fd = mount.open_tree(b"/sys", clone=True)
+        fd = mount.clone_tree(b"/sys")
     finally:
         mount.umount(b"/sys", mount.MNT_DETACH)
     mount.set_attributes(fd, set=attributes)
@@ -149,7 +152,7 @@ def mapped_overlay(
     try:
 
         def mapped(name: bytes) -> int:
-            layers.append(mount.open_tree(name, clone=True))
+            layers.append(mount.clone_tree(name))
             mount.set_attributes(layers[-1], userns=userns)
             return layers[-1]
 
@@ -275,7 +278,6 @@ def root(child: Child, slot: int, set: int, clear: int) -> None:
     fd = child.source.pop(slot)
     if set or clear:
         mount.set_attributes(fd, set=set, clear=clear)
-    mount.set_attributes(fd, propagation=mount.MS_PRIVATE, recursive=True)
     mount.move_mount(fd, mount.AT_FDCWD, b"/")
     child.root = fd
 
@@ -308,6 +310,17 @@ def _target(child: Child, name: bytes, *, directory: bool, plain: bool = False) 
     return fd
 
 
+def verify_private(child: Child, target: int, name: bytes) -> None:
+    """Failure (Invalid) where what is mounted on target would appear on the host: in a bind that is a peer of its source, as asked."""
+    if child.has_peers and mount.is_shared(target):
+        raise Failure(
+            "Invalid",
+            f'mount "{text(name)}"',
+            "it would appear on the host as well, as it lies in a bind that is shared",
+            "ask for rslave there",
+        )
+
+
 def _place(child: Child, fd: int, name: bytes, *, directory: bool, plain: bool = False) -> None:
     """Mounts fd at a path of the root.
 
@@ -327,6 +340,7 @@ def _place(child: Child, fd: int, name: bytes, *, directory: bool, plain: bool =
     child.fresh = (b"", -1)
     target = _target(child, name, directory=directory, plain=plain)
     try:
+        verify_private(child, target, name)
         mount.move_mount(fd, target)
     finally:
         os.close(target)
@@ -383,7 +397,7 @@ def _copy_mode(child: Child, name: bytes, fd: int, options: tuple[tuple[bytes, b
         os.close(covered)
 
 
-def bind(child: Child, slot: int, name: bytes, set: int, clear: int, recursive: int, propagation: int) -> None:
+def bind(child: Child, slot: int, name: bytes, set: int, clear: int, recursive: int) -> None:
     """Places a cloned source at a path of the root: on a directory for a directory, on a file for anything else.
 
     set and clear are for this mount; recursive ("rro" and the like) says for all below it as well.
@@ -391,9 +405,6 @@ def bind(child: Child, slot: int, name: bytes, set: int, clear: int, recursive: 
     fd = child.source.pop(slot)
     if set or clear:
         mount.set_attributes(fd, set=set, clear=clear, recursive=bool(recursive))
-    if propagation:
-        kind = propagation & ~mount.MS_REC
-        mount.set_attributes(fd, propagation=kind, recursive=bool(propagation & mount.MS_REC))
     _place(child, fd, name, directory=stat.S_ISDIR(os.fstat(fd).st_mode))
     _keep(child, name, fd)
 
@@ -427,12 +438,11 @@ def directory(child: Child, name: bytes) -> None:
 def pivot(child: Child, flags: int) -> None:
     """pivot_root onto the root, the old one stacked over it and let go: no path leads out any more.
 
-    flags is the propagation of the new root, 0 for private.
+    The old tree is slave since the step "propagation": letting go of it unmounts nothing on the host. flags is the propagation of the
+    new root, 0 for private.
     """
     os.fchdir(child.root)
     mount.pivot_root(b".", b".")
-    # slave first: letting go of the old tree must not unmount anything on the host
-    mount.set_attributes(mount.AT_FDCWD, path=b".", propagation=mount.MS_SLAVE, recursive=True)
     mount.umount(b".", mount.MNT_DETACH)
     os.chdir(b"/")
     if flags:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
+from wherry.linux import mount as linux_mount
+
 Option = tuple[str, str | None]
 Maps = Sequence[tuple[int, int, int]]
 
@@ -46,12 +48,23 @@ class Cgroup(Step):
 
 
 class Source(Step):
-    """(slot, path, recursive, uids, gids): clone a host mount, idmapped when there are maps."""
+    """(slot, path, recursive, uids, gids, propagation): clone a host mount, idmapped when there are maps.
 
-    name, words = "source", "open_tree {1} -> {0}"
+    propagation: what the clone is to its source, as wherry.linux.mount.clone_tree has it.
+    """
 
-    def __new__(cls, slot: int, path: str, recursive: bool, uids: Maps = (), gids: Maps = ()) -> Self:
-        return super().__new__(cls, slot, path, int(recursive), list(uids), list(gids))
+    name, words = "source", "open_tree {1}, propagation {5:#x} -> {0}"
+
+    def __new__(
+        cls,
+        slot: int,
+        path: str,
+        recursive: bool,
+        uids: Maps = (),
+        gids: Maps = (),
+        propagation: int = linux_mount.MS_PRIVATE,
+    ) -> Self:
+        return super().__new__(cls, slot, path, int(recursive), list(uids), list(gids), propagation)
 
 
 class DeviceSource(Step):
@@ -214,7 +227,7 @@ class MountNew(Step):
 
 
 class Bind(Step):
-    """(slot, path, set, clear, recursive, propagation): place a cloned source."""
+    """(slot, path, set, clear, recursive): place a cloned source."""
 
     name, words = "bind", "move_mount {0} {1} (set {2:#x} clear {3:#x})"
 

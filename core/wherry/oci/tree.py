@@ -128,27 +128,27 @@ class MountTree:
 
     def bind(self, source: str, path: str, options: MountOptions, uids: Any = (), gids: Any = ()) -> None:
         slot = self.slot()
-        self.sources.append(s.Source(slot, source, options.recursive, uids, gids))
+        self.sources.append(s.Source(slot, source, options.recursive, uids, gids, self._propagation(options)))
         clear = options.clear & ~linux_mount.ATTR_RDONLY
         if options.recursive_set or options.recursive_clear:
-            self.placed.append(
-                s.Bind(
-                    slot,
-                    path,
-                    options.recursive_set | options.set,
-                    options.recursive_clear | clear,
-                    1,
-                    options.propagation,
-                )
-            )
+            wanted, unwanted = options.recursive_set | options.set, options.recursive_clear | clear
+            self.placed.append(s.Bind(slot, path, wanted, unwanted, 1))
         else:
-            self.placed.append(s.Bind(slot, path, options.set, clear, 0, options.propagation))
+            self.placed.append(s.Bind(slot, path, options.set, clear, 0))
+
+    def _propagation(self, options: MountOptions) -> int:
+        """Private unless the user asks. The root of a user namespace mounts nothing on the host, whoever asks: there a shared bind is a
+        slave with peers of its own, as the kernel has it in less privileged mount namespaces (mount_namespaces(7))."""
+        kind = (options.propagation & ~linux_mount.MS_REC) or linux_mount.MS_PRIVATE
+        if kind == linux_mount.MS_SHARED and self.user_namespace:
+            kind |= linux_mount.MS_SLAVE
+        return kind
 
     def device(self, path: str, mode: int, major: int, minor: int) -> None:
         """The host's node of a device, where none can be made."""
         slot = self.slot()
         self.sources.append(s.DeviceSource(slot, path, mode, major, minor))
-        self.placed.append(s.Bind(slot, path, 0, 0, 0, 0))
+        self.placed.append(s.Bind(slot, path, 0, 0, 0))
 
     def add(self, entry: Mapping[str, Any], host: HostFacts, own: Mapping[str, str]) -> None:
         """One entry of spec.mounts."""
