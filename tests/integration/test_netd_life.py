@@ -375,7 +375,7 @@ def dying():
         setattr(owner, name, stepping)
     around(libnftables.Nft, "run")
     around(elements.Elements, "_change")
-    around(server.Engine, "_answer")
+    around(server.EngineConnection, "_answer")
 dying()
 """
 

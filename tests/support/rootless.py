@@ -118,8 +118,8 @@ def made(home: Path, program: Path, ranges: str | None = None) -> Iterator[User]
 _ENTER = """
 import os, sys
 from wherry.oci import idmaps
-from wherry.shim import enclave, launch
-enclave.enter(sys.argv[1], idmaps.own(os.getuid(), os.getgid(), launch.login_name()))
+from wherry.shim import launch, rootless
+rootless.enter(sys.argv[1], idmaps.own(os.getuid(), os.getgid(), launch.login_name()))
 os.execv(sys.executable, [sys.executable, "-I", *sys.argv[2:]])
 """
 

@@ -91,7 +91,7 @@ class Services:
             made[1].listen(_BACKLOG)
             ports = {int(one.type): one.getsockname()[1] for one in made}
             raw = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-            redirect.exchange(shim.socket(sandbox_id, socket.AF_NETLINK, raw, PROTOCOL), RESOLVER, ports)
+            redirect.redirect(shim.socket(sandbox_id, socket.AF_NETLINK, raw, PROTOCOL), RESOLVER, ports)
         except BaseException:
             for one in made:
                 one.close()

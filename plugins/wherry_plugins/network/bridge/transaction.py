@@ -12,7 +12,7 @@ from wherry.linux.netlink import ACK, REQUEST, message
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 PROTOCOL = 12  # NETLINK_NETFILTER
 IPV4, INET = 2, 1  # NFPROTO_IPV4, NFPROTO_INET
@@ -22,12 +22,19 @@ _NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
 _ERROR = 2  # NLMSG_ERROR
 
 
-def transact(sock: socket.socket, family: int, messages: Iterable[tuple[int, int, bytes]], number: int = 0) -> int:
+def transact(
+    sock: socket.socket,
+    family: int,
+    messages: Iterable[tuple[int, int, bytes]],
+    number: int = 0,
+    labels: Sequence[str] = (),
+) -> int:
     """Carries out (type, flags, attributes), all or nothing: the kernel acknowledges each message or tells which ones it refuses, and
-    then does none. OSError: what it refused first.
+    then does none. OSError: what it refused first; its filename is what ``labels`` has for that message.
 
     number: below those of its messages, and above those of a transaction before it on the same socket; the last one is answered.
     """
+    first = number + 1
     batch = struct.pack(">BBH", 0, 0, _NFTABLES)
     data, waiting = message(_BEGIN, REQUEST, number, batch), set()
     for type, flags, body in messages:
@@ -42,6 +49,6 @@ def transact(sock: socket.socket, family: int, messages: Iterable[tuple[int, int
             length, type, _flags, sequence, _port, code = struct.unpack_from("=IHHIIi", said)
             said = said[(length + 3) & ~3 :]
             if type == _ERROR and code and sequence in waiting:
-                raise OSError(-code, os.strerror(-code), "rules")
+                raise OSError(-code, os.strerror(-code), labels[sequence - first] if labels else "nftables rules")
             waiting.discard(sequence)
     return number
