@@ -258,7 +258,7 @@ def left_by_a_create_cut_short(top: Path) -> list[str]:
     with wherry.Engine(root=top / "root", run=top / "run") as made:
         creation = made._p.lifecycle._creation
         request = RunRequest("host:/bin/sh", mounts=(volume("", "/d"), volume("data", "/e")))
-        creation.complete(creation.begin(request, "a" * 64, undo=Undo()), undo=Undo())
+        creation.complete(creation.begin(request, "a" * 64, threading.RLock(), undo=Undo()), undo=Undo())
         assert len(made.volumes()) == 2
     with wherry.Engine(root=top / "root", run=top / "run") as made:
         assert made.containers(all=True) == ()

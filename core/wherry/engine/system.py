@@ -230,7 +230,7 @@ class System:
                 repaired = ""
                 if repair:
                     try:
-                        self._lifecycle.remove(record.id, force=True)
+                        self._lifecycle.remove(record.id, force=False)
                         repaired = "removed"
                     except (Error, OSError) as error:
                         log.warning("doctor: container {}: {}", record.id[:12], error)

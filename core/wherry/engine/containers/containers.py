@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from threading import RLock
 
 from wherry.api import Container, Event, Exit, FailedPrecondition, InUse, NotFound, RunRequest, Stdio
 from wherry.engine.containers import signals
@@ -34,9 +35,9 @@ class Containers:
     def create(self, request: RunRequest) -> Container:
         id = new_id()
         undo = Undo()
-        with self._state.traced(id, request.trace):
+        with (lock := RLock()), self._state.traced(id, request.trace):
             try:
-                return self._creation.create(request, id, undo=undo).view()
+                return self._creation.create(request, id, lock, undo=undo).view()
             except BaseException as error:
                 self._state.report(undo.run(), "undo of create")
                 self._name(error, request, id, gone=True)
@@ -47,12 +48,12 @@ class Containers:
         id = new_id()
         making, starting = Undo(), Undo()
         found: list[ReadyContainer] = []
-        with self._state.traced(id, request.trace):
+        # Held until the container runs, or the last trace of it is undone: whoever finds it by its name meanwhile waits.
+        with (lock := RLock()), self._state.traced(id, request.trace):
             try:
-                begun = self._creation.begin(request, id, undo=making)
-                with begun.record.lock:
-                    self._state.kernel.together(self._make, begun, stdio, making, starting, found)
-                    return begun.record.view()
+                begun = self._creation.begin(request, id, lock, undo=making)
+                self._state.kernel.together(self._make, begun, stdio, making, starting, found)
+                return begun.record.view()
             except BaseException as error:
                 self._state.report(starting.run(), f"undo of start of container {id[:12]}")
                 created = found[0] if found else None
@@ -208,18 +209,23 @@ class Containers:
         record = self._state.registry.find(name)
         gate = record.gate
         if record.live:
-            if not force:
-                raise InUse(f'container "{record.name}"', f"is {record.status}", "stop it first, or force its removal")
+            self._must_be_forced(record, force)
             self._kill_hard(record, gate)
         with record.lock:
             if self._state.registry.get(record.id) is not record:
                 return  # it removed itself, or another call was first
-            if record.live:
+            if record.live:  # its end was not seen, or it was started while this waited for the lock
+                self._must_be_forced(record, force)
                 self._ending.ended(record, Exit(None, time.time_ns()))
                 if self._state.registry.get(record.id) is not record:
                     return
             if not self._ending.remove(record, volumes=volumes):
                 raise FailedPrecondition(f'container "{record.name}"', record.error, "see the engine's log; try again")
+
+    @staticmethod
+    def _must_be_forced(record: ContainerRecord, force: bool) -> None:
+        if not force:
+            raise InUse(f'container "{record.name}"', f"is {record.status}", "stop it first, or force its removal")
 
     def _kill_hard(self, record: ContainerRecord, gate: ExitEvent) -> None:
         self._signal(record, KILL, all=True)

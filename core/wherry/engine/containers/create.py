@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve
 
-from wherry.api import FailedPrecondition, Invalid, Kind, Mount, NotFound, RunRequest, SnapshotOptions
+from wherry.api import Exit, FailedPrecondition, Invalid, Kind, Mount, NotFound, RunRequest, SnapshotOptions
 from wherry.engine.containers import signals, specs, userns
 from wherry.engine.containers.names import check_name
 from wherry.engine.containers.records import ContainerRecord, pack_request
@@ -22,6 +22,8 @@ from wherry.linux.userns import confined
 from wherry.spec import runtime
 
 if TYPE_CHECKING:
+    from threading import RLock
+
     from wherry.kernel import Drivers
 
 _LABEL_LIMIT = 64 << 10
@@ -54,8 +56,9 @@ class Creator:
         self._state = state
         self._templates = specs.SpecTemplates()
 
-    def begin(self, request: RunRequest, id: str, *, undo: Undo) -> ContainerDraft:
-        """Takes the name and writes the row, status "creating", under a lease. On any error the caller runs undo."""
+    def begin(self, request: RunRequest, id: str, lock: RLock, *, undo: Undo) -> ContainerDraft:
+        """Takes the name and writes the row, status "creating", under a lease. The caller holds lock, the record's, as it can be
+        found by others from here on. On any error the caller runs undo."""
         state = self._state
         drivers = self._drivers(request, request.snapshotter)
         if not request.snapshotter and userns.remaps(request.userns):
@@ -65,7 +68,7 @@ class Creator:
             ):
                 drivers = self._drivers(request, other)
         request = self._by_name(request, drivers)
-        record = self._record(id, request, drivers)
+        record = self._record(id, request, drivers, lock)
         packed = pack_request(request)
         if request.userns or record.sandbox_id != record.id:
             with state.ranges:
@@ -73,7 +76,7 @@ class Creator:
                 state.registry.reserve(record)
         else:
             state.registry.reserve(record)
-        undo.add("registry", lambda: state.registry.drop(record, remember=False))
+        undo.add("registry", lambda: self._forget(record))
         # Not synced to disk: nobody was told yet, and after a crash of the machine nothing of it matters.
         with state.database.transaction(durable=False) as tx:
             tx.execute(
@@ -106,10 +109,10 @@ class Creator:
                 state.volumes.provide(created, undo)
         return created
 
-    def create(self, request: RunRequest, id: str, *, undo: Undo) -> ContainerRecord:
-        """The container, to be started later; on any error the caller runs undo, and nothing is left."""
+    def create(self, request: RunRequest, id: str, lock: RLock, *, undo: Undo) -> ContainerRecord:
+        """The container, to be started later; on any error the caller, who holds the lock, runs undo, and nothing is left."""
         state = self._state
-        created = self.complete(self.begin(request, id, undo=undo), undo=undo)
+        created = self.complete(self.begin(request, id, lock, undo=undo), undo=undo)
         record = created.record
         written = self.build(created)
         changes = {"status": "created"}
@@ -141,7 +144,7 @@ class Creator:
         others = (evolve(join, network=name) for join, name in zip(request.networks, names[1:], strict=True))
         return evolve(request, network=names[0], networks=tuple(others))
 
-    def _record(self, id: str, request: RunRequest, drivers: Drivers) -> ContainerRecord:
+    def _record(self, id: str, request: RunRequest, drivers: Drivers, lock: RLock) -> ContainerRecord:
         state = self._state
         if request.name:
             check_name(request.name)
@@ -175,6 +178,7 @@ class Creator:
             ports=request.ports,
             platform=request.platform,
             request=request,
+            lock=lock,
             traced=request.trace,
         )
 
@@ -302,6 +306,10 @@ class Creator:
         image = json.loads(rows[0][0])
         request, mounts = state.request_of(record), drivers.snapshotter.mounts(record.id)
         return ReadyContainer(record, request, drivers, pack_request(request), image, mounts)
+
+    def _forget(self, record: ContainerRecord) -> None:
+        self._state.registry.drop(record, remember=False)
+        record.gate.open(Exit(None, time.time_ns()))  # whoever waits for its end waits for nothing
 
     def _erase(self, record: ContainerRecord) -> None:
         state = self._state

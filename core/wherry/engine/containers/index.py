@@ -58,6 +58,7 @@ class ContainerIndex:
         with self._lock:
             if self._records.pop(record.id, None) is None:
                 return
+            record.removing = True  # for whoever found it before, and waits for its lock
             if self._names.get(record.name) is record:
                 del self._names[record.name]
             if remember:
