@@ -22,7 +22,6 @@ import wherry
 from wherry.api import EndpointConfig, Engine, Error, Port, RunRequest
 from wherry.engine import main as resident
 from wherry.engine.shim.client import ShimClient
-from wherry.engine.state import database
 from wherry.kit.database import Database
 from wherry.kit.networks.netlink import Rtnl
 from wherry_plugins.network.bridge.netd.client import Netd
@@ -38,7 +37,6 @@ REQUEST = RunRequest(
 STEPS = (
     (Rtnl, "ask"),
     (Database, "write"),
-    (database.EngineDatabase, "transaction"),
     (ShimClient, "_call"),
     (ShimClient, "_post"),
     (Netd, "_exchange"),

@@ -50,8 +50,8 @@ def clean(world: World, parts: Parts) -> None:
     assert list(parts.state.bundles.iterdir()) == []
     assert list((parts.state.run / "network" / "none").iterdir()) == []
     assert parts.state.attached == {}
-    assert parts.state.database.query("SELECT count(*) FROM leases") == [(0,)]
-    assert parts.state.database.query("SELECT count(*) FROM sandboxes") == [(0,)]
+    assert parts.state.database.all("SELECT count(*) FROM leases") == [(0,)]
+    assert parts.state.database.all("SELECT count(*) FROM sandboxes") == [(0,)]
 
 
 def topics(parts: Parts) -> list[str]:
@@ -110,7 +110,7 @@ def test_a_failing_step_undoes_what_came_before(world: World, parts: Parts, step
     world.fail.clear()
     if remove or step == "prepare":
         assert len(parts.state.registry) == 0
-        assert parts.state.database.query("SELECT count(*) FROM containers") == [(0,)]
+        assert parts.state.database.all("SELECT count(*) FROM containers") == [(0,)]
     else:
         kept = parts.state.registry.find("one")
         assert (kept.status, kept.exit_code, kept.error) == ("created", 125, f"{step}: planted")

@@ -5,33 +5,18 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import apsw
 import pytest
 from attrs import evolve
 
-from wherry.api import Event, FailedPrecondition, Invalid, RunRequest, Unavailable
+from wherry.api import Event, Invalid, RunRequest, Unavailable
 from wherry.engine.containers import bundles, hostfiles, names, signals
 from wherry.engine.containers.records import ContainerRecord, pack_request, unpack_record, unpack_request
 from wherry.engine.networks.endpoints import SandboxEndpoint
 from wherry.engine.shim.acks import Acks
-from wherry.engine.state.database import FORMAT, EngineDatabase
+from wherry.engine.state.database import EngineDatabase
 from wherry.engine.state.events import EventBus
 from wherry.engine.state.leases import Leases
 from wherry.engine.state.ownership import DirectoryLock
-
-
-def test_a_newer_database_is_refused_unread(tmp_path: Path) -> None:
-    path = tmp_path / "wherry.db"
-    EngineDatabase(path).close()
-    connection = apsw.Connection(str(path))
-    connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
-    connection.close()
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(FailedPrecondition, match="newer wherry"):
-        EngineDatabase(path)
-    after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert after["wherry.db"] == before["wherry.db"]
-    assert set(after) == set(before)
 
 
 def test_a_broken_database_is_unavailable(tmp_path: Path) -> None:
@@ -89,17 +74,17 @@ def test_leases_hold_and_expire(tmp_path: Path) -> None:
     leases = Leases(database, "one")
     with leases.hold() as lease:
         lease.add("blob/sha256:1")
-        assert database.query("SELECT engine FROM leases") == [("one",)]
+        assert database.all("SELECT engine FROM leases") == [("one",)]
         with leases.hold() as inner:
             assert inner is lease
             inner.add("blob/sha256:2")
         assert leases.resources() == {"blob/sha256:1", "blob/sha256:2"}
     assert leases.resources() == frozenset()
-    assert database.query("SELECT * FROM leases") == []
+    assert database.all("SELECT * FROM leases") == []
     with database.transaction() as tx:
         leases.write(tx, "dead")
     assert Leases(database, "two").expire_dead() == 1
-    assert database.query("SELECT * FROM leases") == []
+    assert database.all("SELECT * FROM leases") == []
     database.close()
 
 

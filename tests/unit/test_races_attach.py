@@ -62,7 +62,7 @@ class Network:
 
 def nothing_is_left(world: World, parts: Parts) -> None:
     assert (world.tasks, world.sandboxes, parts.state.attached) == ({}, {}, {})
-    assert parts.state.database.query("SELECT count(*) FROM sandboxes") == [(0,)]
+    assert parts.state.database.all("SELECT count(*) FROM sandboxes") == [(0,)]
 
 
 def both_at_once(world: World, parts: Parts, patience: float = BOUND) -> None:

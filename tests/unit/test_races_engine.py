@@ -58,7 +58,7 @@ def nothing_runs(world: World, parts: Parts) -> None:
     until(lambda: world.tasks == {})
     assert world.sandboxes == {}
     assert parts.state.attached == {}
-    assert parts.state.database.query("SELECT count(*) FROM sandboxes") == [(0,)]
+    assert parts.state.database.all("SELECT count(*) FROM sandboxes") == [(0,)]
     assert list((parts.state.run / "network" / "none").iterdir()) == []
 
 
@@ -248,9 +248,7 @@ def an_end_on_a_full_disk(world: World, parts: Parts, monkeypatch: pytest.Monkey
         assert world.acked == 0
         assert record.status == "stopped"
     until(lambda: world.acked == 1)
-    rows = parts.state.database.query(
-        "SELECT count(*) FROM containers WHERE json_extract(data, '$.status') = 'stopped'"
-    )
+    rows = parts.state.database.all("SELECT count(*) FROM containers WHERE json_extract(data, '$.status') = 'stopped'")
     assert rows == [(0,)] if remove else rows == [(1,)]
     topics = [event.topic for event in parts.state.database.events_after(0)]
     assert topics.count("task.exited") == 1

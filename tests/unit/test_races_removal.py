@@ -92,7 +92,7 @@ def nothing_is_left(world: World, parts: Parts) -> None:
     assert (world.tasks, world.sandboxes, world.snapshots) == ({}, {}, {CHAIN: ""})
     assert len(parts.state.registry) == 0
     for table in ("containers", "leases", "sandboxes"):
-        assert parts.state.database.query(f"SELECT count(*) FROM {table}") == [(0,)]
+        assert parts.state.database.all(f"SELECT count(*) FROM {table}") == [(0,)]
 
 
 def with_another_lock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from wherry.engine.networks.connect import Connector
 from wherry.engine.networks.networks import Networks
 from wherry.engine.recovery import Recovery
 from wherry.engine.state.database import EngineDatabase
-from wherry.engine.state.events import EventBus
+from wherry.engine.state.events import EventBus, EventPruner
 from wherry.engine.state.leases import Leases
 from wherry.engine.state.ownership import DirectoryLock
 from wherry.engine.state.reserve import DiskReserve
@@ -158,7 +158,7 @@ def combine(state: State, reserve: DiskReserve | None = None) -> Parts:
     execs = Execs(state)
     system = System(state, lifecycle, recovery)
     state.images.live = system.live
-    state.bus.heard.append(state.peers.heard)
+    state.bus.heard += (state.peers.heard, EventPruner(state.database, state.finishers.submit).heard)
     return Parts(
         state=state,
         lifecycle=lifecycle,

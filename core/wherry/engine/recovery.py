@@ -35,11 +35,11 @@ class Recovery:
     def load(self) -> None:
         """Reads the records. Rows of another boot have nothing running: their mounts and namespaces are gone with it."""
         state = self._state
-        for (text,) in state.database.query("SELECT data FROM containers"):
+        for (text,) in state.database.all("SELECT data FROM containers"):
             state.registry.reserve(record := unpack_record(text))
             if record.live:
                 state.memberships.enter(record)
-        for id, attached in state.database.query("SELECT id, attached FROM sandboxes"):
+        for id, attached in state.database.all("SELECT id, attached FROM sandboxes"):
             state.attached[id] = unpack_endpoints(attached)
         state.leases.expire_dead()
         state.database.prune_events()

@@ -127,9 +127,7 @@ class System:
         return held
 
     def gc(self) -> GcReport:
-        report = self._state.images.gc()
-        self._state.database.prune_events()
-        return report
+        return self._state.images.gc()
 
     # doctor
 

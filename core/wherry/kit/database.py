@@ -1,4 +1,4 @@
-"""A driver's own SQLite file: WAL, foreign keys, FULL, and a format number that refuses newer stores without writing.
+"""A SQLite file of the engine's or of a driver's: WAL, foreign keys, FULL, and a format number that refuses newer ones unwritten.
 
 A driver opens one under ``context.root``. Debian's SQLite has the WAL-reset bug (fixed in 3.51.3), hence apsw, which brings
 its own SQLite; it is imported when the first database is opened.
@@ -6,16 +6,14 @@ its own SQLite; it is imported when the first database is opened.
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from wherry.errors import Error, FailedPrecondition, Unavailable
+from wherry.errors import FailedPrecondition, Unavailable
 
 if TYPE_CHECKING:
     import apsw
@@ -27,41 +25,69 @@ BUSY = 10_000
 class Database:
     """One connection, shared by the threads of the engine under a lock; a commit is one fsync of the log, about 0.1 ms.
 
-    Raises FailedPrecondition for a file of a newer format, which is then left as it was, byte for byte.
+    Raises FailedPrecondition for a file of a newer format, which is then left as it was, byte for byte, and so is the log beside
+    it; Unavailable for all that SQLite can't do.
     """
 
+    #: What to do about a file that is damaged, said by the error.
+    repair = "run wherry doctor"
+
     def __init__(
-        self, path: Path, schema: str, version: int, upgrades: Mapping[int, str] = MappingProxyType({})
+        self,
+        path: Path,
+        schema: str,
+        version: int,
+        upgrades: Mapping[int, str] = MappingProxyType({}),
+        *,
+        checkpoint: int = 256,
     ) -> None:
-        """upgrades: format number -> the statements that make the next format of it."""
+        """upgrades: format number -> the statements that make the next format of it. checkpoint: pages of the log after which it is
+        written back; one that is written over costs half the fsync of one that grows."""
         import apsw
 
         self.path = path
         self._lock = threading.RLock()
         self._depth = 0
         self._full = True
-        if path.exists():
-            _refuse_newer(path, version)
-        self._connection: apsw.Connection = apsw.Connection(str(path), statementcachesize=200)
+        self._errors = apsw.Error
+        new = not path.exists()
+        try:
+            if not new and (found := _format(path)) > version:
+                raise FailedPrecondition(
+                    f'database "{path}"',
+                    f"is of format {found}, written by a newer wherry; this one knows {version}",
+                    "use that version, or another --root",
+                )
+            self._connection: apsw.Connection = apsw.Connection(str(path), statementcachesize=200)
+        except apsw.Error as error:
+            raise self._told(error) from error
+        try:
+            self._open(schema, version, upgrades, checkpoint)
+            if new:
+                path.chmod(0o600)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _open(self, schema: str, version: int, upgrades: Mapping[int, str], checkpoint: int) -> None:
         self._connection.set_busy_timeout(BUSY)
-        execute = self._connection.execute
-        execute("PRAGMA journal_mode = WAL").fetchall()
-        execute("PRAGMA synchronous = FULL")
-        execute("PRAGMA foreign_keys = ON")
-        execute("PRAGMA temp_store = MEMORY")
-        # A log that is written over costs half the fsync of one that grows: it comes round early, and stays when closed.
-        execute("PRAGMA wal_autocheckpoint = 256").fetchall()
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "temp_store = MEMORY",
+            f"wal_autocheckpoint = {checkpoint}",
+            "journal_size_limit = 8388608",
+        ):
+            self._run(f"PRAGMA {pragma}")
         with self.write() as write:
             (found,) = write("PRAGMA user_version").fetchall()[0]
-            if found == 0:
+            for older in range(found, version) if found else ():
+                write(upgrades[older])
+            if not found:
                 write(schema)
+            if found != version:
                 write(f"PRAGMA user_version = {version}")
-            elif found > version:
-                raise FailedPrecondition(f'store "{path}"', f"is of format {found}, newer than {version}")
-            else:
-                for older in range(found, version):
-                    write(upgrades[older])
-                    write(f"PRAGMA user_version = {older + 1}")
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Any]:
@@ -77,21 +103,21 @@ class Database:
                 finally:
                     self._depth -= 1
                 return
-            if durable is not self._full:
-                self._run("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
-                self._full = durable
-            self._run("BEGIN IMMEDIATE")
-            self._depth = 1
+            execute = self._connection.execute
             try:
-                yield self._connection.execute
-                self._run("COMMIT")
+                if durable is not self._full:
+                    execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
+                    self._full = durable
+                execute("BEGIN IMMEDIATE")
+                self._depth = 1
+                yield execute
+                execute("COMMIT")
             except BaseException as error:
                 with suppress(Exception):  # COMMIT may have ended it; the first error is the one to tell
-                    self._connection.execute("ROLLBACK")
-                told = self._translate(error)
-                if told is error:
-                    raise
-                raise told from error
+                    execute("ROLLBACK")
+                if isinstance(error, self._errors):
+                    raise self._told(error) from error
+                raise
             finally:
                 self._depth = 0
 
@@ -105,6 +131,15 @@ class Database:
         rows = self.all(sql, bindings)
         return rows[0] if rows else None
 
+    def check(self) -> list[str]:
+        """What SQLite's own integrity and foreign key checks complain of."""
+        found = [str(text) for (text,) in self.all("PRAGMA integrity_check") if text != "ok"]
+        found += [
+            f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}"
+            for row in self.all("PRAGMA foreign_key_check")
+        ]
+        return found
+
     def close(self) -> None:
         """Checkpoints and closes; a second call does nothing."""
         with self._lock:
@@ -113,41 +148,53 @@ class Database:
     def _run(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
         try:
             return self._connection.execute(sql, bindings).fetchall()
-        except Exception as error:
-            told = self._translate(error)
-            if told is error:
-                raise
-            raise told from error
+        except self._errors as error:
+            raise self._told(error) from error
 
-    def _translate(self, error: BaseException) -> BaseException:
-        """What SQLite says, as the errors that drivers may raise."""
+    def _told(self, error: Exception) -> Unavailable:
+        """What SQLite says, as the error that callers act on."""
         import apsw
 
+        cause, hint = str(error) or type(error).__name__, ""
         match error:
             case apsw.BusyError() | apsw.LockedError():
-                return Unavailable(f'store "{self.path}"', "another process is writing to it", "try again")
+                cause, hint = "another process is writing to it", "try again"
             case apsw.FullError():
-                return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                hint = "free some space"
             case apsw.CorruptError() | apsw.NotADBError():
-                return Error(f'store "{self.path}"', f"is damaged: {error}", "run wherry doctor")
+                cause, hint = f"is damaged: {cause}", self.repair
             case apsw.ConnectionClosedError():
-                return Unavailable(f'store "{self.path}"', "is closed")
-            case apsw.IOError() | apsw.CantOpenError() | apsw.ReadOnlyError():
-                return OSError(errno.EIO, str(error), str(self.path))
-        return error
+                cause = "is closed"
+        return Unavailable(f'database "{self.path}"', cause, hint)
 
 
-def _refuse_newer(path: Path, version: int) -> None:
-    """Reads the format number out of the header (offset 60, SQLite file format 1.3.13): opening would touch -wal and -shm."""
+def _format(path: Path) -> int:
+    """The format number of a database that is there, without a byte written to it or beside it.
+
+    Without a log it is read out of the header (sqlite.org/fileformat2, "The Database Header", offset 60). Where a crash left one, the
+    number may be in that: SQLite reads it with the index of the log in its own memory (sqlite.org/wal, "Use of WAL Without
+    Shared-Memory"), and does not write the log back when it closes.
+    """
+    import apsw
+
+    with suppress(FileNotFoundError):
+        if path.with_name(f"{path.name}-wal").stat().st_size:
+            connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+            try:
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                connection.pragma("locking_mode", "EXCLUSIVE")
+                try:
+                    version = connection.pragma("user_version")
+                except apsw.BusyError:  # somebody has it open, and has written the files beside it
+                    connection.set_busy_timeout(BUSY)
+                    connection.pragma("locking_mode", "NORMAL")
+                    version = connection.pragma("user_version")
+                return cast("int", version)
+            finally:
+                connection.close()
     with path.open("rb") as file:
         head = file.read(64)
-    if len(head) < 64:
-        return
-    found = int.from_bytes(head[60:64], "big")
-    if found > version:
-        raise FailedPrecondition(
-            f'store "{path}"', f"is of format {found}, newer than {version}", "use the version of Wherry that wrote it"
-        )
+    return int.from_bytes(head[60:64], "big") if head.startswith(b"SQLite format 3\0") else 0
 
 
 __all__ = ["Database"]

@@ -300,7 +300,7 @@ class Creator:
         """What a start of a container needs that was made before; the image itself may be gone by now."""
         state = self._state
         drivers = state.drivers(record)
-        rows = state.database.query("SELECT image FROM containers WHERE id = ?", (record.id,))
+        rows = state.database.all("SELECT image FROM containers WHERE id = ?", (record.id,))
         if not rows:
             raise NotFound(f'container "{record.name}"', "no such container")
         image = json.loads(rows[0][0])

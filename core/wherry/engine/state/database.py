@@ -9,20 +9,20 @@ which an unsynced log does (sqlite.org, "Write-Ahead Logging", section 7).
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import apsw
-
-from wherry.api import Error, Event, FailedPrecondition, Unavailable
+from wherry.api import Event
+from wherry.kit.database import Database
 
 FORMAT = 1
-BUSY_MS = 5000
 KEEP_EVENTS = 50_000
+#: Rows that are pruned at once: whoever waits for the lock meanwhile waits for a fraction of a millisecond.
+_BATCH = 200
+_CHECKPOINT = 1000
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID, STRICT;
@@ -69,92 +69,25 @@ class Transaction:
         ]
 
 
-class EngineDatabase:
-    """Opens or makes the database. FailedPrecondition when a newer Wherry wrote it: then nothing was written."""
+class EngineDatabase(Database):
+    """Opens or makes the database; see ``Database`` for what that raises."""
+
+    repair = "restore it from a backup, or move it away: its containers are forgotten"
 
     def __init__(self, path: Path, deliver: Callable[[list[Event]], None] = lambda events: None) -> None:
-        self.path = path
+        super().__init__(path, _SCHEMA, FORMAT, checkpoint=_CHECKPOINT)
         self._deliver = deliver
-        self._lock = threading.RLock()
-        self._full = True
-        self.sequence = 0
-        new = not path.exists()
-        try:
-            self._refuse_newer(path, new)
-            self._connection = apsw.Connection(str(path))
-            self._open(new)
-        except apsw.Error as error:
-            raise Unavailable(
-                f'database "{path}"',
-                str(error),
-                "restore it from a backup, or move it away: its containers are forgotten",
-            ) from error
-
-    @staticmethod
-    def _refuse_newer(path: Path, new: bool) -> None:
-        # Without writing anything: while there is no log the number is read from the file's header (sqlite.org/fileformat2,
-        # "The Database Header", offset 60), for even a read-only connection would make files beside it.
-        if new:
-            return
-        if not path.with_name(path.name + "-wal").exists():
-            with path.open("rb") as file:
-                header = file.read(100)
-            version = int.from_bytes(header[60:64], "big") if header.startswith(b"SQLite format 3\0") else 0
-        else:
-            connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-            try:
-                connection.set_busy_timeout(BUSY_MS)
-                (version,) = next(connection.execute("PRAGMA user_version"))
-            finally:
-                connection.close()
-        if version > FORMAT:
-            raise FailedPrecondition(
-                f'database "{path}"',
-                f"format {version} was written by a newer wherry, this one knows {FORMAT}",
-                "use that version, or another --root",
-            )
-
-    def _open(self, new: bool) -> None:
-        connection = self._connection
-        connection.set_busy_timeout(BUSY_MS)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA journal_size_limit = 8388608")
-        (version,) = next(connection.execute("PRAGMA user_version"))
-        if version == 0:
-            with self.transaction() as tx:
-                for statement in _SCHEMA.split(";"):
-                    if statement.strip():
-                        tx.execute(statement)
-                tx.execute(f"PRAGMA user_version = {FORMAT}")
-        if new:
-            self.path.chmod(0o600)
-        row = next(connection.execute("SELECT max(sequence) FROM events"))
-        self.sequence = row[0] or 0
+        self.sequence: int = self.all("SELECT max(sequence) FROM events")[0][0] or 0
 
     @contextmanager
     def transaction(self, durable: bool = True) -> Iterator[Transaction]:
-        """BEGIN IMMEDIATE to COMMIT; rolled back by any exception. Raises Unavailable when the database can't be written."""
+        """``write`` with events, which are delivered once it is committed."""
         with self._lock:
-            execute = self._connection.execute
-            tx = Transaction(self, execute)
-            try:
-                if durable is not self._full:
-                    execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
-                    self._full = durable
-                execute("BEGIN IMMEDIATE")
-                try:
-                    yield tx
-                    if tx.events:
-                        self._connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", tx.rows())
-                    execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        execute("ROLLBACK")
-                    raise
-            except apsw.Error as error:
-                raise storage_error(self.path, error) from error
+            with self.write(durable=durable) as execute:
+                tx = Transaction(self, execute)
+                yield tx
+                if tx.events:
+                    self._connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", tx.rows())
             if tx.events:
                 self.sequence += len(tx.events)
                 self._deliver(tx.events)
@@ -164,17 +97,9 @@ class EngineDatabase:
         with self.transaction(durable=False) as tx:
             return tx.event(event.topic, event.id, event.attributes, event.time)
 
-    def query(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a SELECT."""
-        with self._lock:
-            try:
-                return list(self._connection.execute(sql, arguments))
-            except apsw.Error as error:
-                raise storage_error(self.path, error) from error
-
     def events_after(self, sequence: int, limit: int = 500) -> list[Event]:
         """The oldest kept events above sequence, at most limit."""
-        rows = self.query(
+        rows = self.all(
             "SELECT topic, id, time, attributes, sequence FROM events WHERE sequence > ? ORDER BY sequence LIMIT ?",
             (sequence, limit),
         )
@@ -182,36 +107,22 @@ class EngineDatabase:
 
     def prune_events(self, keep: int = KEEP_EVENTS) -> int:
         """Drops all but the newest events; the number dropped. The last one always stays: it holds the sequence."""
-        with self.transaction(durable=False) as tx:
-            tx.execute("DELETE FROM events WHERE sequence <= ?", (self.sequence - max(keep, 1),))
-            return int(self._connection.changes())
+        last, total, gone = self.sequence - max(keep, 1), 0, _BATCH
+        while gone == _BATCH:
+            with self.write(durable=False) as execute:
+                oldest = "SELECT sequence FROM events WHERE sequence <= ? ORDER BY sequence LIMIT ?"
+                execute(f"DELETE FROM events WHERE sequence IN ({oldest})", (last, _BATCH))  # noqa: S608 - constants
+                gone = self._connection.changes()
+            total += gone
+        return total
 
     def get(self, key: str, default: str = "") -> str:
-        rows = self.query("SELECT value FROM meta WHERE key = ?", (key,))
-        return str(rows[0][0]) if rows else default
+        found = self.row("SELECT value FROM meta WHERE key = ?", (key,))
+        return str(found[0]) if found else default
 
     def set(self, key: str, value: str) -> None:
         with self.transaction() as tx:
             tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-
-    def check(self) -> list[str]:
-        """What SQLite's own integrity and foreign key checks complain of."""
-        found = [str(row[0]) for row in self.query("PRAGMA integrity_check") if row[0] != "ok"]
-        found += [
-            f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}"
-            for row in self.query("PRAGMA foreign_key_check")
-        ]
-        return found
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-
-def storage_error(path: Path, error: apsw.Error) -> Error:
-    """What SQLite could not do, as the error a caller acts on; full disks and lost writes are "unavailable"."""
-    hint = "free some space" if isinstance(error, apsw.FullError) else ""
-    return Unavailable(f'database "{path}"', str(error) or type(error).__name__, hint)
 
 
 def boot_id() -> str:

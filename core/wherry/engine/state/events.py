@@ -12,9 +12,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
-from wherry.api import Event
-from wherry.engine.state.database import EngineDatabase
+from wherry.api import Error, Event
+from wherry.engine.state.database import KEEP_EVENTS, EngineDatabase
+from wherry.kernel.log import logger as log
 
 #: A follower that reads nothing for this many events starts again from the database instead of filling memory.
 BACKLOG = 4096
@@ -105,6 +107,33 @@ class EventBus:
             with follower.ready:
                 follower.closed = True
                 follower.ready.notify_all()
+
+
+class EventPruner:
+    """Keeps the table of events bounded while the engine runs: on another thread, each time that so many have come."""
+
+    def __init__(
+        self, database: EngineDatabase, submit: Callable[[Callable[[], None]], object], *, keep: int = KEEP_EVENTS
+    ) -> None:
+        """submit: has a function run on another thread; RuntimeError where there is none to be had. There are never more events than
+        keep, an eighth of that, and what comes during the pruning."""
+        self._database = database
+        self._submit = submit
+        self._keep = keep
+        self._due = database.sequence + keep // 8
+
+    def heard(self, event: Event) -> None:
+        """Of each event, once it is stored. Does not block."""
+        if event.sequence >= self._due:
+            self._due = self._database.sequence + self._keep // 8
+            with suppress(RuntimeError):  # then next time
+                self._submit(self._prune)
+
+    def _prune(self) -> None:
+        try:
+            self._database.prune_events(self._keep)
+        except Error as error:  # a full disk, for instance
+            log.info("events are not pruned: {}", error)
 
 
 class _Replay:

@@ -61,7 +61,7 @@ class Leases:
 
     def expire_dead(self) -> int:
         """Drops the leases of engines before this one; how many there were."""
-        dead = self._database.query("SELECT count(*) FROM leases WHERE engine != ?", (self._engine,))[0][0]
+        dead = self._database.all("SELECT count(*) FROM leases WHERE engine != ?", (self._engine,))[0][0]
         if dead:
             with self._database.transaction() as tx:
                 tx.execute("DELETE FROM leases WHERE engine != ?", (self._engine,))

@@ -86,7 +86,7 @@ class State:
     def request_of(self, record: ContainerRecord) -> RunRequest:
         """The request a container was made from; read from the database after a restart of the engine."""
         if record.request is None:
-            rows = self.database.query("SELECT request FROM containers WHERE id = ?", (record.id,))
+            rows = self.database.all("SELECT request FROM containers WHERE id = ?", (record.id,))
             if not rows:
                 raise NotFound(f'container "{record.name}"', "no such container")
             record.request = unpack_request(rows[0][0])
@@ -94,7 +94,7 @@ class State:
 
     def spec_of(self, record: ContainerRecord) -> tuple[dict[str, Any], dict[str, str]]:
         """(spec, owners) as stored at the last start, empty before."""
-        rows = self.database.query("SELECT spec, owners FROM containers WHERE id = ?", (record.id,))
+        rows = self.database.all("SELECT spec, owners FROM containers WHERE id = ?", (record.id,))
         if not rows or not rows[0][0]:
             return {}, {}
         return json.loads(rows[0][0]), json.loads(rows[0][1] or "{}")
