@@ -31,7 +31,7 @@ from wherry.api import (
     Reservation,
     Unavailable,
 )
-from wherry.kit.networks import claims
+from wherry.kit.networks import ports
 from wherry.kit.networks.records import AttachmentFiles
 from wherry.kit.programs import Programs
 from wherry_plugins.network.cni.chain import Chain
@@ -485,7 +485,7 @@ def test_without_the_claims_they_would(lab: Lab, monkeypatch: pytest.MonkeyPatch
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(claims.kernel, "claim", lambda *_args, **_options: Fake())
+    monkeypatch.setattr(ports, "bind", lambda *_args, **_options: Fake())
     assert both(lab, Port(80)) == [4711] * 8
 
 

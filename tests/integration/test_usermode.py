@@ -16,7 +16,7 @@ import pytest
 from support.drivers import HOST, OUTSIDE, Died, Driven, driven, echo, killed_everywhere, uplink
 from support.shims import eventually
 from wherry.api import AttachRequest, FailedPrecondition, InUse, Invalid, NotFound, Port, Sandbox
-from wherry.kit.networks.claims import PortClaims
+from wherry.kit.networks.ports import PortClaims
 from wherry.kit.programs import Programs
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM

@@ -37,7 +37,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["hooks", "protocols", "config", "commands", "events", "errors"])
+@pytest.mark.parametrize("page", ["hooks", "kit", "protocols", "config", "commands", "events", "errors"])
 def test_a_page_is_what_the_sources_say(page: str, generator: ModuleType) -> None:
     assert set(generator.PAGE) == {path.stem for path in REFERENCE.glob("*.md")}
     if sys.version_info[:2] != (3, 13):

@@ -21,7 +21,7 @@ from wherry.engine.images import writeback
 from wherry.engine.images.incoming import IncomingLayers
 from wherry.engine.images.unpack import UNSYNCED, Unpacker, _Job
 from wherry.engine.images.writeback import WriteBack
-from wherry.layers.mounts import syncfs
+from wherry.linux.path import syncfs
 
 LAYERS = [tar(directory("d"), member(f"d/{number}", data=b"x" * 1000)) for number in range(3)]
 

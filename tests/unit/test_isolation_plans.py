@@ -13,9 +13,9 @@ import pytest
 
 from wherry.api import Mount, RunRequest
 from wherry.engine.containers import specs
+from wherry.kit.isolation.plans import KEPT, PlanTemplates
 from wherry.oci import compile
 from wherry.oci.errors import SpecError
-from wherry_plugins.isolation._clone.plans import KEPT, PlanTemplates
 
 
 class Counting:

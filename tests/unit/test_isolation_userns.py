@@ -40,12 +40,12 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_group_is_where_it_was_whatever_the_new_shim_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = driver(tmp_path, monkeypatch, UNIFIED)
-    before = made._group("abc", SPEC, fresh=True).directories
+    before = made.group("abc", SPEC, fresh=True).directories
     made._group_note("abc").write_text(before[0])
     again = driver(tmp_path, monkeypatch, cgroup.Layout({}, "/sys/fs/cgroup/two.scope", ("memory", "pids")))
-    assert again._group("abc", SPEC, fresh=False).directories == before == ("/sys/fs/cgroup/one.scope/wherry-1/abc",)
+    assert again.group("abc", SPEC, fresh=False).directories == before == ("/sys/fs/cgroup/one.scope/wherry-1/abc",)
     again._group_note("abc").unlink()  # the twin: without the note it would be looked for in the new one
-    assert again._group("abc", SPEC, fresh=False).directories == ("/sys/fs/cgroup/two.scope/wherry-1/abc",)
+    assert again.group("abc", SPEC, fresh=False).directories == ("/sys/fs/cgroup/two.scope/wherry-1/abc",)
 
 
 def test_ping_is_for_the_groups_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,17 +53,17 @@ def test_ping_is_for_the_groups_that_there_are(tmp_path: Path, monkeypatch: pyte
     name = "net.ipv4.ping_group_range"
     for rows, last in (([(0, 1000, 1)], 0), ([(0, 1000, 1), (1, 5000, 100)], 100), ([(0, 1000, 1), (50, 5000, 9)], 0)):
         made._gids = rows
-        fitted = made._with_defaults({"linux": {"sysctl": {name: "0 2147483647", "a": "b"}}})
+        fitted = made.with_defaults({"linux": {"sysctl": {name: "0 2147483647", "a": "b"}}})
         assert fitted["linux"]["sysctl"] == {name: f"0 {last}", "a": "b"}
     own = {"linux": {"sysctl": {name: "5 6"}}}
-    assert made._with_defaults(own) == own
+    assert made.with_defaults(own) == own
 
 
 def test_a_score_that_only_root_may_give_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = driver(tmp_path, monkeypatch, UNIFIED)
     made._score = 100
-    assert made._with_defaults({"process": {"oomScoreAdj": 99}})["process"]["oomScoreAdj"] is None
-    assert made._with_defaults({"process": {"oomScoreAdj": 100}})["process"]["oomScoreAdj"] == 100
+    assert made.with_defaults({"process": {"oomScoreAdj": 99}})["process"]["oomScoreAdj"] is None
+    assert made.with_defaults({"process": {"oomScoreAdj": 100}})["process"]["oomScoreAdj"] == 100
 
 
 @pytest.mark.parametrize("key", ["memory", "cpu", "pids", "blockIO", "hugepageLimits", "unified"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -131,3 +133,92 @@ def test_the_contract_names_every_dependency() -> None:
         contract for contract in project["tool"]["importlinter"]["contracts"] if contract["id"] == "shim-stays-small"
     ]
     assert needed <= set(shim["forbidden_modules"]), "add it to the contract shim-stays-small in pyproject.toml"
+
+
+# the kit's surface
+
+
+def _kit_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(module of the kit, name) of all that a file takes from it, by an import or by an attribute of an imported module."""
+    modules: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wherry.kit"):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if importlib.util.find_spec(whole.rpartition(".")[0]) and _is_module(whole):
+                    modules[alias.asname or alias.name] = whole
+                else:
+                    yield str(node.module), alias.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield modules[node.value.id], node.attr
+
+
+def _is_module(name: str) -> bool:
+    path = TOP / "core" / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def _beyond_the_surface(source: str) -> list[str]:
+    return [
+        f"{module}.{name}"
+        for module, name in _kit_names(ast.parse(source))
+        if name not in importlib.import_module(module).__all__
+    ]
+
+
+def _protected(classes: dict[str, ast.ClassDef], name: str) -> set[str]:
+    """The underscored members of a class of the kit and of those that it is made from."""
+    node = classes.get(name)
+    if node is None:
+        return set()
+    own = {child.name for child in node.body if isinstance(child, ast.FunctionDef)} | _members(node)
+    return {member for member in own if re.match(r"_[a-z]", member)}.union(
+        *(_protected(classes, ast.unparse(base)) for base in node.bases)
+    )
+
+
+def _members(node: ast.ClassDef) -> set[str]:
+    return {
+        child.attr
+        for child in ast.walk(node)
+        if isinstance(child, ast.Attribute) and ast.unparse(child.value) in ("self", "super()")
+    }
+
+
+def _protected_of_the_kit(source: str) -> list[str]:
+    """Underscored members of a class of the kit that a class made from it overrides or uses."""
+    classes = {
+        node.name: node
+        for path in (TOP / "core/wherry/kit").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return [
+        f"{node.name}.{member}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        for member in _protected(classes, ast.unparse(base))
+        if member in _members(node) | {child.name for child in node.body if isinstance(child, ast.FunctionDef)}
+    ]
+
+
+def test_plugins_use_what_the_kit_exports() -> None:
+    for path in (TOP / "plugins").rglob("*.py"):
+        assert _beyond_the_surface(path.read_text()) == [], path
+        assert _protected_of_the_kit(path.read_text()) == [], path
+
+
+def test_what_the_kit_keeps_to_itself_is_found() -> None:
+    assert _beyond_the_surface("from wherry.kit.networks.ports import _bound") == ["wherry.kit.networks.ports._bound"]
+    assert _beyond_the_surface("from wherry.kit import fuse\nfuse.os") == ["wherry.kit.fuse.os"]
+    used = "class Mine(StackedSnapshotter):\n    def f(self):\n        self._trash.empty()"
+    assert _protected_of_the_kit(used) == ["Mine._trash"]
+
+
+def test_every_module_of_the_kit_says_what_it_exports() -> None:
+    for path in (TOP / "core/wherry/kit").rglob("*.py"):
+        if path.name != "__init__.py":
+            name = ".".join(path.relative_to(TOP / "core").with_suffix("").parts)
+            assert importlib.import_module(name).__all__, name

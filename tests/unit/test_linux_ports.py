@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from wherry.api import InUse, Port
-from wherry.kit.networks.claims import PortClaims
-from wherry.linux import ports
+from wherry.kit.networks import ports
+from wherry.kit.networks.ports import PortClaims
 
 
 def listener(port: int, *, reuse: bool) -> socket.socket:
@@ -43,29 +43,29 @@ def six() -> bool:
 def test_a_claim_is_exclusive(protocol: str, address: str) -> None:
     if ":" in address and not six():
         pytest.skip("there is no IPv6 here")
-    first = ports.claim(protocol, address, 0)
+    first = ports.bind(protocol, address, 0)
     try:
         assert first.number > 0
         with pytest.raises(OSError) as caught:
-            ports.claim(protocol, address, first.number)
+            ports.bind(protocol, address, first.number)
         assert caught.value.errno == errno.EADDRINUSE
         with pytest.raises(OSError):
-            ports.claim(protocol, "", first.number)
+            ports.bind(protocol, "", first.number)
     finally:
         first.close()
-    ports.claim(protocol, address, first.number).close()
+    ports.bind(protocol, address, first.number).close()
 
 
 def test_the_protocols_do_not_meet() -> None:
-    first = ports.claim("tcp", "127.0.0.1", 0)
-    second = ports.claim("udp", "127.0.0.1", first.number)
+    first = ports.bind("tcp", "127.0.0.1", 0)
+    second = ports.bind("udp", "127.0.0.1", first.number)
     first.close()
     second.close()
 
 
 @pytest.mark.parametrize("reuse", [False, True])
 def test_a_program_gets_past_a_claim_once_it_is_shared(reuse: bool) -> None:
-    made = ports.claim("tcp", "127.0.0.1", 0)
+    made = ports.bind("tcp", "127.0.0.1", 0)
     try:
         with pytest.raises(OSError):
             listener(made.number, reuse=reuse)
@@ -76,10 +76,10 @@ def test_a_program_gets_past_a_claim_once_it_is_shared(reuse: bool) -> None:
             return
         with listener(made.number, reuse=True):
             with pytest.raises(OSError):
-                ports.claim("tcp", "127.0.0.1", made.number)
+                ports.bind("tcp", "127.0.0.1", made.number)
             made.close()
             with pytest.raises(OSError):
-                ports.claim("tcp", "127.0.0.1", made.number)
+                ports.bind("tcp", "127.0.0.1", made.number)
     finally:
         made.close()
 
@@ -96,25 +96,25 @@ def test_connections_in_time_wait_are_no_claim() -> None:
     server.close()
     with socket.socket() as plain, pytest.raises(OSError):
         plain.bind(("127.0.0.1", port))  # there is one
-    made = ports.claim("tcp", "127.0.0.1", port)
+    made = ports.bind("tcp", "127.0.0.1", port)
     try:
         with pytest.raises(OSError):
-            ports.claim("tcp", "127.0.0.1", port)
+            ports.bind("tcp", "127.0.0.1", port)
     finally:
         made.close()
 
 
 def test_what_cannot_be_claimed() -> None:
     with pytest.raises(ValueError, match="no IP address"):
-        ports.claim("tcp", "localhost", 0)
+        ports.bind("tcp", "localhost", 0)
     with pytest.raises(OSError) as caught:
-        ports.claim("tcp", "192.0.2.1", 0)
+        ports.bind("tcp", "192.0.2.1", 0)
     assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
 def test_the_first_free_one_of_a_range() -> None:
     """Of the drivers that claim ports for somebody else: cni, pasta, slirp4netns."""
-    taken = ports.claim("tcp", "127.0.0.1", 0)
+    taken = ports.bind("tcp", "127.0.0.1", 0)
     claims = PortClaims()
     try:
         wish = Port(80, host_ip="127.0.0.1", host_port=taken.number, host_port_last=taken.number + 50)

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from support.nets import BOUND, nft
+from wherry.kit.namespaces import identity
+from wherry.kit.namespaces import own as own_namespace
 from wherry.kit.networks import messages, netlink
 from wherry.kit.networks.netlink import Rtnl
-from wherry.linux import namespaces, nsfs
+from wherry.linux import namespaces
 from wherry_plugins.network.bridge.netd import rules
 from wherry_plugins.network.bridge.netd.elements import PLAIN, Elements
 from wherry_plugins.network.bridge.netd.libnftables import Nft
@@ -120,7 +122,7 @@ def test_a_conversation_tells_where_it_is(apart: Rtnl) -> None:
     with Rtnl() as rtnl:
         own = rtnl.namespace()
     try:
-        assert nsfs.identity(own) == nsfs.own("net") != nsfs.identity(fd)
+        assert identity(own) == own_namespace("net") != identity(fd)
     finally:
         os.close(fd)
         os.close(own)

@@ -12,11 +12,10 @@ import pytest
 
 from support.images_area import mounted
 from wherry.api import FailedPrecondition, Invalid, NotFound, SnapshotOptions
-from wherry.kit.snapshots.stacked import ONCE
 from wherry.testing.harness import LocalContext
 from wherry_plugins.snapshotter import overlayfs
 from wherry_plugins.snapshotter.overlayfs import OverlayConfig
-from wherry_plugins.snapshotter.overlayfs.snapshotter import UNPACK, OverlaySnapshotter
+from wherry_plugins.snapshotter.overlayfs.snapshotter import OverlaySnapshotter
 
 Open = Callable[..., OverlaySnapshotter]
 
@@ -42,7 +41,7 @@ def numbers(tmp_path: Path) -> set[str]:
 
 
 def layer(driver: OverlaySnapshotter, name: str, parent: str, *files: str) -> None:
-    (mount,) = driver.prepare(f"{name}-key", parent, SnapshotOptions(labels={UNPACK: name}))
+    (mount,) = driver.prepare(f"{name}-key", parent, SnapshotOptions(volatile=False))
     upper = mount.source if mount.type == "bind" else _option(mount.options, "upperdir")
     for file in files:
         Path(upper, file).write_text(name)
@@ -99,7 +98,7 @@ def test_options_follow_the_config(open_driver: Open) -> None:
     layer(driver, "one", "")
     (mount,) = driver.prepare("c", "one")
     assert {"index=on", "metacopy=on", "redirect_dir=on", "xino=on", "volatile"} <= set(mount.options)
-    (mount,) = driver.prepare("u", "one", SnapshotOptions(labels={UNPACK: "x"}))
+    (mount,) = driver.prepare("u", "one", SnapshotOptions(volatile=False))
     assert "volatile" not in mount.options, "a layer's files have to reach the disk"
     driver = open_driver()
     (mount,) = driver.prepare("d", "one")
@@ -109,16 +108,14 @@ def test_options_follow_the_config(open_driver: Open) -> None:
 def test_what_is_mounted_once_is_not_synced(open_driver: Open) -> None:
     driver = open_driver()
     layer(driver, "one", "")
-    once = SnapshotOptions(labels={ONCE: "true"}, durable=False)
+    once = SnapshotOptions(labels={"run": "1"}, durable=False, volatile=True)
     made = driver.prepare("c", "one", once)
     assert "volatile" in made[0].options
     assert "volatile" not in driver.prepare("d", "one", SnapshotOptions(durable=False))[0].options
-    both = SnapshotOptions(labels={ONCE: "true", UNPACK: "x"}, durable=False)
-    assert "volatile" not in driver.prepare("u", "one", both)[0].options, "a layer's files have to reach the disk"
     driver = open_driver()
     assert driver.mounts("c") == made
     driver.commit("kept", "c", {})
-    assert ONCE not in driver.stat("kept").labels
+    assert driver.stat("kept").labels == {}, "those of the work ended with it"
 
 
 def test_a_prepare_that_was_cut_short_leaves_its_number_usable(open_driver: Open, tmp_path: Path) -> None:

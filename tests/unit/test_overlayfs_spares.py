@@ -32,7 +32,7 @@ def driver(tmp_path: Path) -> Iterator[OverlaySnapshotter]:
 def made_rows(tmp_path: Path) -> list[Any]:
     again = OverlaySnapshotter(OverlayConfig(), LocalContext("x", tmp_path / "root", tmp_path / "run"))
     try:
-        return list(again._rows.walk())
+        return list(again.rows.walk())
     finally:
         again.close()
 
@@ -47,7 +47,7 @@ def top(mounts: tuple[Mount, ...]) -> Path:
 
 def lived(driver: OverlaySnapshotter, key: str, at: Path, *, write: bool = False) -> int:
     """The inode of the directory of a container that ran and is gone."""
-    mounts = driver.prepare(key, "layer", SnapshotOptions(durable=False, labels={stacked.ONCE: "true"}))
+    mounts = driver.prepare(key, "layer", SnapshotOptions(durable=False, volatile=True))
     with mounted(mounts, at) as root:
         (root / "new").touch() if write else os.setxattr(root, "trusted.mark", b"x")
     inode = top(mounts).stat().st_ino
@@ -63,7 +63,7 @@ def test_a_spare_is_as_new(driver: OverlaySnapshotter, tmp_path: Path) -> None:
     place = top(mounts)
     assert place.stat().st_ino == inode, "it was used again"
     assert not driver._spares
-    assert not driver._making
+    assert not driver.making
     assert sorted(os.listdir(place)) == ["fs", "work"]
     assert os.listdir(place / "fs") == os.listdir(place / "work") == []
     assert "trusted.mark" not in os.listxattr(place / "fs")
@@ -75,7 +75,7 @@ def test_a_spare_is_as_new(driver: OverlaySnapshotter, tmp_path: Path) -> None:
 def test_what_was_written_to_is_deleted(driver: OverlaySnapshotter, tmp_path: Path) -> None:
     lived(driver, "a", tmp_path / "m", write=True)
     assert not driver._spares
-    assert not driver._making
+    assert not driver.making
     assert names(tmp_path) == {"1"}
 
 
@@ -93,7 +93,7 @@ def test_cleanup_gives_them_up(driver: OverlaySnapshotter, tmp_path: Path) -> No
     lived(driver, "a", tmp_path / "m")
     driver.cleanup()
     assert not driver._spares
-    assert not driver._making
+    assert not driver.making
     assert names(tmp_path) == {"1"}
 
 

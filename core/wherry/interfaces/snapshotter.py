@@ -45,12 +45,16 @@ class SnapshotOptions:
     durable: False where a crash of the machine may take the snapshot back, since whoever asks for it will not outlive that
     either; a driver then need not wait for its disk, nor when it commits it: that is durable with the next update, relabel or
     other durable call. Half a snapshot is never left.
+
+    volatile: True for a snapshot that is mounted once, for a run that it ends with: nothing written to it need ever be on a disk, as
+    with overlayfs' option of that name. False for one that must reach the disk, such as a layer's. None leaves it to the driver.
     """
 
     labels: Labels = field(factory=dict)
     idmap: IdMap = IdMap()
     quota: int = 0
     durable: bool = True
+    volatile: bool | None = None
 
 
 @frozen
@@ -88,7 +92,8 @@ class Snapshotter(Protocol):
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]: ...
     def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]: ...
     def commit(self, name: str, key: str, labels: Labels) -> None:
-        """AlreadyExists when name is taken: key then stays active."""
+        """labels are all that it has from then on: those of the active one were for the time of the work. AlreadyExists when name is
+        taken: key then stays active."""
         ...
 
     def remove(self, name: str) -> None: ...

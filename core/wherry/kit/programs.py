@@ -277,3 +277,6 @@ def _has(pid: int, needle: bytes) -> bool:
             return needle in (file.read() or b"").split(b"\0")
     except OSError:
         return False
+
+
+__all__ = ["GRACE", "MARK", "MOST_OUTPUT", "FinishedProgram", "Programs", "hold", "kill_marked", "wait_end"]

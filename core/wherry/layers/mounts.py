@@ -11,7 +11,6 @@ from wherry.linux import fuse
 from wherry.linux import mount as api
 from wherry.linux.namespaces import NEWNS, unshare
 from wherry.linux.path import make_directories
-from wherry.linux.syscall import Int, bind, check
 
 #: (type, source, target, options): ``wherry.api.Mount`` as JSON carries it.
 Plain = tuple[str, str, str, Sequence[str]]
@@ -26,7 +25,6 @@ _FLAGS = {
 }  # fmt: skip
 _DIRECTORIES = frozenset(("lowerdir", "upperdir", "workdir"))
 _IGNORED = frozenset(("rw", "defaults", "bind", "rbind"))
-_syncfs = bind("syncfs", Int)
 _PAGE = 4095  # its end mark not included
 
 
@@ -160,9 +158,4 @@ def _relative(data: Sequence[str]) -> tuple[str, list[str]]:
     return base, result
 
 
-def syncfs(fd: int) -> None:
-    """syncfs(2): all that was written to fd's file system is on disk when it returns; for overlayfs its upper's."""
-    check(_syncfs(fd), "syncfs")
-
-
-__all__ = ["Plain", "become_root", "enter", "make", "syncfs"]
+__all__ = ["Plain", "become_root", "enter", "make"]

@@ -87,7 +87,7 @@ Job = Callable[[Sequence[int]], object]
 def _unpack(request: Mapping[str, Any]) -> Job:
     from wherry.layers.apply import apply
     from wherry.layers.growing import GrowingBlob
-    from wherry.layers.mounts import syncfs
+    from wherry.linux.path import syncfs
 
     grows = request["grows"]
     stream: Any = GrowingBlob(STREAM, FEED) if grows else open(STREAM, "rb", buffering=1 << 20)  # noqa: SIM115 - for life
@@ -160,8 +160,7 @@ def _populate(request: Mapping[str, Any]) -> Job:
     """What an image has at a path, into a volume: written as a layer to the stream, a file, and unpacked from there."""
     from wherry.layers.apply import apply
     from wherry.layers.diff import diff
-    from wherry.layers.mounts import syncfs
-    from wherry.linux.path import open_in
+    from wherry.linux.path import open_in, syncfs
 
     path, devices = request["path"], request["devices"]
     stream = open(STREAM, "r+b", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process

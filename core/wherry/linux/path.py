@@ -36,6 +36,7 @@ class OpenHow(ctypes.Structure):
 
 _openat2 = call("openat2", Int, Text, ctypes.POINTER(OpenHow), ctypes.c_size_t)
 _fstatfs = bind("fstatfs", Int, Pointer)
+_syncfs = bind("syncfs", Int)
 _statfs_buffer = ctypes.create_string_buffer(256)
 _statfs_type = ctypes.c_ulong.from_buffer(_statfs_buffer)  # f_type comes first
 _hows: dict[tuple[int, int, int], Any] = {}
@@ -186,3 +187,8 @@ def inside() -> bool:
     The C library's getcwd is not asked: it would walk up the tree by itself.
     """
     return bool(_getcwd(_cwd_buffer, 4096) > 0) and _cwd_buffer.raw[:1] == b"/"
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): all that was written to fd's file system is on disk when it returns; for overlayfs its upper's."""
+    check(_syncfs(fd), "syncfs")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry.api import Unavailable, hookimpl
-from wherry.linux import userns
+from wherry.kit import namespaces
 from wherry.spec.document import Fields, parse
 
 _FILE_MAX = 1 << 20
@@ -41,7 +41,7 @@ def _files(environ: Mapping[str, str]) -> Iterator[Path]:
     directory = environ.get("DOCKER_CONFIG", "") or (f"{home}/.docker" if home else "")
     if directory:
         yield Path(directory, "config.json")
-    runtime = environ.get("XDG_RUNTIME_DIR", "") or f"/run/containers/{userns.outer_uid()}"
+    runtime = environ.get("XDG_RUNTIME_DIR", "") or f"/run/containers/{namespaces.outer_uid()}"
     yield Path(runtime, "containers/auth.json" if "XDG_RUNTIME_DIR" in environ else "auth.json")
     if home:
         yield Path(environ.get("XDG_CONFIG_HOME", "") or f"{home}/.config", "containers/auth.json")
@@ -51,7 +51,7 @@ def _home() -> str:
     import pwd
 
     try:
-        return pwd.getpwuid(userns.outer_uid()).pw_dir
+        return pwd.getpwuid(namespaces.outer_uid()).pw_dir
     except KeyError:
         return ""
 

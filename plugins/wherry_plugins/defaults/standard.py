@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wherry.api import hookimpl
-from wherry.linux import userns
+from wherry.kit import namespaces
 
 CONFIG = """\
 version = 1
@@ -34,4 +34,4 @@ network = ["pasta", "slirp4netns", "none"]
 
 @hookimpl
 def wherry_default_config() -> str:
-    return ROOTLESS if userns.confined() else CONFIG
+    return ROOTLESS if namespaces.confined() else CONFIG

@@ -17,8 +17,7 @@ from contextlib import suppress
 from attrs import frozen
 
 from wherry.api import Context, Invalid, Labels, Mount, NotFound, Registration, Volume, VolumeDriver, hookimpl
-from wherry.layers.paths import remove
-from wherry.linux.path import fsync_directory
+from wherry.kit.files import fsync_directory, remove
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}\Z")
 

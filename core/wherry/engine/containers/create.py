@@ -17,7 +17,6 @@ from wherry.engine.containers.records import ContainerRecord, pack_request
 from wherry.engine.containers.specs.builder import RESERVED, check_hostname
 from wherry.engine.state.state import State, attributes
 from wherry.engine.state.undo import Undo
-from wherry.kit.snapshots.stacked import ONCE
 from wherry.linux.userns import confined
 from wherry.spec import runtime
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 _LABEL_LIMIT = 64 << 10
 _HEX = frozenset("0123456789abcdef")
 _DURABLE, _FLEETING = SnapshotOptions(), SnapshotOptions(durable=False)
-_ONCE = SnapshotOptions(labels={ONCE: "true"}, durable=False)
+_ONCE = SnapshotOptions(durable=False, volatile=True)
 
 
 @define

@@ -174,7 +174,9 @@ class Unpacker:
         self._hold(job.lease, f"snapshot/{job.id}/{key}")
         self._working.add(key)
         try:
-            options = SnapshotOptions(labels={UNPACK: name}, durable=False)  # the sync at the end is for all
+            options = SnapshotOptions(
+                labels={UNPACK: name}, durable=False, volatile=False
+            )  # the sync at the end is for all
             return key, job.drivers.snapshotter.prepare(key, parent, options)
         except BaseException:
             self._working.discard(key)

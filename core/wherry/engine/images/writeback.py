@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wherry.engine.state.database import boot_id
-from wherry.layers.mounts import syncfs
+from wherry.linux.path import syncfs
 
 
 class WriteBack:

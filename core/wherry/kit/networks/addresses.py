@@ -106,3 +106,21 @@ def check_mac(text: str) -> str:
     if len(parts) != 6 or len(numbers) != 6 or numbers[0] & 1 or not any(numbers):
         raise Invalid(f'mac address "{text}"', "is not a unicast hardware address", "write it like 02:42:ac:11:00:02")
     return ":".join(f"{number:02x}" for number in numbers)
+
+
+__all__ = [
+    "Address",
+    "Network",
+    "address",
+    "around",
+    "check_mac",
+    "choose",
+    "first_host",
+    "hosts",
+    "mac_of",
+    "next_free",
+    "overlap",
+    "pooled",
+    "subnet",
+    "unique_local",
+]

@@ -106,3 +106,6 @@ def _ranges(config: NetworkConfig, subnets: Sequence[ip.Network]) -> tuple[str, 
         if not any(ip.overlap(one, subnet) and one.prefixlen >= subnet.prefixlen for subnet in subnets):
             raise Invalid(f'ip range "{text}"', "is in none of the subnets")
     return config.ip_ranges
+
+
+__all__ = ["check_addresses", "check_name", "fill"]

@@ -79,3 +79,6 @@ def taken(rtnl: Rtnl, besides: str = "") -> list[ip.Network]:
         if text and message["dst_len"] and (message.get_attr("RTA_OIF") != own or not own) and message["type"] == 1:
             found.append(ip.around(text, message["dst_len"]))
     return found
+
+
+__all__ = ["furnish", "hosts_own", "index_of", "lacking", "taken", "without_link_local"]

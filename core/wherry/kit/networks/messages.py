@@ -8,8 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from wherry.kit.networks.netlink import UP
-from wherry.linux.netlink import attribute, nest, text, u32
+from wherry.kit.networks.netlink import UP, attribute, nest, text, u32
 
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _AF_SPEC, _NET_NS_FD = 1, 3, 4, 10, 18, 26, 28  # IFLA_*
 _KIND, _DATA, _SLAVE_KIND, _SLAVE_DATA = 1, 2, 4, 5  # IFLA_INFO_*
@@ -76,3 +75,6 @@ def route(gateway: str, index: int, metric: int) -> bytes:
 
 def _family(ip: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in ip else socket.AF_INET
+
+
+__all__ = ["address", "no_link_local", "port", "route", "up", "veth"]

@@ -1,4 +1,5 @@
-"""Routing netlink (rtnetlink(7)) over a socket that somebody opened in the network namespace in question.
+"""Routing netlink (rtnetlink(7)) over a socket that somebody opened in the network namespace in question, and netlink(7)'s messages as
+bytes, for any family. Numbers of the header are in the machine's order; what a family wants in the network's order says so.
 
 pyroute2 writes and reads the messages, but for those of a start (``messages``); the conversation itself is a request and its
 answers on one socket, so that the engine neither enters the namespace nor keeps a thread or an event loop for it.
@@ -15,19 +16,50 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from wherry.linux import netlink
+__all__ = [
+    "ACK", "ADD", "APPEND", "CREATE", "DELADDR", "DELLINK", "DELROUTE", "EXCL", "GETADDR", "GETLINK", "GETROUTE", "NEWADDR",
+    "NEWLINK", "NEWROUTE", "REPLACE", "REQUEST", "ROOT", "SETLINK", "UP", "Rtnl", "address", "attribute", "be32", "link", "message",
+    "nest", "route", "text", "u32",
+]  # fmt: skip
 
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
-REQUEST, ACK, ROOT, CREATE, EXCL, REPLACE = 0x1, 0x4, 0x300, 0x400, 0x200, 0x100
+REQUEST, ACK, ROOT, CREATE, EXCL, REPLACE, APPEND = 0x1, 0x4, 0x300, 0x400, 0x200, 0x100, 0x800
 UP = 0x1  # IFF_UP (netdevice(7))
 ADD = REQUEST | ACK | CREATE | EXCL
 
+_NESTED = 0x8000  # NLA_F_NESTED
 _DONE, _ERROR = 3, 2
 _TIMEOUT = 30.0  # the kernel answers within the system call; this is for a kernel that is stuck
 _HEAD = struct.Struct("=IHHII")
 _IFNAMSIZ, _SIOCGIFINDEX, _SIOCGSKNS = 16, 0x8933, 0x894C
+
+
+def message(type: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """A message with its header. body: the family's own header and attributes, a multiple of four bytes."""
+    return struct.pack("=IHHII", 16 + len(body), type, flags, sequence, 0) + body
+
+
+def attribute(type: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), type) + data + bytes(-len(data) % 4)
+
+
+def nest(type: int, data: bytes) -> bytes:
+    """data: attributes."""
+    return attribute(type | _NESTED, data)
+
+
+def text(type: int, value: str) -> bytes:
+    return attribute(type, value.encode() + b"\0")
+
+
+def u32(type: int, number: int) -> bytes:
+    return attribute(type, struct.pack("=I", number))
+
+
+def be32(type: int, number: int) -> bytes:
+    return attribute(type, struct.pack(">I", number))
 
 
 class Rtnl:
@@ -119,15 +151,15 @@ class Rtnl:
             if not flags and found:
                 return found
 
-    def _encode(self, type: int, flags: int, message: Any) -> bytes:
+    def _encode(self, type: int, flags: int, body: Any) -> bytes:
         self._sequence += 1
-        if isinstance(message, bytes):
-            return netlink.message(type, flags, self._sequence, message)
-        message["header"]["type"] = type
-        message["header"]["flags"] = flags
-        message["header"]["sequence_number"] = self._sequence
-        message.encode()
-        return bytes(message.data)
+        if isinstance(body, bytes):
+            return message(type, flags, self._sequence, body)
+        body["header"]["type"] = type
+        body["header"]["flags"] = flags
+        body["header"]["sequence_number"] = self._sequence
+        body.encode()
+        return bytes(body.data)
 
     def _received(self) -> Iterator[tuple[int, int, bytes]]:
         data = self._socket.recv(1 << 17)

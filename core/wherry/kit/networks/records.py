@@ -95,3 +95,6 @@ class AttachmentFiles:
             if (data := self.read(key)) is not None:
                 found.append((key, data))
         return found
+
+
+__all__ = ["AttachmentFiles", "Key", "need_id", "plain", "restore"]

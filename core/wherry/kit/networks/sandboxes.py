@@ -8,8 +8,8 @@ import socket
 from collections.abc import Callable, Iterator
 
 from wherry.api import FailedPrecondition, Sandbox, Shim
+from wherry.kit import namespaces
 from wherry.kit.networks.netlink import Rtnl
-from wherry.linux import nsfs
 
 
 def hosts(sandbox_id: str) -> FailedPrecondition:
@@ -25,7 +25,7 @@ def refuse_hosts(sandbox: Sandbox) -> None:
 
 def is_engines(netns: int) -> bool:
     """Whether an nsfs descriptor is that of this process's own network."""
-    return nsfs.identity(netns) == nsfs.own("net")
+    return namespaces.identity(netns) == namespaces.own("net")
 
 
 @contextlib.contextmanager

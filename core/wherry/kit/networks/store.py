@@ -250,3 +250,6 @@ def _place(row: tuple[Any, ...]) -> StoredEndpoint:
         link=row[5],
         attached=bool(row[6]),
     )
+
+
+__all__ = ["NetworkStore", "StoredEndpoint", "StoredNetwork"]

@@ -139,3 +139,6 @@ def _start(how: TapProgram, argv: Sequence[str], ready: Callable[[], bool], *, f
 def _said(log: int) -> str:
     lines = os.pread(log, 1 << 16, 0).decode(errors="replace").strip().splitlines()
     return "; ".join(lines[-3:]) or "it said nothing"
+
+
+__all__ = ["Tap", "TapProgram", "pasta", "slirp"]

@@ -17,9 +17,9 @@ from ipaddress import ip_network
 from wherry.api import Context
 from wherry.errors import Error
 from wherry.interfaces.process import TaskState
+from wherry.kit import namespaces
 from wherry.kit.networks.tap import Tap, TapProgram, pasta, slirp
 from wherry.kit.programs import Programs, hold, wait_end
-from wherry.linux import nsfs
 
 INTERFACE = "uplink"
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Uplink:
         with self._lock:
             netns = self._context.shim.namespace(self._hub, "net")
             try:
-                name = f"uplink-{nsfs.identity(netns)[1]}"
+                name = f"uplink-{namespaces.identity(netns)[1]}"
                 for task in list(self._context.shim.list(f"{self._context.id}.uplink.program")):
                     if task.exec_id == name and task.status == "running" and self._watch(task):
                         return

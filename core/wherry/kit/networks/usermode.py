@@ -29,8 +29,8 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.kit.networks import interfaces, netlink, sandboxes
-from wherry.kit.networks.claims import PortClaims
 from wherry.kit.networks.netlink import Rtnl
+from wherry.kit.networks.ports import PortClaims
 from wherry.kit.networks.records import AttachmentFiles, Key, need_id, plain, restore
 from wherry.kit.networks.single import BuiltinNetwork
 from wherry.kit.networks.tap import Tap, TapProgram
@@ -304,4 +304,4 @@ def routes_six() -> bool:
         )
 
 
-__all__ = ["UserModeEndpoint", "UserModeNetwork", "reason", "routes_six"]
+__all__ = ["FIRST", "UserModeEndpoint", "UserModeNetwork", "reason", "routes_six"]

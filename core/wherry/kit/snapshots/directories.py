@@ -21,74 +21,74 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class DirectorySnapshotter:
     """The part of ``wherry.api.Snapshotter`` that rows answer. ``<root>/snapshots/<number>`` belongs to the row of that number.
 
-    A driver adds prepare, view, usage and ``_mounts``. remove is one commit, and the directory goes a moment later, off the
+    A driver adds prepare, view, usage and ``mounts_of``. remove is one commit, and the directory goes a moment later, off the
     path of whoever removes a container.
     """
 
     def __init__(self, name: str, root: Path) -> None:
         self._name = name
-        self._directory = root / "snapshots"
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._prefix = f"{self._directory}/"
-        self._rows = Snapshots(root / "snapshots.db")
-        self._making: set[str] = set()  # directories without a row yet
+        self.directory = root / "snapshots"
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        self.prefix = f"{self.directory}/"
+        self.rows = Snapshots(root / "snapshots.db")
+        self.making: set[str] = set()  # directories without a row yet
         self._trash = Trash(name, self._discard)
-        for stray in self._rows.strays(self._directory):
+        for stray in self.rows.strays(self.directory):
             self._trash.add(stray)
 
     def stat(self, name: str) -> SnapshotInfo:
-        return self._rows.get(name).info()
+        return self.rows.get(name).info()
 
     def update(self, name: str, labels: Mapping[str, str | None]) -> SnapshotInfo:
-        return self._rows.update(name, labels).info()
+        return self.rows.update(name, labels).info()
 
     def relabel(self, names: Collection[str], labels: Mapping[str, str | None]) -> None:
-        self._rows.relabel(names, labels)
+        self.rows.relabel(names, labels)
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
-        row = self._rows.get(key)
+        row = self.rows.get(key)
         if row.kind == "committed":
             raise FailedPrecondition(f'snapshot "{key}"', "is committed", "view it, or prepare a child")
-        return self._mounts(row)
+        return self.mounts_of(row)
 
     def commit(self, name: str, key: str, labels: Labels) -> None:
-        self._rows.commit(name, key, labels)
+        self.rows.commit(name, key, labels)
 
     def remove(self, name: str) -> None:
-        row = self._rows.remove(name)
+        row = self.rows.remove(name)
         if row is not None:
             self._gone(row)
 
     def mark(self, names: Collection[str]) -> tuple[str, ...]:
-        return self._rows.mark(names)
+        return self.rows.mark(names)
 
     def unmark(self, names: Collection[str]) -> None:
-        self._rows.unmark(names)
+        self.rows.unmark(names)
 
     def sweep(self) -> tuple[str, ...]:
-        rows = self._rows.sweep()
+        rows = self.rows.sweep()
         for row in rows:
             self._gone(row)
         return tuple(row.name for row in rows)
 
     def walk(self) -> Iterator[SnapshotInfo]:
-        return (row.info() for row in self._rows.walk())
+        return (row.info() for row in self.rows.walk())
 
     def cleanup(self) -> int:
         self._trash.empty()
-        strays = [name for name in self._rows.strays(self._directory) if name not in self._making]
-        return self._trash.freed() + sum(self._erase(name) for name in strays)
+        strays = [name for name in self.rows.strays(self.directory) if name not in self.making]
+        return self._trash.freed() + sum(self.erase(name) for name in strays)
 
     def close(self) -> None:
         self._trash.empty()
-        self._rows.close()
+        self.rows.close()
 
     # for drivers
 
-    def _mounts(self, row: SnapshotRow) -> tuple[Mount, ...]:
+    def mounts_of(self, row: SnapshotRow) -> tuple[Mount, ...]:
         raise AssertionError("a driver says what its mounts are")
 
-    def _measured(self, row: SnapshotRow, path: str) -> tuple[int, int]:
+    def measured(self, row: SnapshotRow, path: str) -> tuple[int, int]:
         """(bytes, inodes) of the row's tree at path, counted once when it is committed. FileNotFoundError."""
         fd = os.open(path, DIRECTORY)
         try:
@@ -96,14 +96,14 @@ class DirectorySnapshotter:
         finally:
             os.close(fd)
         if row.kind == "committed":
-            self._rows.measured(row.number, found)
+            self.rows.measured(row.number, found)
         return found
 
     def _gone(self, row: SnapshotRow) -> None:
         """Its row went."""
         self._trash.add(str(row.number))
 
-    def _plain(self, key: str, options: SnapshotOptions) -> None:
+    def check(self, key: str, options: SnapshotOptions) -> None:
         """Invalid for a key that is none, and for a quota."""
         if not key or len(key) > 1024 or "\0" in key:
             raise Invalid(f'snapshot "{key[:100]}"', "a key has 1 to 1024 characters")
@@ -114,12 +114,12 @@ class DirectorySnapshotter:
 
     def _discard(self, name: str) -> int:
         """For the trash: what is done with a directory that nobody needs; the bytes freed."""
-        return self._erase(name)
+        return self.erase(name)
 
-    def _erase(self, name: str) -> int:
+    def erase(self, name: str) -> int:
         """Deletes a directory, if it is there; the bytes freed. What can't be deleted now, cleanup finds again."""
         try:
-            fd = os.open(self._directory, DIRECTORY)
+            fd = os.open(self.directory, DIRECTORY)
         except FileNotFoundError:
             return 0
         freed = 0

@@ -51,17 +51,28 @@ _COLUMNS = "s.number, s.name, s.kind, s.parent, s.labels, s.extra, s.created, s.
 _SELECT = f"SELECT {_COLUMNS} FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent"  # noqa: S608 - constants
 
 
-def pack_idmap(idmap: IdMap) -> str:
-    """An id map as a row's ``extra`` keeps it: the files keep their ids, the mount shows others. "" for none."""
-    return json.dumps([idmap.uids, idmap.gids]) if idmap.uids or idmap.gids else ""
+class MountOptions(NamedTuple):
+    """What a row remembers of ``SnapshotOptions`` for its mounts. idmap: the files keep their ids, the mount shows others."""
+
+    idmap: IdMap = IdMap()
+    volatile: bool | None = None
+
+    def pack(self) -> str:
+        """As a row's ``extra`` keeps it; "" for the defaults."""
+        idmap = self.idmap
+        return json.dumps([idmap.uids, idmap.gids, self.volatile]) if self != _DEFAULTS else ""
+
+    @classmethod
+    def unpack(cls, text: str) -> MountOptions:
+        """What ``pack`` wrote."""
+        if not text:
+            return _DEFAULTS
+        uids, gids, *volatile = json.loads(text)
+        idmap = IdMap(tuple((a, b, c) for a, b, c in uids), tuple((a, b, c) for a, b, c in gids))
+        return cls(idmap, volatile[0] if volatile else None)
 
 
-def unpack_idmap(text: str) -> IdMap:
-    """What ``pack_idmap`` wrote."""
-    if not text:
-        return IdMap()
-    uids, gids = json.loads(text)
-    return IdMap(tuple((a, b, c) for a, b, c in uids), tuple((a, b, c) for a, b, c in gids))
+_DEFAULTS = MountOptions()
 
 
 #: Rows that are read at once, in a fraction of a millisecond.
@@ -198,8 +209,8 @@ class Snapshots:
             execute("UPDATE snapshots SET parent = ? WHERE number = ?", (above.number, row.number))
             yield row._replace(parent=parent, lowers=(above.number, *above.lowers))
 
-    def commit(self, name: str, key: str, labels: Mapping[str, str | None]) -> None:
-        """active key -> committed name; a label that is None is taken away. Synced to disk unless it was prepared otherwise."""
+    def commit(self, name: str, key: str, labels: Labels) -> None:
+        """active key -> committed name, with these labels alone. Synced to disk unless it was prepared otherwise."""
         unsynced = self.database.row("SELECT 1 FROM snapshots WHERE name = ? AND boot != ''", (key,))
         with self.database.write(durable=unsynced is None) as execute:
             row = self.get(key)
@@ -208,7 +219,7 @@ class Snapshots:
             _free(execute, name, "the name")
             execute(
                 "UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated = ?, boot = '' WHERE number = ?",
-                (name, _dump(_merged(row.labels, labels)), time.time_ns(), row.number),
+                (name, _dump(labels), time.time_ns(), row.number),
             )
 
     def measured(self, number: int, usage: tuple[int, int]) -> None:
@@ -344,4 +355,4 @@ def _dump(labels: Labels) -> str:
     return json.dumps(dict(labels), separators=(",", ":"), sort_keys=True) if labels else "{}"
 
 
-__all__ = ["SnapshotRow", "Snapshots"]
+__all__ = ["MountOptions", "SnapshotRow", "Snapshots"]

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wherry.errors import Invalid
-from wherry.interfaces.common import IdMap, Labels, Mount
+from wherry.interfaces.common import Mount
 from wherry.interfaces.snapshotter import ApartLayer, SnapshotOptions
 from wherry.kit.snapshots.directories import DirectorySnapshotter
-from wherry.kit.snapshots.rows import SnapshotRow, pack_idmap, unpack_idmap
+from wherry.kit.snapshots.rows import MountOptions, SnapshotRow
 from wherry.layers.overlaid import drop_idle_removals
 from wherry.layers.whiteouts import XATTRS
 
-UNPACK = "wherry.unpack"  # a label: this snapshot takes a layer
-#: A label: this snapshot is mounted once, for a run that it ends with. Nothing of it need ever be on the disk.
-ONCE = "wherry.once"
 #: Empty directories that are kept for the next containers. On an ext4 without a journal a new inode takes a third of a millisecond
 #: where many were deleted lately, as it searches past each of them.
 SPARES = 32
@@ -44,7 +41,7 @@ class StackedSnapshotter(DirectorySnapshotter):
     """Implements ``wherry.api.LayerSnapshotter`` with "rebase". prepare is one commit and three directories,
     or the renaming of some that a container has left empty.
 
-    A driver adds ``_merged``. opaque: the xattrs, "y", that hide what a directory has in lower layers. remaps: whether ids can be
+    A driver adds ``merged``. opaque: the xattrs, "y", that hide what a directory has in lower layers. remaps: whether ids can be
     remapped.
     """
 
@@ -56,42 +53,37 @@ class StackedSnapshotter(DirectorySnapshotter):
         self._roots: dict[int, RootAttributes] = {}  # of committed ones, which never change
 
     def usage(self, name: str) -> tuple[int, int]:
-        row = self._rows.get(name)
+        row = self.rows.get(name)
         if row.bytes >= 0:
             return row.bytes, row.inodes
         try:
-            return self._measured(row, self._fs(row.number))
+            return self.measured(row, self._fs(row.number))
         except FileNotFoundError:  # a view of one layer has no directory of its own
             return 0, 0
 
     def prepare(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
-        self._plain(key, options)
-        with self._rows.prepare(
-            key, parent, options.labels, "active", pack_idmap(options.idmap), durable=options.durable
-        ) as row:
+        self.check(key, options)
+        extra = MountOptions(options.idmap, options.volatile).pack()
+        with self.rows.prepare(key, parent, options.labels, "active", extra, durable=options.durable) as row:
             self._make(row, work=True)
-        return self._mounts(row)
+        return self.mounts_of(row)
 
     def view(self, key: str, parent: str, options: SnapshotOptions = SnapshotOptions()) -> tuple[Mount, ...]:
-        self._plain(key, options)
-        with self._rows.prepare(
-            key, parent, options.labels, "view", pack_idmap(options.idmap), durable=options.durable
-        ) as row:
+        self.check(key, options)
+        extra = MountOptions(options.idmap).pack()
+        with self.rows.prepare(key, parent, options.labels, "view", extra, durable=options.durable) as row:
             if not row.lowers:
                 self._make(row, work=False)
-        return self._mounts(row)
+        return self.mounts_of(row)
 
     def rebase(self, key: str, parent: str, layer: ApartLayer) -> tuple[Mount, ...]:
-        with self._rows.rebase(key, parent) as row:
+        with self.rows.rebase(key, parent) as row:
             fs = self._fs(row.number)
             if not layer.root:
                 _dress(fs, self._root_of(row.lowers[0]))
             if layer.removals:
                 drop_idle_removals(fs, [self._fs(number) for number in row.lowers], layer.removals, self._opaque)
-        return self._mounts(row)
-
-    def commit(self, name: str, key: str, labels: Labels) -> None:
-        self._rows.commit(name, key, {UNPACK: None, ONCE: None, **labels})
+        return self.mounts_of(row)
 
     def cleanup(self) -> int:
         freed = super().cleanup()
@@ -105,17 +97,17 @@ class StackedSnapshotter(DirectorySnapshotter):
     # directories
 
     def _fs(self, number: int) -> str:
-        return f"{self._prefix}{number}/fs"
+        return f"{self.prefix}{number}/fs"
 
     def _make(self, row: SnapshotRow, *, work: bool) -> None:
         """The directories, before their row is committed: a durable commit's fsync takes them to the disk's journal as well."""
-        directory = f"{self._prefix}{row.number}"
+        directory = f"{self.prefix}{row.number}"
         spare = work and self._take_spare(directory)
         if not spare:
             try:
                 os.mkdir(directory, 0o700)
             except FileExistsError:  # a crash before the commit left one, and the number with it
-                self._erase(str(row.number))
+                self.erase(str(row.number))
                 os.mkdir(directory, 0o700)
         try:
             if not spare:
@@ -125,7 +117,7 @@ class StackedSnapshotter(DirectorySnapshotter):
             if work and not spare:
                 os.mkdir(f"{directory}/work", 0o711)
         except BaseException:
-            self._erase(str(row.number))
+            self.erase(str(row.number))
             raise
 
     def _take_spare(self, directory: str) -> bool:
@@ -135,38 +127,38 @@ class StackedSnapshotter(DirectorySnapshotter):
         except IndexError:
             return False
         try:
-            os.rename(self._prefix + spare, directory)
+            os.rename(self.prefix + spare, directory)
         except OSError:
             self._trash.add(spare)
             return False
         finally:
-            self._making.discard(spare)
+            self.making.discard(spare)
         return True
 
     def _discard(self, name: str) -> int:
         """What nothing was written to becomes a spare. fs/ and work/ are others then: of what a container can reach nothing comes back,
         and a mount that somebody keeps, by a descriptor from inside it, has neither of them in use."""
-        directory, spare = f"{self._prefix}{name}", f"spare-{secrets.token_hex(4)}"
-        self._making.add(spare)
+        directory, spare = f"{self.prefix}{name}", f"spare-{secrets.token_hex(4)}"
+        self.making.add(spare)
         try:
             if len(self._spares) < SPARES and self._clear(directory):
                 os.rmdir(f"{directory}/work")
                 os.mkdir(f"{directory}/fs", 0o755)
                 os.mkdir(f"{directory}/work", 0o711)
-                os.rename(directory, self._prefix + spare)
+                os.rename(directory, self.prefix + spare)
                 self._spares.append(spare)
                 return 0
         except OSError:  # a view, which is not written to; or the disk is full
             pass
-        self._making.discard(spare)
-        return self._erase(name)
+        self.making.discard(spare)
+        return self.erase(name)
 
     def _drop_spares(self) -> None:
         while self._spares:
             with suppress(IndexError):
                 spare = self._spares.pop()
-                self._erase(spare)
-                self._making.discard(spare)
+                self.erase(spare)
+                self.making.discard(spare)
 
     def _root_of(self, number: int) -> RootAttributes:
         known = self._roots.get(number)
@@ -182,35 +174,39 @@ class StackedSnapshotter(DirectorySnapshotter):
         self._roots.pop(row.number, None)
         super()._gone(row)
 
-    def _merged(self, row: SnapshotRow, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
+    def merged(self, lowers: Sequence[str], own: str, options: MountOptions) -> Mount:
         """The layers as one tree: lowers are their directories, the topmost first. own is the directory that has fs/ and work/ and
         is written to, "" for a view."""
         raise AssertionError("a driver says how its layers are merged")
 
-    def _mounts(self, row: SnapshotRow) -> tuple[Mount, ...]:
-        idmap = unpack_idmap(row.extra)
+    def mounts_of(self, row: SnapshotRow) -> tuple[Mount, ...]:
+        options = MountOptions.unpack(row.extra)
         lowers = [self._fs(number) for number in row.lowers]
         if not lowers:
-            return (Mount("bind", self._fs(row.number), "", ("rbind", "rw" if row.kind == "active" else "ro"), idmap),)
+            return (
+                Mount(
+                    "bind", self._fs(row.number), "", ("rbind", "rw" if row.kind == "active" else "ro"), options.idmap
+                ),
+            )
         if row.kind == "active":
-            return (self._merged(row, lowers, f"{self._prefix}{row.number}", idmap),)
+            return (self.merged(lowers, f"{self.prefix}{row.number}", options),)
         if len(lowers) == 1:
-            return (self._single(row, lowers[0], idmap),)
-        return (self._merged(row, lowers, "", idmap),)
+            return (self.single(lowers[0], options),)
+        return (self.merged(lowers, "", options),)
 
-    def _single(self, row: SnapshotRow, lower: str, idmap: IdMap) -> Mount:
+    def single(self, lower: str, options: MountOptions) -> Mount:
         """The view of one layer."""
-        return Mount("bind", lower, "", ("rbind", "ro"), idmap)
+        return Mount("bind", lower, "", ("rbind", "ro"), options.idmap)
 
-    def _plain(self, key: str, options: SnapshotOptions) -> None:
-        super()._plain(key, options)
+    def check(self, key: str, options: SnapshotOptions) -> None:
+        super().check(key, options)
         if (options.idmap.uids or options.idmap.gids) and not self._remaps:
             raise Invalid(
                 f'snapshot "{key}"', f"{self._name} can't remap ids here", "choose a snapshotter with that capability"
             )
 
-    def _erase(self, name: str) -> int:
-        return 0 if self._erase_empty(f"{self._prefix}{name}") else super()._erase(name)
+    def erase(self, name: str) -> int:
+        return 0 if self._erase_empty(f"{self.prefix}{name}") else super().erase(name)
 
     @classmethod
     def _erase_empty(cls, directory: str) -> bool:
@@ -253,4 +249,4 @@ def _dress(path: str, root: RootAttributes) -> None:
     os.utime(path, ns=(root.mtime, root.mtime))
 
 
-__all__ = ["ONCE", "UNPACK", "StackedSnapshotter"]
+__all__ = ["StackedSnapshotter"]

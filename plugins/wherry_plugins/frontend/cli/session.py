@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wherry.api import Connection, Engine, Error, Invalid, Unavailable
-from wherry.linux import framing
+from wherry.kit import framing
 
 if TYPE_CHECKING:
     from wherry_plugins.frontend.cli.server import Multiplexer

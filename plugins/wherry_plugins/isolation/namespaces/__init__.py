@@ -13,7 +13,7 @@ from attrs import frozen
 from wherry.api import Capabilities, Context, Registration, hookimpl
 
 if TYPE_CHECKING:
-    from wherry_plugins.isolation._clone.driver import NamespaceDriver
+    from wherry.kit.isolation.driver import NamespaceDriver
 
 
 @frozen
@@ -29,7 +29,7 @@ class NamespacesConfig:
 
 
 def _init(config: NamespacesConfig, context: Context) -> NamespaceDriver:
-    from wherry_plugins.isolation._clone.driver import NamespaceDriver
+    from wherry.kit.isolation.driver import NamespaceDriver
 
     return NamespaceDriver(config, context)
 

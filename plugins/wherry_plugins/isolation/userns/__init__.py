@@ -35,20 +35,20 @@ def _init(config: UsernsConfig, context: Context) -> UsernsDriver:
 
 
 def _probe(_config: UsernsConfig, _context: Context) -> str | None:
-    from wherry.linux import userns
+    from wherry.kit import namespaces
 
     return (
         None
-        if userns.confined()
+        if namespaces.confined()
         else "the engine is in no user namespace of an ordinary user's: see isolation.namespaces"
     )
 
 
 def _capabilities(_config: UsernsConfig, _context: Context) -> Capabilities:
-    from wherry.linux import cgroup
+    from wherry.kit import cgroups
 
     return Capabilities(
-        provides=frozenset({"exec", "exec-start", "netns", *(["pause"] if cgroup.detect().unified else [])})
+        provides=frozenset({"exec", "exec-start", "netns", *(["pause"] if cgroups.detect().unified else [])})
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry.api import FailedPrecondition
-from wherry.linux import cgroup, counters, pidfd
+from wherry.kit import cgroups, processes
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -19,7 +19,7 @@ _LIMITS = {
 _KILL = 9
 
 
-class ProcessGroup(cgroup.Group):
+class ProcessGroup(cgroups.Group):
     """As a control group that can neither limit nor freeze.
 
     The first process is noted in a file, before it starts: it is found again even where shim and logger were both lost.
@@ -44,7 +44,7 @@ class ProcessGroup(cgroup.Group):
     def follow(self, pid: int) -> None:
         """pid: the container's first process. Nothing happens when it has ended."""
         try:
-            started = pidfd.start_time(pid)
+            started = processes.start_time(pid)
         except ProcessLookupError:
             return
         if self._look(pid, started):
@@ -61,7 +61,7 @@ class ProcessGroup(cgroup.Group):
         """Takes a process for the first one; False when it has ended."""
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/pid")
-            alive = pidfd.start_time(pid) == started
+            alive = processes.start_time(pid) == started
         except (OSError, ProcessLookupError):
             return False
         if alive:
@@ -84,7 +84,7 @@ class ProcessGroup(cgroup.Group):
 
     def _alive(self) -> bool:
         try:
-            return bool(self._pid) and pidfd.start_time(self._pid) == self._started
+            return bool(self._pid) and processes.start_time(self._pid) == self._started
         except (ProcessLookupError, OSError):
             return False
 
@@ -114,13 +114,13 @@ class ProcessGroup(cgroup.Group):
         """SIGKILL to the first takes all others along (pid_namespaces(7)); any other signal goes to each."""
         for pid in (self._pid,) if signal == _KILL and self._namespace else self.pids():
             try:
-                fd = pidfd.open(pid)
+                fd = processes.open_pidfd(pid)
             except OSError:
                 continue
             try:
                 if pid == self._pid and not self._alive():
                     continue
-                pidfd.send_signal(fd, signal)
+                processes.send_signal(fd, signal)
             except ProcessLookupError:
                 continue
             finally:
@@ -131,14 +131,14 @@ class ProcessGroup(cgroup.Group):
         result = {"memory.current": 0, "pids.current": 0, "cpu.usage_usec": 0}
         for pid in self.pids():
             try:
-                resident = int(cgroup.read(f"/proc/{pid}/statm").split()[1])
-                fields = cgroup.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+                resident = int(cgroups.read(f"/proc/{pid}/statm").split()[1])
+                fields = cgroups.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
             except (OSError, IndexError):
                 continue
             result["pids.current"] += 1
             result["memory.current"] += resident * _PAGE
             result["cpu.usage_usec"] += (int(fields[11]) + int(fields[12])) * 1_000_000 // _TICKS
-        return result | counters.of_processes(self.pids())
+        return result | cgroups.of_processes(self.pids())
 
     def oom_kills(self) -> int:
         return 0

@@ -13,12 +13,12 @@ def _init(config: BridgeConfig, context: Context) -> Network:
 
 
 def _probe(_config: BridgeConfig, _context: Context) -> str | None:
-    from wherry.linux import caps, nsfs, userns
+    from wherry.kit import namespaces, processes
     from wherry_plugins.network.bridge.netd import libnftables
 
-    if not nsfs.owns_network() and not userns.confined():
+    if not namespaces.owns_network() and not namespaces.confined():
         return "bridges are made in the host's network, which belongs to root"
-    if not caps.get()[0] & caps.mask(["CAP_NET_ADMIN"]):
+    if not processes.get_capabilities()[0] & processes.capability_mask(["CAP_NET_ADMIN"]):
         return "the engine lacks CAP_NET_ADMIN"
     try:
         libnftables.library()

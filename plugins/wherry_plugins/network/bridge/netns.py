@@ -10,11 +10,11 @@ import os
 import threading
 
 from wherry.api import Context, NetworkConfig, Sandbox
+from wherry.kit import namespaces
+from wherry.kit.namespaces import owns_network
 from wherry.kit.networks import interfaces, sandboxes
 from wherry.kit.networks.netlink import Rtnl
 from wherry.kit.networks.uplink import Uplink
-from wherry.linux import nsfs
-from wherry.linux.nsfs import owns_network
 
 
 class BridgeNetns:
@@ -74,14 +74,14 @@ class BridgeNetns:
     def identity(self) -> tuple[int, int]:
         """What tells the hub's network namespace from others (namespaces(7))."""
         if not self.sandbox_id:
-            return nsfs.own("net")
+            return namespaces.own("net")
         self.make()
         fd = self._context.shim.namespace(self.sandbox_id, "net")
         try:
-            return nsfs.identity(fd)
+            return namespaces.identity(fd)
         finally:
             os.close(fd)
 
     def is_ours(self, fd: int) -> bool:
         """Whether an nsfs descriptor is that of the hub, or of the engine: no container's."""
-        return nsfs.identity(fd) in {self.identity(), nsfs.own("net")}
+        return namespaces.identity(fd) in {self.identity(), namespaces.own("net")}

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from attrs import define, field
 
 from wherry.api import Port
-from wherry.kit.networks import claims
-from wherry.linux.ports import PortClaim
+from wherry.kit.networks import ports as host
+from wherry.kit.networks.ports import PortClaim
 
 _BACKLOG = 512
 
@@ -35,5 +35,5 @@ class EndpointPorts:
 
 
 def claim(ports: Iterable[Port]) -> EndpointPorts:
-    """All of them or none. Errors are those of ``wherry.kit.networks.claims.claim``."""
-    return EndpointPorts(claims.claim(ports, backlog=_BACKLOG))
+    """All of them or none. Errors are those of ``wherry.kit.networks.ports.claim``."""
+    return EndpointPorts(host.claim(ports, backlog=_BACKLOG))

@@ -13,7 +13,7 @@ import socket
 import struct
 
 from wherry.api import Denied, FailedPrecondition
-from wherry.linux.netlink import APPEND, CREATE, EXCL, attribute, be32, nest, text
+from wherry.kit.networks.netlink import APPEND, CREATE, EXCL, attribute, be32, nest, text
 from wherry_plugins.network.bridge.transaction import DELTABLE, IPV4, NEWCHAIN, NEWRULE, NEWTABLE, transact
 
 TABLE, CHAIN = "wherry-names", "output"

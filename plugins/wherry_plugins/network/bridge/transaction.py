@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import struct
 
-from wherry.linux.netlink import ACK, REQUEST, message
+from wherry.kit.networks.netlink import ACK, REQUEST, message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ def _init(config: MacvlanConfig, context: Context) -> MacvlanNetwork:
 
 
 def _probe(_config: MacvlanConfig, context: Context) -> str | None:
-    from wherry.linux import nsfs
+    from wherry.kit import namespaces
 
-    if context.uid != 0 or not nsfs.owns_network():
+    if context.uid != 0 or not namespaces.owns_network():
         return "needs root: its links are made beside the host's"
     return None
 

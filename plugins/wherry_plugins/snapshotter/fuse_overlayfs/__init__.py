@@ -28,7 +28,7 @@ class FuseOverlayConfig:
 def _probe(config: FuseOverlayConfig, context: Context) -> str | None:
     import shutil
 
-    from wherry.linux import fuse
+    from wherry.kit import fuse
 
     if shutil.which(config.program) is None:
         return f'no program "{config.program}"; install the package fuse-overlayfs'
@@ -43,9 +43,9 @@ def _probe(config: FuseOverlayConfig, context: Context) -> str | None:
 
 def _capabilities(_config: FuseOverlayConfig, _context: Context) -> Capabilities:
     """The program itself shows other ids than are on disk."""
-    from wherry.linux import userns
+    from wherry.kit import namespaces
 
-    marks = ("userxattr",) if userns.confined() else ()
+    marks = ("userxattr",) if namespaces.confined() else ()
     return Capabilities(frozenset(("mounts", "shared-lower", "rebase", "remap-ids", *marks)))
 
 

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wherry.api import Context, IdMap, Invalid, Mount, SnapshotOptions
-from wherry.kit.snapshots.rows import SnapshotRow
+from wherry.api import Context, Invalid, Mount, SnapshotOptions
+from wherry.kit import fuse
+from wherry.kit.snapshots.rows import MountOptions
 from wherry.kit.snapshots.stacked import StackedSnapshotter
-from wherry.linux import fuse
 
 if TYPE_CHECKING:
     from wherry_plugins.snapshotter.fuse_overlayfs import FuseOverlayConfig
@@ -41,12 +41,12 @@ class FuseOverlaySnapshotter(StackedSnapshotter):
         if (options.idmap.uids or options.idmap.gids) and not parent:
             raise Invalid(f'snapshot "{key}"', "there is no layer whose ids could be remapped")
 
-    def _merged(self, row: SnapshotRow, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
+    def merged(self, lowers: Sequence[str], own: str, options: MountOptions) -> Mount:
         upper = (f"upperdir={own}/fs", f"workdir={own}/work") if own else ()
-        options = (*(() if own else ("ro",)), f"lowerdir={':'.join(lowers)}", *upper, _ALWAYS)
-        return Mount(f"{fuse.PREFIX}fuse-overlayfs", self._program, "", options, idmap)
+        words = (*(() if own else ("ro",)), f"lowerdir={':'.join(lowers)}", *upper, _ALWAYS)
+        return Mount(f"{fuse.PREFIX}fuse-overlayfs", self._program, "", words, options.idmap)
 
-    def _single(self, row: SnapshotRow, lower: str, idmap: IdMap) -> Mount:
-        if idmap.uids or idmap.gids:  # an ordinary user's bind can't be idmapped
-            return self._merged(row, [lower], "", idmap)
-        return super()._single(row, lower, idmap)
+    def single(self, lower: str, options: MountOptions) -> Mount:
+        if options.idmap.uids or options.idmap.gids:  # an ordinary user's bind can't be idmapped
+            return self.merged([lower], "", options)
+        return super().single(lower, options)

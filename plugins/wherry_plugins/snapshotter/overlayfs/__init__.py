@@ -37,12 +37,12 @@ class OverlayConfig:
 
 
 def _probe(config: OverlayConfig, context: Context) -> str | None:
-    from wherry.linux import userns
-    from wherry.linux.path import OVERLAY_MAGIC, filesystem
+    from wherry.kit import namespaces
+    from wherry.kit.files import OVERLAY_MAGIC, filesystem
 
     if config.xino not in ("", "on", "off", "auto"):
         return f'xino = "{config.xino}": not "on", "off", "auto" or ""'
-    if (config.metacopy or config.redirect_dir) and userns.confined():
+    if (config.metacopy or config.redirect_dir) and namespaces.confined():
         return "metacopy and redirect_dir are for root: an ordinary user's overlay has userxattr, which excludes them"
     if "overlay" not in context.features:
         filesystems = Path("/proc/filesystems")
@@ -63,11 +63,11 @@ def _probe(config: OverlayConfig, context: Context) -> str | None:
 
 
 def _capabilities(config: OverlayConfig, context: Context) -> Capabilities:
-    from wherry.linux import userns
+    from wherry.kit import namespaces
 
     # in an ordinary user's namespace the kernel idmaps no mount of a disk's file system
     remap = ("remap-ids",) if "mount.idmapped" in context.features else ()
-    marks = ("userxattr",) if userns.confined() else remap
+    marks = ("userxattr",) if namespaces.confined() else remap
     # where a directory may be another's, only a mount knows what is merged
     apart = () if config.redirect_dir else ("rebase",)
     return Capabilities(frozenset(("mounts", "shared-lower", *apart, *marks)))

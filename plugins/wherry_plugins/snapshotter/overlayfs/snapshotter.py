@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wherry.api import Context, IdMap, Mount
-from wherry.kit.snapshots.rows import SnapshotRow
-from wherry.kit.snapshots.stacked import ONCE, UNPACK, StackedSnapshotter
-from wherry.linux import userns
+from wherry.api import Context, Mount
+from wherry.kit import namespaces
+from wherry.kit.snapshots.rows import MountOptions
+from wherry.kit.snapshots.stacked import StackedSnapshotter
 
 if TYPE_CHECKING:
     from wherry_plugins.snapshotter.overlayfs import OverlayConfig
@@ -26,23 +26,23 @@ class OverlaySnapshotter(StackedSnapshotter):
             "overlayfs",
             context.root,
             opaque=(f"{marks}.overlay.opaque",),
-            remaps="mount.idmapped" in context.features and not userns.confined(),
+            remaps="mount.idmapped" in context.features and not namespaces.confined(),
         )
 
-    def _merged(self, row: SnapshotRow, lowers: Sequence[str], own: str, idmap: IdMap) -> Mount:
+    def merged(self, lowers: Sequence[str], own: str, options: MountOptions) -> Mount:
         lower = f"lowerdir={':'.join(lowers)}"
         if not own:
-            return Mount("overlay", "overlay", "", ("ro", lower, *self._options), idmap)
-        options = (lower, f"upperdir={own}/fs", f"workdir={own}/work", *self._options)
+            return Mount("overlay", "overlay", "", ("ro", lower, *self._options), options.idmap)
+        words = (lower, f"upperdir={own}/fs", f"workdir={own}/work", *self._options)
         # Else the end of the mount syncs the whole file system that the upper directory is on, whoever wrote to it.
-        if (self._volatile or ONCE in row.labels) and UNPACK not in row.labels:
-            options = (*options, "volatile")
-        return Mount("overlay", "overlay", "", options, idmap)
+        if self._volatile if options.volatile is None else options.volatile:
+            words = (*words, "volatile")
+        return Mount("overlay", "overlay", "", words, options.idmap)
 
 
 def _options(config: OverlayConfig) -> tuple[str, ...]:
     chosen: list[str] = []
-    confined = userns.confined()
+    confined = namespaces.confined()
     for name, wanted in (("index", config.index), ("metacopy", config.metacopy), ("redirect_dir", config.redirect_dir)):
         if confined and name != "index":
             continue  # both are off with userxattr, and must not be named beside it

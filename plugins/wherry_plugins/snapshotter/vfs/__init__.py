@@ -30,9 +30,9 @@ def _open(config: VfsConfig, context: Context) -> VfsSnapshotter:
 
 def chowns() -> bool:
     """Whether ids are remapped by changing the owners of the copy."""
-    from wherry.linux import userns
+    from wherry.kit import namespaces
 
-    return userns.confined() and sum(row[2] for row in userns.id_map()) > 1
+    return namespaces.confined() and sum(row[2] for row in namespaces.id_map()) > 1
 
 
 def _capabilities(_config: VfsConfig, context: Context) -> Capabilities:

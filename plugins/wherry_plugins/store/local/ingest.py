@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from wherry.api import BlobInfo, Digest, FailedPrecondition, InUse, Invalid, Labels
-from wherry.linux.path import fsync_directory
+from wherry.kit.files import fsync_directory
 
 if TYPE_CHECKING:
     from wherry_plugins.store.local.store import LocalStore

@@ -25,7 +25,7 @@ from wherry.api import (
     NotFound,
 )
 from wherry.kit.database import Database
-from wherry.linux.path import fsync_directory
+from wherry.kit.files import fsync_directory
 from wherry.spec.distribution import INDEX
 from wherry.spec.document import check_digest
 from wherry.spec.layout import LAYOUT, REF_NAME

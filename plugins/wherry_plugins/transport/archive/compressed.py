@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from wherry.api import Invalid
-from wherry.layers.compression import CHUNK, FREE, RATIO, Layer, compression_of
+from wherry.kit.archives import CHUNK, FREE, RATIO, Layer, compression_of
 
 LAYER_PACKINGS = frozenset(("gzip", "zstd"))
 HEAD = 6

@@ -12,8 +12,7 @@ from typing import BinaryIO, cast
 from attrs import frozen
 
 from wherry.api import Invalid, NotFound
-from wherry.layers.archive import DIRECTORY, LINK, REGULAR, SYMLINK, Archive
-from wherry.layers.paths import clean
+from wherry.kit.archives import DIRECTORY, LINK, REGULAR, SYMLINK, Archive, clean
 from wherry.spec.document import DOCUMENT_MAX
 from wherry_plugins.transport.archive.compressed import HEAD, LAYER_PACKINGS, packing_of, unpacked
 

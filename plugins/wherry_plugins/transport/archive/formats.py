@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from attrs import frozen
 
 from wherry.api import Descriptor, Digest, Invalid, NamedImage, NotFound
-from wherry.layers.compression import compression_of
+from wherry.kit.archives import compression_of
 from wherry.spec.distribution import CONFIG, LAYER, MANIFEST
 from wherry.spec.document import Fields, check_digest, parse_value
 from wherry.spec.image import parse_config

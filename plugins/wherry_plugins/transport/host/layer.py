@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wherry.api import Invalid
-from wherry.layers.archive import DIRECTORY, REGULAR, SYMLINK, TarEntry
-from wherry.layers.writer import END, header, padding
+from wherry.kit.archives import DIRECTORY, END, REGULAR, SYMLINK, TarEntry, header, padding
 
 _CHUNK = 1 << 20
 _LINKS_MAX = 40

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from attrs import frozen
 
 from wherry.api import Descriptor, Invalid, NamedImage, NotFound
-from wherry.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, open_at
+from wherry.kit.files import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, open_at
 from wherry.spec.distribution import Index, choose, host_platform
 from wherry.spec.document import DOCUMENT_MAX, check_digest
 from wherry.spec.layout import IMAGE_NAME, REF_NAME, parse_layout

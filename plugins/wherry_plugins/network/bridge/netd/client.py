@@ -18,7 +18,7 @@ import attrs
 
 from wherry import __version__
 from wherry.api import Context, Error, FailedPrecondition, Port, Unavailable
-from wherry.linux import framing
+from wherry.kit import framing
 from wherry_plugins.network.bridge.netd.starting import Starter
 from wherry_plugins.network.bridge.records import BridgeState, EndpointState
 

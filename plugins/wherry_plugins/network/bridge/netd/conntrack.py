@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 
-from wherry.linux.netlink import attribute, nest
+from wherry.kit.networks.netlink import attribute, nest
 from wherry_plugins.network.bridge.transaction import PROTOCOL
 
 TYPE_CHECKING = False

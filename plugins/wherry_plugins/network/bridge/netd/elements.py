@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from wherry.linux.netlink import CREATE, attribute, nest, text
+from wherry.kit.networks.netlink import CREATE, attribute, nest, text
 from wherry_plugins.network.bridge.netd import rules
 from wherry_plugins.network.bridge.transaction import DELSETELEM, INET, NEWSETELEM, PROTOCOL, transact
 

@@ -6,8 +6,8 @@ import resource
 import signal
 import socket
 
-from wherry.linux import caps, process
-from wherry.linux.loop import Loop
+from wherry.kit import processes
+from wherry.kit.loop import Loop
 from wherry_plugins.network.bridge.netd import forwarding
 from wherry_plugins.network.bridge.netd.server import NetdServer
 
@@ -23,15 +23,15 @@ def main(version: str, table: str, path: str, hub: str) -> None:
     version: of the engine that starts it. path: of the socket. hub: the sandbox whose network namespace this is, "" for the host's,
     which is not ours alone.
     """
-    process.set_name("wherry-netd")
+    processes.set_name("wherry-netd")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hub:
         forwarding.leave_frames_alone()
-    kept = caps.get()[1] & caps.mask(KEPT)
-    caps.set(kept, kept, 0)
-    process.set_no_new_privileges()
+    kept = processes.get_capabilities()[1] & processes.capability_mask(KEPT)
+    processes.set_capabilities(kept, kept, 0)
+    processes.set_no_new_privileges()
     loop = Loop()
     NetdServer(loop, socket.socket(fileno=LISTENER), version, table, path)
     loop.run()

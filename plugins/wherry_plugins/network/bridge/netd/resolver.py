@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 
-from wherry.linux.loop import ERR, HUP, IN, OUT
+from wherry.kit.loop import ERR, HUP, IN, OUT
 from wherry_plugins.network.bridge.netd.dns import MAX_QUERY, question
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from wherry.linux.loop import Loop
+    from wherry.kit.loop import Loop
     from wherry_plugins.network.bridge.netd.dns import Answers
 
 #: Connections of one container; how long one may be silent, in seconds; questions of one that are on their way.

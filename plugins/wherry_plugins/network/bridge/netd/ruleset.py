@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 
-from wherry.linux.loop import IN
+from wherry.kit.loop import IN
 from wherry_plugins.network.bridge.netd import rules
 from wherry_plugins.network.bridge.netd.elements import PLAIN, Elements
 from wherry_plugins.network.bridge.netd.libnftables import Nft, NftError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from wherry.linux.loop import Loop, Timer
+    from wherry.kit.loop import Loop, Timer
     from wherry_plugins.network.bridge.netd.rules import Element
 
 #: Rebuilt at once, but not more often than this: somebody may flush in a loop.

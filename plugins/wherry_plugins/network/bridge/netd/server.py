@@ -14,8 +14,8 @@ import socket
 import struct
 import sys
 
-from wherry.linux import framing
-from wherry.linux.loop import IN
+from wherry.kit import framing
+from wherry.kit.loop import IN
 from wherry_plugins.network.bridge.netd import conntrack, forwarding, rules
 from wherry_plugins.network.bridge.netd.dns import Answers
 from wherry_plugins.network.bridge.netd.libnftables import NftError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from wherry.linux.loop import Loop, Timer
+    from wherry.kit.loop import Loop, Timer
 
 #: How long netd waits with nothing to do before it ends, in seconds.
 IDLE = 2.0

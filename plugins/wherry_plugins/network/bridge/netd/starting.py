@@ -16,8 +16,7 @@ from pathlib import Path
 
 from wherry import __version__
 from wherry.api import Context, Plan, Stdio, TaskState, Unavailable
-from wherry.linux import pidfd
-from wherry.oci import steps
+from wherry.kit import processes, steps
 
 #: What netd's interpreter runs. The packages above it are stand-ins: their own modules would bring the whole contract along.
 BOOT = """
@@ -133,7 +132,7 @@ class Starter:
 def _lives(task: TaskState) -> bool:
     """A shim that has followed a lost one takes some seconds to tell an end that it did not see."""
     try:
-        return pidfd.start_time(task.pid) == task.start_time
+        return processes.start_time(task.pid) == task.start_time
     except OSError:
         return False
 

@@ -15,13 +15,13 @@ import os
 import socket
 import struct
 
-from wherry.linux.loop import ERR, HUP, IN, OUT
+from wherry.kit.loop import ERR, HUP, IN, OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wherry.linux.loop import Loop, Timer
+    from wherry.kit.loop import Loop, Timer
 
     Target = Callable[[int], tuple[str, int]]
 

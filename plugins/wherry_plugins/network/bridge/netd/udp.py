@@ -6,14 +6,14 @@ import socket
 import struct
 import time
 
-from wherry.linux.loop import IN
+from wherry.kit.loop import IN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from wherry.linux.loop import Loop
+    from wherry.kit.loop import Loop
 
     Target = Callable[[int], tuple[str, int]]
     Key = tuple[Any, bytes]

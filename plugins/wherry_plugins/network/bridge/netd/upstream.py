@@ -12,13 +12,13 @@ import socket
 import struct
 from collections import Counter
 
-from wherry.linux.loop import IN, OUT
+from wherry.kit.loop import IN, OUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wherry.linux.loop import Loop, Timer
+    from wherry.kit.loop import Loop, Timer
 
     Reply = Callable[[bytes], None]
 

@@ -64,3 +64,6 @@ class BundleLinks:
         if not isinstance(spec, dict):
             raise FailedPrecondition(f'container "{id}"', "its config.json is no object")
         return spec
+
+
+__all__ = ["BundleLinks", "TaskRecord"]

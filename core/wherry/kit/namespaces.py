@@ -1,9 +1,13 @@
-"""What tells namespaces apart, and who owns one: ioctl_nsfs(2), namespaces(7)."""
+"""What tells namespaces apart, who owns one, and this process's user namespace: ioctl_nsfs(2), namespaces(7), user_namespaces(7)."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+
+from wherry.linux.userns import confined, id_map, outer_uid
+
+__all__ = ["Identity", "confined", "id_map", "identity", "outer_uid", "own", "owns_network"]
 
 _GET_USERNS = 0xB701  # NS_GET_USERNS
 

@@ -28,15 +28,16 @@ from wherry.api import (
     TaskState,
     Unavailable,
 )
-from wherry.kit.served import roots
+from wherry.kit.isolation.plans import PlanTemplates
+from wherry.kit.isolation.record import BundleLinks, TaskRecord
+from wherry.kit.isolation.served import roots
 from wherry.linux import caps, cgroup, pidfd, probe
 from wherry.linux.cgroup1 import Group1
 from wherry.linux.cgroup2 import Group2
 from wherry.oci import compile, filters
+from wherry.oci.compile import HostFacts
 from wherry.oci.errors import SpecError
 from wherry.oci.spec import device_rules
-from wherry_plugins.isolation._clone.plans import PlanTemplates
-from wherry_plugins.isolation._clone.record import BundleLinks, TaskRecord
 
 _SECCOMP = "io.wherry.seccomp"
 _KILL = 9
@@ -79,25 +80,25 @@ class NamespaceDriver:
 
     def __init__(self, config: NamespaceOptions, context: Context) -> None:
         self._config = config
-        self._context = context
-        self._shim = context.shim
-        self._layout = cgroup.detect()
+        self.context = context
+        self.shim = context.shim
+        self.layout = cgroup.detect()
         self._apparmor = probe.apparmor()
         cache = context.root / "seccomp"
         cache.mkdir(mode=0o700, exist_ok=True)
         self._filters = filters.Filters(cache)
         self._links = BundleLinks(context.run)
-        self._records: dict[str, TaskRecord] = {}
-        self._parents: set[str] = set()
+        self.records: dict[str, TaskRecord] = {}
+        self.parents: set[str] = set()
         self._plans = PlanTemplates()
-        self.close = weakref.finalize(self, _prune, self._parents)
+        self.close = weakref.finalize(self, _prune, self.parents)
 
     # create, start, exec
 
     def create(self, request: CreateRequest) -> TaskState:
         spec = request.spec
-        group = self._group(request.id, spec, fresh=True)
-        whole, bundle = self._with_defaults(spec), str(request.bundle)
+        group = self.group(request.id, spec, fresh=True)
+        whole, bundle = self.with_defaults(spec), str(request.bundle)
         try:
             compiled = self._plans.compiled(
                 self._compile, request.id, whole, request.rootfs, bundle, bool(request.sandbox_id)
@@ -107,37 +108,37 @@ class NamespaceDriver:
         record = TaskRecord(request.id, request.sandbox_id, spec, group)
         resources = (spec.get("linux") or {}).get("resources") or {}
         with _readable("linux.resources"):
-            group.create(self._resources({**resources, "devices": device_rules(resources.get("devices") or ())}))
+            group.create(self.resources({**resources, "devices": device_rules(resources.get("devices") or ())}))
         try:
             self._links.add(request.id, request.bundle, spec)
-            with roots(self._shim, f"{self._context.id}.root.{request.id}", request.rootfs) as fds:
+            with roots(self.shim, f"{self.context.id}.root.{request.id}", request.rootfs) as fds:
                 plan = self._plan(compiled, group, sandbox_id=request.sandbox_id, fds=fds, start=request.start)
                 state = self._spawn(request.id, "", plan, request.stdio)
         except BaseException:
             self._discard(record)
             raise
         record.pids[""] = (state.pid, state.start_time)
-        self._records[request.id] = record
+        self.records[request.id] = record
         return state
 
-    def _resources(self, resources: Mapping[str, Any]) -> Mapping[str, Any]:
+    def resources(self, resources: Mapping[str, Any]) -> Mapping[str, Any]:
         """What of linux.resources is the control group's."""
         return resources
 
     def _compile(
         self, id: str, spec: Mapping[str, Any], rootfs: Sequence[Mount], bundle: str, sandboxed: bool
     ) -> compile.Compiled:
-        host = self._host(spec, self._group(id, spec, fresh=True), sandboxed=sandboxed)
+        host = self.host_facts(spec, self.group(id, spec, fresh=True), sandboxed=sandboxed)
         return compile.container(id, spec, rootfs, host, bundle=bundle)
 
     def start(self, id: str, exec_id: str = "") -> None:
-        self._record(id, exec_id)
-        self._shim.start(id, exec_id)
+        self.record(id, exec_id)
+        self.shim.start(id, exec_id)
 
     def exec(
         self, id: str, exec_id: str, process: Mapping[str, Any], stdio: Stdio, *, start: bool = False
     ) -> TaskState:
-        record = self._record(id)
+        record = self.record(id)
         plan = self._exec_plan(record, process, start)
         if record.paused and record.group.frozen():
             raise FailedPrecondition(f'container "{id}"', "is paused", "resume it first")
@@ -151,7 +152,7 @@ class NamespaceDriver:
         """The last one again where nothing differs, as with a health check."""
         if record.plan is None or record.plan[:2] != (process, start):
             try:
-                host = self._host({**record.spec, "process": process}, record.group)
+                host = self.host_facts({**record.spec, "process": process}, record.group)
                 compiled = compile.exec(record.id, record.spec, process, host, start=start)
             except SpecError as error:
                 raise Invalid(error.what, error.cause, error.hint) from None
@@ -159,40 +160,40 @@ class NamespaceDriver:
         return record.plan[2]
 
     def _spawn(self, id: str, exec_id: str, plan: Plan, stdio: Stdio) -> TaskState:
-        state = self._shim.spawn(id, exec_id, plan, stdio)
+        state = self.shim.spawn(id, exec_id, plan, stdio)
         if state.status == "stopped":  # one of the same name that the shim was not told to forget
-            forget = getattr(self._shim, "forget", None)
+            forget = getattr(self.shim, "forget", None)
             if forget is None:
                 raise FailedPrecondition(f'container "{id}"', "the shim still has the one before it", "try again")
             forget(id, exec_id)
-            state = self._shim.spawn(id, exec_id, plan, stdio)
+            state = self.shim.spawn(id, exec_id, plan, stdio)
         return state
 
-    def _with_defaults(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    def with_defaults(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
         score = self._config.oom_score_adj
         process = spec.get("process") or {}
         if score is None or process.get("oomScoreAdj") is not None:
             return spec
         return {**spec, "process": {**process, "oomScoreAdj": score}}
 
-    def _group(self, id: str, spec: Mapping[str, Any], *, fresh: bool) -> cgroup.Group:
+    def group(self, id: str, spec: Mapping[str, Any], *, fresh: bool) -> cgroup.Group:
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath") or f"/wherry/{id}"
         if not path.startswith("/") or ".." in path.split("/") or "\0" in path or path.strip("/") == "":
             raise Invalid(f'cgroupsPath "{path}"', "not an absolute path below the root of the hierarchy")
         group: cgroup.Group
-        if self._layout.unified:
-            group = Group2(self._layout, path)
+        if self.layout.unified:
+            group = Group2(self.layout, path)
         else:
-            group = Group1(self._layout, path, (linux.get("resources") or {}) if fresh else None)
-        self._parents.update(os.path.dirname(directory) for directory in group.directories)
+            group = Group1(self.layout, path, (linux.get("resources") or {}) if fresh else None)
+        self.parents.update(os.path.dirname(directory) for directory in group.directories)
         return group
 
-    def _host(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> compile.HostFacts:
+    def host_facts(self, spec: Mapping[str, Any], group: cgroup.Group, *, sandboxed: bool = True) -> HostFacts:
         binds, links = group.binds() if isinstance(group, Group1) else ([], [])
-        return compile.HostFacts(
+        return HostFacts(
             sandboxed=sandboxed,
-            unified=self._layout.unified,
+            unified=self.layout.unified,
             cgroup_binds=binds,
             cgroup_links=links,
             filter=self._filter(spec),
@@ -248,8 +249,8 @@ class NamespaceDriver:
             start=start,
         )
 
-    def _record(self, id: str, exec_id: str = "") -> TaskRecord:
-        record = self._records.get(id)
+    def record(self, id: str, exec_id: str = "") -> TaskRecord:
+        record = self.records.get(id)
         if record is None:
             record = self._found_again(id)
         if record is None:
@@ -260,29 +261,29 @@ class NamespaceDriver:
 
     def _found_again(self, id: str) -> TaskRecord | None:
         """A container of an engine before this one."""
-        if not id or "/" in id or not (self._context.run / id).is_symlink():
+        if not id or "/" in id or not (self.context.run / id).is_symlink():
             return None
         try:
             spec = self._links.spec(id)
         except FailedPrecondition:
             spec = {}
-        record = TaskRecord(id, "", spec, self._group(id, spec, fresh=False))
+        record = TaskRecord(id, "", spec, self.group(id, spec, fresh=False))
         record.paused = record.group.frozen()
-        return self._records.setdefault(id, record)
+        return self.records.setdefault(id, record)
 
     # signals, freezer, limits
 
     def kill(self, id: str, signal: int, exec_id: str = "", *, all: bool = False) -> None:
-        record = self._record(id, exec_id)
+        record = self.record(id, exec_id)
         if all:
             record.group.kill(signal)
         else:
-            self._shim.signal(id, exec_id, signal)
+            self.shim.signal(id, exec_id, signal)
         if signal == _KILL and record.paused:  # a frozen process dies once it is thawed
             self._thaw(record)
 
     def pause(self, id: str) -> None:
-        record = self._record(id)
+        record = self.record(id)
         with record.lock:
             if self._task(id, "").status != "running":
                 raise FailedPrecondition(f'container "{id}"', "does not run")
@@ -290,7 +291,7 @@ class NamespaceDriver:
             record.paused = True
 
     def resume(self, id: str) -> None:
-        record = self._record(id)
+        record = self.record(id)
         if not record.paused and not record.group.frozen():
             raise FailedPrecondition(f'container "{id}"', "is not paused")
         self._thaw(record)
@@ -302,28 +303,28 @@ class NamespaceDriver:
             record.paused = False
 
     def resize(self, id: str, rows: int, columns: int, exec_id: str = "") -> None:
-        self._record(id, exec_id)
-        self._shim.resize(id, exec_id, rows, columns)
+        self.record(id, exec_id)
+        self.shim.resize(id, exec_id, rows, columns)
 
     def close_stdin(self, id: str, exec_id: str = "") -> None:
-        self._record(id, exec_id)
-        self._shim.close_stdin(id, exec_id)
+        self.record(id, exec_id)
+        self.shim.close_stdin(id, exec_id)
 
     def update(self, id: str, resources: Mapping[str, Any]) -> None:
-        record = self._record(id)
+        record = self.record(id)
         with record.lock, _readable("resources"):
             record.group.apply(resources)
 
     def stats(self, id: str) -> Mapping[str, int]:
-        return self._record(id).group.stats()
+        return self.record(id).group.stats()
 
     def pids(self, id: str) -> tuple[int, ...]:
-        return self._record(id).group.pids()
+        return self.record(id).group.pids()
 
     # state and end
 
     def _task(self, id: str, exec_id: str) -> TaskState:
-        for state in self._shim.list(id):
+        for state in self.shim.list(id):
             if state.id == id and state.exec_id == exec_id:
                 return state
         what = f'exec "{exec_id}" of container "{id}"' if exec_id else f'container "{id}"'
@@ -343,11 +344,11 @@ class NamespaceDriver:
         return state
 
     def state(self, id: str, exec_id: str = "") -> TaskState:
-        record = self._record(id, exec_id)
+        record = self.record(id, exec_id)
         return self._seen(record, self._task(id, exec_id))
 
     def wait(self, id: str, exec_id: str = "", timeout: float | None = None) -> Exit | None:
-        record = self._record(id, exec_id)
+        record = self.record(id, exec_id)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if (known := record.exits.get(exec_id)) is not None:
@@ -362,7 +363,7 @@ class NamespaceDriver:
 
     def _until_exit(self, state: TaskState, left: float | None) -> None:
         """Sleeps on the pidfd, a second at most, so that the call's deadline is looked at; a moment when it is gone already."""
-        self._context.checkpoint()
+        self.context.checkpoint()
         pause = min(1.0, left) if left is not None else 1.0
         try:
             fd = pidfd.open(state.pid)
@@ -382,7 +383,7 @@ class NamespaceDriver:
         time.sleep(0.0005)  # the shim reaps it
 
     def delete(self, id: str, exec_id: str = "", *, force: bool = False) -> Exit | None:
-        record = self._records.get(id) or self._found_again(id)
+        record = self.records.get(id) or self._found_again(id)
         if record is None:
             if force:
                 self._end_unknown(id, exec_id)
@@ -395,7 +396,7 @@ class NamespaceDriver:
         ended = record.exits.get("")
         if ended is None and not force:
             ended = self._ended(record, "")
-        self._records.pop(record.id, None)
+        self.records.pop(record.id, None)
         self._links.remove(record.id)
         return ended
 
@@ -405,14 +406,14 @@ class NamespaceDriver:
         while time.monotonic() < deadline:
             left = [
                 state
-                for state in self._shim.list(id)
+                for state in self.shim.list(id)
                 if state.id == id and state.exec_id == exec_id and state.pid and state.exit is None
             ]
             if not left:
                 return
             for state in left:
                 with suppress(Error):  # it ended by itself meanwhile
-                    self._shim.signal(id, state.exec_id, _KILL)
+                    self.shim.signal(id, state.exec_id, _KILL)
             time.sleep(0.002)
 
     def _end(self, record: TaskRecord, force: bool) -> None:
@@ -432,7 +433,7 @@ class NamespaceDriver:
                 raise FailedPrecondition(
                     f'container "{record.id}"', "its processes did not end", "one of them may hang in the kernel"
                 )
-            self._context.checkpoint()
+            self.context.checkpoint()
             time.sleep(0.002)
         if state is not None:
             self._ended(record, "", patience=self._config.kill_patience)
@@ -462,7 +463,7 @@ class NamespaceDriver:
                 if not force:
                     raise FailedPrecondition(f'exec "{exec_id}" of container "{record.id}"', f"is {state.status}")
                 try:
-                    self._shim.signal(record.id, exec_id, _KILL)
+                    self.shim.signal(record.id, exec_id, _KILL)
                 except Error:
                     pass  # it ended by itself meanwhile
                 known = self._ended(record, exec_id, patience=self._config.kill_patience)
@@ -475,7 +476,7 @@ class NamespaceDriver:
 
     def _discard(self, record: TaskRecord) -> None:
         """Forgets it and removes what is left of it; a cgroup with processes in it is killed first."""
-        self._records.pop(record.id, None)
+        self.records.pop(record.id, None)
         deadline = time.monotonic() + self._config.kill_patience
         while not record.group.delete() and time.monotonic() < deadline:
             record.group.kill(_KILL)
@@ -484,9 +485,12 @@ class NamespaceDriver:
 
     def adopt(self) -> Iterator[TaskState]:
         known = set(self._links.ids())
-        for state in list(self._shim.list()):
+        for state in list(self.shim.list()):
             if state.id not in known:
                 continue
-            record = self._record(state.id)
+            record = self.record(state.id)
             record.sandbox_id = record.sandbox_id or state.sandbox_id
             yield self._seen(record, state)
+
+
+__all__ = ["HostFacts", "NamespaceDriver", "NamespaceOptions"]

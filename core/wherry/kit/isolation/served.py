@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from wherry.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from wherry.interfaces.common import IdMap, Mount
@@ -23,7 +24,7 @@ from wherry.linux import fuse
 #: Seconds that an interpreter has to make a mount.
 PATIENCE = 30.0
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from wherry.linux.fuse import main; main()"
-_CORE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_CORE = str(Path(__file__).resolve().parents[3])
 _ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8")
 _LARGEST = 4096
 

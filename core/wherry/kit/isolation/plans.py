@@ -111,3 +111,6 @@ class PlanTemplates:
         for index, step in zip(template.steps, steps, strict=True):
             compiled.steps[index] = tuple.__new__(type(source.steps[index]), step)
         return compiled
+
+
+__all__ = ["KEPT", "Compile", "PlanTemplates"]

@@ -1,0 +1,7 @@
+"""Messages with descriptors over a Unix socket (unix(7), SCM_RIGHTS): how a driver talks to a process of its own."""
+
+from __future__ import annotations
+
+from wherry.linux.framing import FrameError, Reader, encode, send
+
+__all__ = ["FrameError", "Reader", "encode", "send"]
