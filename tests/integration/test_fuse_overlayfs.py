@@ -24,6 +24,7 @@ from support.running import until
 from support.shims import Shimmed, shimmed
 from wherry.api import FailedPrecondition, IdMap, Mount, Unavailable
 from wherry.kit.isolation import served
+from wherry.kit import fuse as kit_fuse
 from wherry.linux import fuse, mount
 from wherry.spec.distribution import LAYER
 from wherry.testing.harness import LocalContext
@@ -337,7 +338,7 @@ def test_why_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert reason() is None
     assert "install the package" in str(reason(program="no-such-program"))
     assert "a character that overlay options give a meaning to" in str(reason(tmp_path / "a:b"))
-    monkeypatch.setattr(fuse, "DEVICE", str(tmp_path / "fuse"))
+    monkeypatch.setattr(kit_fuse, "DEVICE", str(tmp_path / "fuse"))
     assert "can't be opened: no such file or directory" in str(reason())
 
 
