@@ -23,8 +23,8 @@ from support.layers import member, tar
 from support.running import until
 from support.shims import Shimmed, shimmed
 from wherry.api import FailedPrecondition, IdMap, Mount, Unavailable
-from wherry.kit.isolation import served
 from wherry.kit import fuse as kit_fuse
+from wherry.kit.isolation import served
 from wherry.linux import fuse, mount
 from wherry.spec.distribution import LAYER
 from wherry.testing.harness import LocalContext
