@@ -31,6 +31,7 @@ from wherry.errors import (
     NotFound,
     PluginFault,
     Unavailable,
+    suggest,
 )
 from wherry.hookspecs import Hooks, hookimpl, hookspec
 from wherry.interfaces.common import Capabilities, Descriptor, Digest, Event, Family, IdMap, Kind, Labels, Mount
@@ -170,6 +171,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "span",
+    "suggest",
     "trace_events",
     "watching",
 ]

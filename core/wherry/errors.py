@@ -7,6 +7,7 @@ Exit codes 125, 126 and 127 are those of ``docker run`` (Docker CLI reference, "
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -108,4 +109,18 @@ CLASSES: dict[str, type[Error]] = {
     )
 }  # fmt: skip
 
-__all__ = [*CLASSES, "CLASSES"]
+
+def suggest(name: str, known: Iterable[str], *, also: Iterable[str] = (), count: int = 1, otherwise: str = "") -> str:
+    """The hint of an error about a name that is none of known: at most count names that are near, else what there is.
+
+    also: names that may be meant, but are not listed; otherwise: the hint where none is near, in place of the list.
+    """
+    import difflib
+
+    listed = list(known)
+    if near := difflib.get_close_matches(name, [*listed, *also], n=count, cutoff=0.5):
+        return "did you mean " + " or ".join(f'"{match}"' for match in near) + "?"
+    return otherwise or f"there {'are' if len(listed) > 1 else 'is'} {', '.join(listed) or 'none'}"
+
+
+__all__ = [*CLASSES, "CLASSES", "suggest"]

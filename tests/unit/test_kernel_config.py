@@ -108,7 +108,7 @@ class TestMistakes:
         ]
         assert problems("[engin]\n") == ['f.toml:1: engin: unknown key "engin"; did you mean "engine"?']
         assert problems("zzz = 1\n") == [
-            'f.toml:1: zzz: unknown key "zzz"; valid are version, default, engine, variant, plugin'
+            'f.toml:1: zzz: unknown key "zzz"; there are version, default, engine, variant, plugin'
         ]
 
     @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ class TestMistakes:
         text = '[engine]\nx = 1\ndeadline = "a"\n[variant.v]\nextend = "b"\n'
         assert problems(text) == [
             'f.toml:3: [engine] deadline: "a" is a string, expected a number',
-            'f.toml:2: [engine] x: unknown key "x"; valid are root, run, group, frontends, transport, log, volume, adjusters, '
+            'f.toml:2: [engine] x: unknown key "x"; there are root, run, group, frontends, transport, log, volume, adjusters, '
             "deadline, idle_exit, userns",
             'f.toml:5: [variant.v] extend: unknown key "extend"; did you mean "extends"?',
         ]
@@ -198,7 +198,7 @@ rules = [{call = "snapshotter.prepar", action = "delay"}]
         assert found[7] == 'f.toml:14: [plugin.decorate.trace] limt: unknown key "limt"; did you mean "limit"?'
         assert found[8] == (
             'f.toml:16: [plugin.decorate.inject] rules[0]: call "snapshotter.prepar": '
-            'no method "prepar", did you mean "prepare"?'
+            'no method "prepar"; did you mean "prepare"?'
         )
 
     def test_every_plugin_named_under_engine(self, distributions: Distributions) -> None:  # noqa: F811

@@ -307,19 +307,19 @@ class TestInject:
         ("rule", "text"),
         [
             ('call = "usage", action = "error"', 'rules[0]: call "usage" is not named <kind>.<method>'),
-            ('call = "snapshoter.usage", action = "error"', 'no kind "snapshoter", did you mean "snapshotter"?'),
-            ('call = "snapshotter.usag", action = "error"', 'no method "usag", did you mean "usage"?'),
+            ('call = "snapshoter.usage", action = "error"', 'no kind "snapshoter"; did you mean "snapshotter"?'),
+            ('call = "snapshotter.usag", action = "error"', 'no method "usag"; did you mean "usage"?'),
             (
                 'call = "snapshotter.usage", action = "eror"',
                 'rules[0].action: "eror" is not one of "delay", "error", "hang"',
             ),
             (
                 'call = "snapshotter.usage", action = "error", error = "Notfound"',
-                'no error class "Notfound", did you mean "NotFound"?',
+                'no error class "Notfound"; did you mean "NotFound"?',
             ),
             (
                 'call = "snapshotter.usage", action = "error", errno = "ENOSPACE"',
-                'no errno "ENOSPACE", did you mean "ENOSPC"?',
+                'no errno "ENOSPACE"; did you mean "ENOSPC"?',
             ),
             ('call = "snapshotter.usage", action = "error", probability = 2', "probability 2 is not between 0 and 1"),
             ('call = "snapshotter.usage", action = "delay", seconds = -1', "seconds -1 is negative"),

@@ -31,7 +31,7 @@ def test_names_are_known_without_an_import(distributions: Distributions) -> None
     ("name", "cause"),
     [
         ("nodot", 'the entry point "nodot" is not named <family>.<id>'),
-        ("snapshoter.x", '"snapshoter" is no family, did you mean "snapshotter"?'),
+        ("snapshoter.x", '"snapshoter" is no family; did you mean "snapshotter"?'),
         ("store.", '"" is no id: letters, digits, "_", "." and "-", at most 128'),
         ("store.a b", '"a b" is no id: letters, digits, "_", "." and "-", at most 128'),
     ],
@@ -80,7 +80,7 @@ def test_unknown_ids_get_the_nearest(distributions: Distributions) -> None:  # n
     distributions.standard()
     with pytest.raises(NotFound, match=r'snapshotter driver "fkae": not installed; did you mean "fake"?'):
         distributions.kernel().driver("snapshotter", "fkae")
-    with pytest.raises(NotFound, match='verify plugin "x": not installed; none is installed'):
+    with pytest.raises(NotFound, match='verify plugin "x": not installed; there is none'):
         distributions.kernel().driver("verify", "x")
 
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from wherry.errors import Denied, Error, Invalid, NotFound
+from wherry.errors import Denied, Error, Invalid, NotFound, suggest
 from wherry.interfaces.config import Config, EngineConfig, Origin, Variant
-from wherry.kernel.discovery import closest
 from wherry.kernel.locate import line_of
 from wherry.kernel.structure import Problem, StructureError, structure
 from wherry.linux import userns
@@ -254,11 +253,11 @@ def _references(loaded: LoadedConfig) -> Iterator[Error]:
     config = loaded.config
     known = config.variant
     if known and config.default not in known:
-        yield Invalid(loaded.place("default"), f'no variant "{config.default}"', _offer(config.default, known))
+        yield Invalid(loaded.place("default"), f'no variant "{config.default}"', suggest(config.default, known))
     for name, variant in known.items():
         if variant.extends and variant.extends not in known:
             cause = f'no variant "{variant.extends}"'
-            yield Invalid(loaded.place("variant", name, "extends"), cause, _offer(variant.extends, known))
+            yield Invalid(loaded.place("variant", name, "extends"), cause, suggest(variant.extends, known))
         chain = [each for each, _ in variants_of(config, name)]
         if chain and known[chain[-1]].extends in chain:
             cycle = " -> ".join([*chain, known[chain[-1]].extends])
@@ -269,8 +268,3 @@ def _references(loaded: LoadedConfig) -> Iterator[Error]:
         )
     if config.engine.idle_exit < 0:
         yield Invalid(loaded.place("engine", "idle_exit"), f"{config.engine.idle_exit:g} is negative", "0 is never")
-
-
-def _offer(name: str, known: Mapping[str, Any]) -> str:
-    match = closest(name, known)
-    return f"did you mean {match}?" if match else "there are " + ", ".join(sorted(known))

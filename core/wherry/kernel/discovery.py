@@ -6,7 +6,6 @@ Entry points of the group ``wherry.plugins`` are named ``<family>.<id>``. Readin
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from attrs import asdict, evolve, frozen
 
+from wherry.errors import suggest
 from wherry.hookspecs import FAMILY_HOOK
 
 GROUP = "wherry.plugins"
@@ -92,7 +92,7 @@ def _entry(name: str, value: str, distribution: str, version: str) -> PluginEntr
         family, id = "", name
         problem = f'the entry point "{name}" is not named <family>.<id>'
     elif family not in FAMILY_HOOK:
-        problem = f'"{family}" is no family' + nearest(family, FAMILY_HOOK)
+        problem = f'"{family}" is no family; {suggest(family, FAMILY_HOOK)}'
     elif not ID.fullmatch(id):
         problem = f'"{id}" is no id: letters, digits, "_", "." and "-", at most 128'
     return PluginEntry(family, id, value, distribution, version, problem)
@@ -111,17 +111,6 @@ def _clashes(found: list[PluginEntry]) -> tuple[PluginEntry, ...]:
             entry = evolve(entry, problem=f"the name is claimed by {names}")
         result.append(entry)
     return tuple(sorted(result, key=lambda entry: (entry.family, entry.id, entry.distribution)))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean "x"?)`` for the closest known name, "" when none is close."""
-    match = closest(name, known)
-    return f", did you mean {match}?" if match else ""
-
-
-def closest(name: str, known: Iterable[str], count: int = 1) -> str:
-    """The closest known names, quoted and joined by "or"; "" when none is close."""
-    return " or ".join(f'"{match}"' for match in difflib.get_close_matches(name, list(known), n=count, cutoff=0.5))
 
 
 def _stamp(path: Iterable[str]) -> list[list[object]]:

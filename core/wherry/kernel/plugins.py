@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pluggy
 
-from wherry.errors import Error, Invalid, NotFound, PluginFault
+from wherry.errors import Error, Invalid, NotFound, PluginFault, suggest
 from wherry.hookspecs import FAMILY_HOOK, Hooks
 from wherry.interfaces.config import Origin
 from wherry.interfaces.kernel import API, Registration
 from wherry.kernel import process_state
-from wherry.kernel.discovery import PluginEntry, cache_directory, closest, discover
+from wherry.kernel.discovery import PluginEntry, cache_directory, discover
 from wherry.kernel.structure import StructureError, structure
 from wherry.linux import userns
 
@@ -67,14 +67,8 @@ class Plugins:
                     )
                 return entry
         known = self.ids(family)
-        match = closest(id, known, 3)
-        hint = (
-            f"did you mean {match}?"
-            if match
-            else ("installed are " + ", ".join(known) if known else "none is installed")
-        )
         word = "driver" if family in REGISTERED else "plugin"
-        raise NotFound(f'{family} {word} "{id}"', "not installed", hint)
+        raise NotFound(f'{family} {word} "{id}"', "not installed", suggest(id, known, count=3))
 
     # modules and hooks
 
@@ -267,9 +261,9 @@ class Plugins:
 
         for family, tables in loaded.config.plugin.items():
             if family not in FAMILY_HOOK:
-                match = closest(family, FAMILY_HOOK)
-                hint = f"did you mean {match}?" if match else "families are " + ", ".join(FAMILY_HOOK)
-                yield Invalid(loaded.place("plugin", family), f'unknown family "{family}"', hint)
+                yield Invalid(
+                    loaded.place("plugin", family), f'unknown family "{family}"', suggest(family, FAMILY_HOOK)
+                )
                 continue
             for id in tables:
                 try:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import attrs
 from attrs import frozen
 
-from wherry.kernel.discovery import closest
+from wherry.errors import suggest
 
 NAMES = {
     str: "string",
@@ -219,9 +219,7 @@ def _flatten(error: BaseException, path: tuple[str, ...], cls: Any) -> list[Prob
     if isinstance(error, ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields):
-            match = closest(key, known)
-            hint = f"did you mean {match}?" if match else "valid are " + (", ".join(known) or "no keys at all")
-            problems.append(Problem((*path, key), f'unknown key "{key}"', hint))
+            problems.append(Problem((*path, key), f'unknown key "{key}"', suggest(key, known)))
         return problems
     if isinstance(error, KeyError) and attrs.has(cls):
         key = str(error.args[0])

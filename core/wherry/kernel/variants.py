@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from wherry.errors import Error, Invalid, NotFound, Unavailable
+from wherry.errors import Error, Invalid, NotFound, Unavailable, suggest
 from wherry.interfaces.common import Capabilities, Kind
 from wherry.interfaces.config import Variant
 from wherry.interfaces.isolation import Isolation
@@ -18,7 +18,6 @@ from wherry.interfaces.store import Store
 from wherry.kernel.calls import Pool
 from wherry.kernel.config import LoadedConfig, variants_of
 from wherry.kernel.decorators import Decorators
-from wherry.kernel.discovery import closest
 from wherry.kernel.drivers import Driver, provided
 from wherry.kernel.guard import GuardTarget, guard
 from wherry.kernel.protocols import protocols
@@ -80,9 +79,8 @@ class Variants:
         """The variant with everything filled in: from ``extends``, else from the default variant."""
         config = self._loaded.config
         if name not in config.variant:
-            match = closest(name, config.variant, 3)
-            hint = f"did you mean {match}?" if match else "there are " + (", ".join(sorted(config.variant)) or "none")
-            raise NotFound(f'variant "{name}"', "not in the config", hint)
+            known = sorted(config.variant)
+            raise NotFound(f'variant "{name}"', "not in the config", suggest(name, known, count=3))
         chain = [variant for _, variant in variants_of(config, name)]
         chain += [variant for _, variant in variants_of(config, config.default)]
         kinds = {kind: next((ids for each in chain if (ids := getattr(each, kind))), ()) for kind in KINDS}

@@ -19,13 +19,12 @@ import random
 import threading
 import time
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from attrs import Attribute, define, field, frozen
 
 from wherry import api
-from wherry.api import Kind, hookimpl
+from wherry.api import Kind, hookimpl, suggest
 
 KINDS: dict[str, type[Any]] = {
     "store": api.Store,
@@ -45,32 +44,27 @@ def _methods(cls: type[Any]) -> set[str]:
     return {name for base in cls.__mro__ for name, value in vars(base).items() if callable(value) and name[0] != "_"}
 
 
-def _near(name: str, known: set[str]) -> str:
-    match = get_close_matches(name, sorted(known), n=1)
-    return f', did you mean "{match[0]}"?' if match else f"; there are {', '.join(sorted(known))}"
-
-
 def _known_call(_: Any, __: Attribute[str], value: str) -> None:
     kind, dot, method = value.partition(".")
     if not dot:
         raise ValueError(f'call "{value}" is not named <kind>.<method>')
     if kind != "*" and kind not in KINDS:
-        raise ValueError(f'call "{value}": no kind "{kind}"{_near(kind, set(KINDS))}')
+        raise ValueError(f'call "{value}": no kind "{kind}"; {suggest(kind, sorted(KINDS))}')
     known = set().union(*map(_methods, KINDS.values())) if kind == "*" else _methods(KINDS[kind])
     if method not in {"*", *known}:
-        raise ValueError(f'call "{value}": no method "{method}"{_near(method, known)}')
+        raise ValueError(f'call "{value}": no method "{method}"; {suggest(method, sorted(known))}')
 
 
 def _known_error(_: Any, __: Attribute[str], value: str) -> None:
     known = {*ERRORS, "OSError", "RuntimeError", "SystemExit"}
     if value not in known:
-        raise ValueError(f'no error class "{value}"{_near(value, known)}')
+        raise ValueError(f'no error class "{value}"; {suggest(value, sorted(known))}')
 
 
 def _known_errno(_: Any, __: Attribute[str], value: str) -> None:
     known = set(errno.errorcode.values())
     if value not in known:
-        raise ValueError(f'no errno "{value}"{_near(value, known)}')
+        raise ValueError(f'no errno "{value}"; {suggest(value, sorted(known))}')
 
 
 def _probability(_: Any, __: Attribute[float], value: float) -> None:

@@ -9,7 +9,6 @@ from attrs import frozen
 from wherry.api import (
     Context,
     FailedPrecondition,
-    Invalid,
     Labels,
     LogDriver,
     LogLine,
@@ -17,6 +16,7 @@ from wherry.api import (
     Registration,
     hookimpl,
 )
+from wherry.kit.options import read_options
 
 
 @frozen
@@ -31,8 +31,7 @@ class NoneLog:
         """Neither is needed."""
 
     def sink(self, id: str, options: Labels) -> LogSink:
-        for name in options:
-            raise Invalid(f'log option "{name}"', "the none driver has no options")
+        read_options(options, {}, 'the log driver "none"')
         return LogSink("none")
 
     def read(

@@ -18,6 +18,7 @@ from attrs import frozen
 
 from wherry.api import Context, Invalid, Labels, Mount, NotFound, Registration, Volume, VolumeDriver, hookimpl
 from wherry.kit.files import fsync_directory, remove
+from wherry.kit.options import read_options
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}\Z")
 
@@ -44,8 +45,7 @@ class LocalVolumes:
 
     def create(self, name: str, options: Labels, labels: Labels) -> Volume:
         path = self._path(name)
-        if options:
-            raise Invalid(f'volume option "{next(iter(options))}"', "the driver local takes none")
+        read_options(options, {}, 'the volume driver "local"')
         temporary = f".new-{secrets.token_hex(8)}"
         new = f"{self._root}/{temporary}"
         os.mkdir(new, 0o700)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import signal
 
 from wherry.api import Invalid
+from wherry.errors import suggest
 
 LAST = 64
 _REALTIME = {"RTMIN": 34, "RTMAX": LAST}
@@ -27,5 +27,4 @@ def parse(text: str) -> int:
             value = number + int(rest or "0")
             if _REALTIME["RTMIN"] <= value <= LAST:
                 return value
-    near = difflib.get_close_matches(name, _NAMES, 1)
-    raise Invalid(f'signal "{text}"', "no such signal", f"did you mean {near[0]}?" if near else "see signal(7)")
+    raise Invalid(f'signal "{text}"', "no such signal", suggest(name, _NAMES, otherwise="see signal(7)"))

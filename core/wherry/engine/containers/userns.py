@@ -16,6 +16,8 @@ from typing import Any
 from wherry.api import FailedPrecondition, IdMap, Invalid
 from wherry.engine.containers.records import ContainerRecord
 from wherry.engine.containers.specs.process import user_of
+from wherry.errors import suggest
+from wherry.kit.options import number, read_options
 from wherry.linux import userns
 from wherry.oci import idmaps
 from wherry.oci import spec as reading
@@ -28,6 +30,8 @@ OWNER = "containers"
 REMAP = "remap-ids"
 """What a snapshotter provides for that."""
 _MODES = ("auto", "host", "keep-id", "nomap")
+_ID = number(0, 999_999_999)
+_OPTIONS = {"auto": {"size": _ID}, "keep-id": {"uid": _ID, "gid": _ID}}
 _SIZE = 65536
 _SMALL = 1024  # of an ordinary user's 65536
 _WHOLE = 0xFFFFFFFF
@@ -38,19 +42,10 @@ _PING = "net.ipv4.ping_group_range"
 def parse(text: str) -> tuple[str, Mapping[str, int]]:
     """(mode, options) of ``auto[:size=N]``, ``host``, ``keep-id[:uid=N,gid=N]`` or ``nomap``. Invalid."""
     mode, _colon, rest = text.partition(":")
-    known = {"auto": {"size"}, "keep-id": {"uid", "gid"}}.get(mode, set())
     if mode not in _MODES:
-        raise Invalid(f'user namespace "{text}"', "no such mode", "one of " + ", ".join(_MODES))
-    options = {}
-    for part in filter(None, rest.split(",")):
-        key, _equals, value = part.partition("=")
-        if key not in known or not re.fullmatch(r"[0-9]{1,9}", value):
-            allowed = ", ".join(f"{name}=NUMBER" for name in sorted(known))
-            raise Invalid(
-                f'user namespace "{text}"', f'"{part}" is no option of {mode}', f"it takes {allowed or 'none'}"
-            )
-        options[key] = int(value)
-    return mode, options
+        raise Invalid(f'user namespace "{text}"', "no such mode", suggest(mode, _MODES))
+    given = dict(part.partition("=")[::2] for part in filter(None, rest.split(",")))
+    return mode, read_options(given, _OPTIONS.get(mode, {}), f'user namespace "{mode}"')
 
 
 def remaps(text: str) -> bool:

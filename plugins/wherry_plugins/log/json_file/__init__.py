@@ -12,12 +12,12 @@ from typing import Literal
 
 from attrs import frozen
 
-from wherry.api import Context, Invalid, Labels, LogDriver, LogLine, LogSink, Registration, hookimpl
+from wherry.api import Context, Labels, LogDriver, LogLine, LogSink, Registration, hookimpl
+from wherry.kit.options import choice, number, read_options
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MODES: Mapping[str, Literal["block", "drop"]] = {"blocking": "block", "non-blocking": "drop"}
-_OPTIONS = ("max-size", "max-file", "mode")
 _LEAST = 4096
 
 
@@ -32,23 +32,26 @@ class JsonFileConfig:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "10m", "1.5g", "4096"; "" and "-1" are 0, no limit. Invalid for anything else, and for less than 4096."""
+    """Bytes of "10m", "1.5g", "4096"; "" and "-1" are 0, no limit. ValueError for anything else, and for less than 4096."""
     if text in ("", "-1"):
         return 0
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise Invalid(f'log option max-size "{text}"', "not a size", 'use a number with a unit, such as "10m"')
+        raise ValueError('is not a size: a number with a unit, such as "10m"')
     size = int(float(match[1]) * _UNITS[match[2].lower()])
     if size < _LEAST:
-        raise Invalid(f'log option max-size "{text}"', f"less than {_LEAST} bytes")
+        raise ValueError(f"is less than {_LEAST} bytes")
     return size
+
+
+_OPTIONS = {"max-size": parse_size, "max-file": number(1, 1000), "mode": choice(*_MODES)}
 
 
 class JsonFile:
     """wherry.api.LogDriver; thread-safe, since it keeps no state."""
 
     def __init__(self, config: JsonFileConfig, context: Context) -> None:
-        self._config = config
+        self._defaults = {"max-size": config.max_size, "max-file": str(config.max_file), "mode": config.mode}
         self._prefix = f"{context.root}/"
 
     def _path(self, id: str) -> str:
@@ -56,17 +59,9 @@ class JsonFile:
 
     def sink(self, id: str, options: Labels) -> LogSink:
         """Options: max-size, max-file, mode, as Docker's."""
-        for name in options:
-            if name not in _OPTIONS:
-                raise Invalid(f'log option "{name}"', "unknown to json-file", f"it knows {', '.join(_OPTIONS)}")
-        mode = options.get("mode", self._config.mode)
-        if mode not in _MODES:
-            raise Invalid(f'log option mode "{mode}"', "neither blocking nor non-blocking")
-        count = options.get("max-file", str(self._config.max_file))
-        if not count.isdecimal() or not 1 <= int(count) <= 1000:
-            raise Invalid(f'log option max-file "{count}"', "not a number from 1 to 1000")
-        size = parse_size(options.get("max-size", self._config.max_size))
-        return LogSink("json-file", path=self._path(id), max_size=size, max_file=int(count), when_full=_MODES[mode])
+        found = read_options({**self._defaults, **options}, _OPTIONS, 'the log driver "json-file"')
+        size, count, mode = found["max-size"], found["max-file"], found["mode"]
+        return LogSink("json-file", path=self._path(id), max_size=size, max_file=count, when_full=_MODES[mode])
 
     def read(
         self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1

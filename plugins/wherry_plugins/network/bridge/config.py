@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from wherry.api import Invalid, NetworkConfig
+from wherry.api import NetworkConfig
+from wherry.kit import options
 
 _POOLS = {
     "172.17.0.0/16": 16, "172.18.0.0/15": 16, "172.20.0.0/14": 16, "172.24.0.0/13": 16, "192.168.0.0/16": 20,
@@ -46,19 +45,6 @@ class BridgeOptions:
     names: bool = True
 
 
-def _flag(text: str) -> bool:
-    if text.lower() not in {"true", "false", "1", "0"}:
-        raise ValueError("is neither true nor false")
-    return text.lower() in {"true", "1"}
-
-
-def _mtu(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if not 68 <= number <= 65535:
-        raise ValueError("is not a number of bytes from 68 to 65535")
-    return number
-
-
 def _interface(text: str) -> str:
     """Less than the kernel takes: it replaces a "%d", and nft reads a "*" as whatever follows."""
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}", text):
@@ -66,31 +52,20 @@ def _interface(text: str) -> str:
     return text
 
 
-_READ: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "mtu": ("mtu", _mtu),
-    "interface": ("interface", _interface),
-    "icc": ("icc", _flag),
-    "masquerade": ("masquerade", _flag),
-    "isolate": ("isolate", _flag),
-    "names": ("names", _flag),
-    # as Docker's users write them (docker network create, "Bridge driver options")
-    "com.docker.network.driver.mtu": ("mtu", _mtu),
-    "com.docker.network.bridge.name": ("interface", _interface),
-    "com.docker.network.bridge.enable_icc": ("icc", _flag),
-    "com.docker.network.bridge.enable_ip_masquerade": ("masquerade", _flag),
+_OPTIONS: dict[str, options.Reader] = {
+    "mtu": options.mtu,
+    "interface": _interface,
+    **dict.fromkeys(("icc", "masquerade", "isolate", "names"), options.flag),
+}
+#: As Docker's users write them (docker network create, "Bridge driver options").
+_DOCKER = {
+    "com.docker.network.driver.mtu": "mtu",
+    "com.docker.network.bridge.name": "interface",
+    "com.docker.network.bridge.enable_icc": "icc",
+    "com.docker.network.bridge.enable_ip_masquerade": "masquerade",
 }
 
 
 def options_of(config: NetworkConfig) -> BridgeOptions:
-    """Invalid for an unknown option or a wrong value, with what is near."""
-    found: dict[str, Any] = {}
-    for key, text in config.options.items():
-        if key not in _READ:
-            near = difflib.get_close_matches(key, _READ, 1) or [", ".join(key for key in _READ if "." not in key)]
-            raise Invalid(f'option "{key}"', "a bridge network has no such option", f"did you mean {near[0]}?")
-        name, read = _READ[key]
-        try:
-            found[name] = read(text)
-        except ValueError as error:
-            raise Invalid(f'option "{key}={text}"', str(error)) from None
-    return BridgeOptions(**found)
+    """Invalid for an unknown option or a wrong value."""
+    return BridgeOptions(**options.read_options(config.options, _OPTIONS, 'the network driver "bridge"', _DOCKER))

@@ -17,13 +17,13 @@ import attrs
 from attrs import frozen
 
 from wherry.api import Invalid, NetworkConfig
+from wherry.kit import options
 from wherry.kit.networks import addresses as ip
 
 #: Oldest first; earlier ones have another form of results.
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-_OPTIONS = ("bridge", "conflist", "mtu")
-_IFNAME = re.compile(r"[^/\s:]{1,15}\Z")
+_OPTIONS: dict[str, options.Reader] = {"bridge": options.interface, "conflist": str, "mtu": options.mtu}
 
 
 @frozen
@@ -165,15 +165,7 @@ def judge(wish: NetworkConfig) -> None:
     what = f'network "{wish.name}"'
     if not NAME.match(wish.name):
         raise Invalid(what, "not a name", "use letters, digits, _ . and -")
-    unknown = sorted(set(wish.options) - set(_OPTIONS))
-    if unknown:
-        raise Invalid(what, f'no option "{unknown[0]}"', f"there are {', '.join(_OPTIONS)}")
-    bridge = wish.options.get("bridge", "cni0")
-    if not _IFNAME.match(bridge):
-        raise Invalid(what, f'"{bridge}" is no name of an interface')
-    mtu = wish.options.get("mtu", "1500")
-    if not mtu.isdecimal():
-        raise Invalid(what, f'mtu "{mtu}" is no number')
+    options.read_options(wish.options, _OPTIONS, 'the network driver "cni"')
 
 
 def generate(config: NetworkConfig, data_dir: Path) -> tuple[NetworkConfig, Conflist]:

@@ -19,6 +19,7 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
+from wherry.kit import options
 from wherry.kit.networks import addresses as ip
 from wherry.kit.networks import interfaces, sandboxes
 from wherry.kit.networks.definition import check_addresses, check_name, fill
@@ -30,8 +31,12 @@ from wherry_plugins.network.macvlan.links import MODES, MacvlanLinks, MacvlanSha
 if TYPE_CHECKING:
     from wherry_plugins.network.macvlan import MacvlanConfig
 
-#: Keys of --opt; the second of a pair is as Docker has it.
-_OPTIONS = ("parent", "mode", "macvlan_mode", "mtu", "com.docker.network.driver.mtu")
+_OPTIONS: dict[str, options.Reader] = {
+    "parent": lambda text: text and options.interface(text),
+    "mode": options.choice(*MODES),
+    "mtu": options.mtu,
+}
+_DOCKER = {"macvlan_mode": "mode", "com.docker.network.driver.mtu": "mtu"}
 
 
 class MacvlanNetwork:
@@ -100,26 +105,15 @@ class MacvlanNetwork:
 
     def _shape(self, config: NetworkConfig) -> MacvlanShape:
         """Invalid for an unknown option or a wrong value."""
-        unknown = sorted(set(config.options) - set(_OPTIONS))
-        if unknown:
-            raise Invalid(
-                f'option "{unknown[0]}"', "a macvlan network has no such option", "there are parent, mode and mtu"
-            )
-        options = config.options
-        mode = options.get("mode") or options.get("macvlan_mode") or "bridge"
-        if mode not in MODES:
-            raise Invalid(f'option "mode={mode}"', f"is none of {', '.join(MODES)}")
-        mtu = options.get("mtu") or options.get("com.docker.network.driver.mtu") or "0"
-        if not mtu.isdecimal() or (mtu != "0" and not 68 <= int(mtu) <= 65535):
-            raise Invalid(f'option "mtu={mtu}"', "is not a number of bytes from 68 to 65535")
-        parent = "" if config.internal and "parent" not in options else options.get("parent", self._config.parent)
-        if len(parent.encode()) > 15 or "/" in parent or any(letter.isspace() for letter in parent):
-            raise Invalid(f'option "parent={parent}"', "is not the name of an interface, which has at most 15 letters")
+        defaults = {} if config.internal else {"parent": self._config.parent}
+        given = {**defaults, **config.options}
+        wish = options.read_options(given, _OPTIONS, 'the network driver "macvlan"', _DOCKER)
+        parent = wish.get("parent", "")
         seed = f"{self._root}\0{config.name}".encode()
         return MacvlanShape(
             parent=parent or f"whm{hashlib.sha256(seed).hexdigest()[:10]}",
-            mode=mode,
-            mtu=int(mtu),
+            mode=wish.get("mode", "bridge"),
+            mtu=wish.get("mtu", 0),
             six=any(":" in subnet for subnet in config.subnets),
             made=not parent,
             gateways=() if config.internal else config.gateways,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from wherry.api import Denied, Invalid
 from wherry.engine.containers.specs.profile import DEFAULT_CAPABILITIES, held_capabilities
+from wherry.errors import suggest
 from wherry.linux import caps
 
 ALL = "ALL"
@@ -21,10 +21,8 @@ def normalise(name: str, option: str) -> str:
         upper = "CAP_" + upper
     if upper in caps.NAMES:
         return upper
-    near = difflib.get_close_matches(upper, caps.NAMES, 1)
-    raise Invalid(
-        f'{option} "{name}"', "no such capability", f"did you mean {near[0]}?" if near else "see capabilities(7)"
-    )
+    near = suggest(upper, caps.NAMES, otherwise="see capabilities(7)")
+    raise Invalid(f'{option} "{name}"', "no such capability", near)
 
 
 def choose(add: Iterable[str], drop: Iterable[str], *, privileged: bool) -> tuple[str, ...]:
