@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, cast, get_origin, get_type_hints
 
 import attrs
 
-from wherry.api import Bind, Container, EndpointConfig, Event, Exit, IdMap, Kind, Port, RunRequest
+from wherry.api import Container, Event, Exit, IdMap, Kind, Port, RunRequest
+from wherry.kit.codec import by_position, restore
 
 _UNSET = RunRequest(image="")
 _REQUEST_DEFAULTS: tuple[tuple[str, Any], ...] = tuple(
     (a.name, getattr(_UNSET, a.name)) for a in attrs.fields(RunRequest)
 )
-_BIND = tuple(a.name for a in attrs.fields(Bind))
-_JOIN = tuple(a.name for a in attrs.fields(EndpointConfig))
-_PORT = tuple(a.name for a in attrs.fields(Port))
-_USE = ("name", "driver", "target", "options", "anonymous")
 
 
 class ExitEvent(threading.Event):
@@ -160,7 +157,7 @@ class ContainerRecord:
         """JSON of what is stored, with changes that memory does not have yet."""
         data = {name: getattr(self, name) for name in _STORED}
         data.update(changes)
-        return json.dumps(data, default=_plain, separators=(",", ":"))
+        return json.dumps(data, default=by_position, separators=(",", ":"))
 
     def apply(self, changes: Mapping[str, Any]) -> None:
         for name, value in changes.items():
@@ -170,32 +167,12 @@ class ContainerRecord:
 
 _STORED = tuple(a.name for a in attrs.fields(ContainerRecord))
 _STORED = _STORED[: _STORED.index("lock")]
-#: What a field that is a tuple holds, from JSON's form of it.
-_LISTS: Mapping[str, Callable[[Any], Any]] = {
-    "command": str,
-    "networks": str,
-    "addresses": str,
-    "ports": lambda port: Port(*port),
-    "volumes": lambda use: MountedVolume(use[0], use[1], use[2], tuple(use[3]), use[4]),
-    "uids": tuple,
-    "gids": tuple,
+#: The fields that hold tuples, with what they hold.
+_TUPLES = {
+    name: hint
+    for name, hint in get_type_hints(ContainerRecord).items()
+    if name in _STORED and get_origin(hint) is tuple
 }
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Port):
-        return [getattr(value, name) for name in _PORT]
-    if isinstance(value, MountedVolume):
-        return [getattr(value, name) for name in _USE]
-    if isinstance(value, Bind):
-        return [getattr(value, name) for name in _BIND]
-    if isinstance(value, EndpointConfig):
-        return [getattr(value, name) for name in _JOIN]
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    raise TypeError(f"not plain data: {type(value).__name__}")
 
 
 def unpack_record(text: str) -> ContainerRecord:
@@ -203,9 +180,9 @@ def unpack_record(text: str) -> ContainerRecord:
     data = json.loads(text)
     if not data.keys() <= _STORED_SET:
         data = {name: value for name, value in data.items() if name in _STORED_SET}
-    for name, restore in _LISTS.items():  # of ten thousand records most have nothing in most of them
+    for name, hint in _TUPLES.items():  # of ten thousand records most have nothing in most of them
         if name in data:
-            data[name] = tuple(map(restore, data[name])) if data[name] else ()
+            data[name] = restore(hint, data[name]) if data[name] else ()
     return ContainerRecord(**data)
 
 
@@ -218,26 +195,14 @@ def pack_request(request: RunRequest, *, named: bool = True) -> str:
     data["image"] = request.image
     if not named:
         data.pop("name", None)
-    return json.dumps(data, default=_plain, separators=(",", ":"))
+    return json.dumps(data, default=by_position, separators=(",", ":"))
 
 
 def unpack_request(text: str) -> RunRequest:
     """The request that ``pack_request`` wrote."""
-    data = json.loads(text)
-    for name, value in data.items():
-        if name == "mounts":
-            data[name] = tuple(Bind(bind[0], bind[1], bind[2], tuple(bind[3]), bind[4]) for bind in value)
-        elif name == "ports":
-            data[name] = tuple(Port(*port) for port in value)
-        elif name == "networks":
-            data[name] = tuple(EndpointConfig(join[0], tuple(join[1]), tuple(join[2]), join[3]) for join in value)
-        elif name == "ulimits":
-            data[name] = tuple((limit[0], limit[1], limit[2]) for limit in value)
-        elif isinstance(value, list):
-            data[name] = tuple(value)
-    return RunRequest(**data)
+    return restore(RunRequest, json.loads(text))
 
 
 def plain_request(request: RunRequest) -> dict[str, Any]:
     """All fields of a request as plain data, for ``inspect``."""
-    return cast("dict[str, Any]", json.loads(json.dumps(attrs.asdict(request), default=_plain)))
+    return cast("dict[str, Any]", json.loads(json.dumps(attrs.asdict(request), default=by_position)))

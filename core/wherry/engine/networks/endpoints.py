@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
 from wherry.api import Attachment, Network, Port, RunRequest
 from wherry.engine.containers.records import pack_request
+from wherry.kit.codec import by_position, restore
 
 if TYPE_CHECKING:
     from wherry.engine.containers.records import ContainerRecord
@@ -58,7 +59,7 @@ def network_id(driver: str, name: str) -> str:
 
 
 def pack_endpoints(places: Sequence[SandboxEndpoint]) -> str:
-    return json.dumps([attrs.astuple(place, recurse=False) for place in places])
+    return json.dumps(places, default=by_position)
 
 
 def keep_endpoints(state: State, sandbox_id: str, places: tuple[SandboxEndpoint, ...]) -> None:
@@ -101,9 +102,4 @@ def settle_endpoints(
 
 def unpack_endpoints(text: str) -> tuple[SandboxEndpoint, ...]:
     """What ``pack_endpoints`` wrote, or an engine that knew of nothing but network and driver."""
-    return tuple(_endpoint(row) for row in json.loads(text))
-
-
-def _endpoint(row: list[Any]) -> SandboxEndpoint:
-    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in row]
-    return SandboxEndpoint(*values)
+    return restore(tuple[SandboxEndpoint, ...], json.loads(text))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from wherry.api import AttachRequest, Invalid, Port, Reservation
+from wherry.api import Invalid
 from wherry.linux.path import fsync_directory
 
 T = TypeVar("T")
@@ -31,21 +31,6 @@ def need_id(sandbox_id: str) -> None:
 def plain(record: Any) -> dict[str, Any]:
     """An attrs record as JSON has it."""
     return attrs.asdict(record, recurse=True)
-
-
-def restore(cls: type[T], data: Mapping[str, Any]) -> T:
-    """A record of ``wherry.interfaces.network`` from what ``plain`` made of it."""
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if name == "ports":
-            values[name] = tuple(Port(**port) for port in value)
-        elif name == "request":
-            values[name] = restore(AttachRequest, value)
-        elif name == "reservation":
-            values[name] = restore(Reservation, value)
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
 
 
 class AttachmentFiles:

@@ -13,6 +13,7 @@ import attrs
 from attrs import frozen
 
 from wherry.api import AttachRequest, InUse, NetworkConfig, Port, Reservation
+from wherry.kit.codec import by_position, restore
 from wherry.kit.database import Database
 from wherry.kit.networks import addresses as ip
 
@@ -147,7 +148,7 @@ class NetworkStore:
                     json.dumps(attrs.asdict(request)),
                     reservation.netns,
                     json.dumps(reservation.addresses),
-                    _pack_ports(ports),
+                    json.dumps(ports, default=by_position),
                     mac,
                     link,
                 ),
@@ -187,7 +188,7 @@ class NetworkStore:
         with self._places.write(durable=False) as execute:
             execute(
                 "UPDATE places SET ports = ? WHERE sandbox = ? AND network = ?",
-                (_pack_ports(ports), place.sandbox_id, place.network),
+                (json.dumps(ports, default=by_position), place.sandbox_id, place.network),
             )
         return attrs.evolve(place, reservation=attrs.evolve(place.reservation, ports=ports))
 
@@ -223,33 +224,19 @@ class NetworkStore:
         return True
 
 
-def _pack_ports(ports: tuple[Port, ...]) -> str:
-    return json.dumps([attrs.astuple(port) for port in ports])
-
-
 def _stored(row: tuple[str, int]) -> StoredNetwork:
-    data = json.loads(row[0])
-    for name in ("subnets", "gateways", "ip_ranges"):
-        data[name] = tuple(data[name])
-    return StoredNetwork(NetworkConfig(**data), bool(row[1]))
+    return StoredNetwork(restore(NetworkConfig, json.loads(row[0])), bool(row[1]))
 
 
 def _place(row: tuple[Any, ...]) -> StoredEndpoint:
-    data: dict[str, Any] = json.loads(row[0])
-    data["ports"] = tuple(Port(**port) for port in data["ports"])
-    data.update({name: tuple(value) for name, value in data.items() if isinstance(value, list)})
-    request = AttachRequest(**data)
-    return StoredEndpoint(
-        Reservation(
-            request,
-            netns=row[1],
-            addresses=tuple(json.loads(row[2])),
-            ports=tuple(Port(*port) for port in json.loads(row[3])),
-        ),
-        mac=row[4],
-        link=row[5],
-        attached=bool(row[6]),
+    request, netns, addresses, ports, mac, link, attached = row
+    reservation = Reservation(
+        restore(AttachRequest, json.loads(request)),
+        netns=netns,
+        addresses=tuple(json.loads(addresses)),
+        ports=restore(tuple[Port, ...], json.loads(ports)),
     )
+    return StoredEndpoint(reservation, mac=mac, link=link, attached=bool(attached))
 
 
 __all__ = ["NetworkStore", "StoredEndpoint", "StoredNetwork"]

@@ -28,10 +28,11 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
+from wherry.kit.codec import restore
 from wherry.kit.networks import interfaces, netlink, sandboxes
 from wherry.kit.networks.netlink import Rtnl
 from wherry.kit.networks.ports import PortClaims
-from wherry.kit.networks.records import AttachmentFiles, Key, need_id, plain, restore
+from wherry.kit.networks.records import AttachmentFiles, Key, need_id, plain
 from wherry.kit.networks.single import BuiltinNetwork
 from wherry.kit.networks.tap import Tap, TapProgram
 from wherry.kit.programs import Programs

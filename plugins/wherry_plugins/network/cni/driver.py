@@ -29,12 +29,13 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
+from wherry.kit.codec import restore
 from wherry.kit.networks import interfaces, sandboxes
 from wherry.kit.networks.addresses import Network
 from wherry.kit.networks.definition import fill
 from wherry.kit.networks.netlink import DELLINK, Rtnl, link
 from wherry.kit.networks.ports import PortClaims
-from wherry.kit.networks.records import AttachmentFiles, Key, need_id, plain, restore
+from wherry.kit.networks.records import AttachmentFiles, Key, need_id, plain
 from wherry.kit.programs import Programs
 from wherry_plugins.network.cni import conflist as lists
 from wherry_plugins.network.cni.chain import AttachmentCall, Chain
