@@ -7,8 +7,9 @@ Exit codes 125, 126 and 127 are those of ``docker run`` (Docker CLI reference, "
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Error(Exception):
@@ -100,7 +101,7 @@ class CommandNotExecutable(Denied):
     exit_code = 126
 
 
-#: Every class by its name, for the wire: an error travels as its class name and its four strings.
+#: Every class by its name, for the wire.
 CLASSES: dict[str, type[Error]] = {
     cls.__name__: cls
     for cls in (
@@ -108,6 +109,39 @@ CLASSES: dict[str, type[Error]] = {
         PluginFault, CommandNotFound, CommandNotExecutable,
     )
 }  # fmt: skip
+
+
+def encode_error(error: Error | OSError) -> dict[str, Any]:
+    """An error for the wire: its class and its four strings; an OSError with errno and file name."""
+    if isinstance(error, Error):
+        # A plugin's own subclass travels as the nearest class of ours.
+        name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in CLASSES)
+        return {
+            "class": name, "what": error.what, "cause": error.cause, "hint": error.hint, "plugin": error.plugin
+        }  # fmt: skip
+    name = error.filename
+    name = os.fsdecode(name) if isinstance(name, bytes) else name if isinstance(name, str) else ""
+    text = error.strerror or str(error)
+    return {
+        "class": "OSError",
+        "what": name,
+        "cause": text,
+        "errno": error.errno,
+        "plugin": getattr(error, "plugin", ""),
+    }
+
+
+def decode_error(data: dict[str, Any]) -> Error | OSError:
+    """The error of encode_error; an unknown class becomes Error."""
+    plugin = str(data.get("plugin", ""))
+    if data.get("class") == "OSError":
+        number = data.get("errno")
+        text = data.get("cause") or os.strerror(number or 0)
+        error = OSError(number, text, data.get("what") or None) if number else OSError(text)
+        error.plugin = plugin  # type: ignore[attr-defined]
+        return error
+    cls = CLASSES.get(str(data.get("class")), Error)
+    return cls(str(data.get("what")), str(data.get("cause")), str(data.get("hint", "")), plugin=plugin)
 
 
 def suggest(name: str, known: Iterable[str], *, also: Iterable[str] = (), count: int = 1, otherwise: str = "") -> str:
@@ -123,4 +157,4 @@ def suggest(name: str, known: Iterable[str], *, also: Iterable[str] = (), count:
     return otherwise or f"there {'are' if len(listed) > 1 else 'is'} {', '.join(listed) or 'none'}"
 
 
-__all__ = [*CLASSES, "CLASSES", "suggest"]
+__all__ = [*CLASSES, "CLASSES", "decode_error", "encode_error", "suggest"]

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from support.distributions import eventually
 from wherry import api
 from wherry.api import Error, Invalid, NotFound, PluginFault
+from wherry.errors import decode_error, encode_error
 from wherry.kernel.checks import hints_of, methods_of
 from wherry.linux.framing import Reader, send
 from wherry.linux.framing import encode as frame
-from wherry.rpc.codec import decode, decode_error, encode, encode_error
+from wherry.rpc.codec import decode, encode
 from wherry.rpc.wire import ConnectionLost, Proxy, RpcChannel, make_proxy, serve
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wherry.errors import Error, Invalid
+from wherry.errors import Error, Invalid, encode_error
 from wherry.layers import mounts
 from wherry.linux import userns
 
@@ -30,16 +30,12 @@ def main() -> None:
         with open(REQUEST, "rb") as file:
             request = json.load(file)
         answer: dict[str, Any] = {"ok": _run(request)}
-    except Error as error:
-        answer = {"error": [type(error).__name__, error.what, error.cause, error.hint]}
-    except OSError as error:
-        name = error.filename
-        text = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
-        answer = {"errno": error.errno or 5, "text": error.strerror or str(error), "path": text}
+    except (Error, OSError) as error:
+        answer = {"error": encode_error(error)}
     except RecursionError:
-        answer = {"error": ["Invalid", "tree", "is nested too deeply", ""]}
+        answer = {"error": encode_error(Invalid("tree", "is nested too deeply"))}
     except MemoryError:
-        answer = {"error": ["Invalid", "layer", f"needs more than {_MEMORY >> 20} MiB of memory", ""]}
+        answer = {"error": encode_error(Invalid("layer", f"needs more than {_MEMORY >> 20} MiB of memory"))}
     answer["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open(ANSWER, "wb") as file:
         file.write(json.dumps(answer).encode())

@@ -20,10 +20,10 @@ from functools import cache
 from inspect import signature
 from typing import Any, ClassVar, get_args, get_origin
 
-from wherry.errors import DeadlineExceeded, Invalid, Unavailable
+from wherry.errors import DeadlineExceeded, Invalid, Unavailable, decode_error
 from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
 from wherry.linux.framing import FrameError, Reader, send
-from wherry.rpc.codec import FD_ANSWERS, decode, decode_error, encode, is_object
+from wherry.rpc.codec import FD_ANSWERS, decode, encode, is_object
 
 CREDIT = 64
 """Items of a stream that the other side may send ahead."""

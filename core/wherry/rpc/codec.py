@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, get_origin
 
-from wherry.errors import CLASSES, Error, Invalid
+from wherry.errors import Error, Invalid
 from wherry.interfaces.process import LogSink, Plan, Stdio, Step
 from wherry.kernel.checks import is_protocol
 from wherry.kernel.structure import configure, said_of
@@ -336,47 +336,6 @@ class SentStep:
 
 def _send_step(step: Any) -> list[Any]:
     return [step.describe(), list(step.encode())]
-
-
-# errors
-
-
-def encode_error(error: Error | OSError) -> dict[str, Any]:
-    """An error as its class and its four strings; an OSError with errno and file name."""
-    if isinstance(error, Error):
-        data: dict[str, Any] = {
-            "class": type(error).__name__,
-            "what": error.what,
-            "cause": error.cause,
-            "hint": error.hint,
-            "plugin": error.plugin,
-        }
-        if type(error).__name__ not in CLASSES:  # a plugin's own subclass travels as the nearest class of ours
-            data["class"] = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in CLASSES)
-        return data
-    name = error.filename
-    name = os.fsdecode(name) if isinstance(name, bytes) else name if isinstance(name, str) else ""
-    text = error.strerror or str(error)
-    return {
-        "class": "OSError",
-        "what": name,
-        "cause": text,
-        "errno": error.errno,
-        "plugin": getattr(error, "plugin", ""),
-    }
-
-
-def decode_error(data: dict[str, Any]) -> Error | OSError:
-    """The error of encode_error; an unknown class becomes Error."""
-    plugin = str(data.get("plugin", ""))
-    if data.get("class") == "OSError":
-        number = data.get("errno")
-        arguments = (number, data.get("cause"), data.get("what") or None) if number else (data.get("cause"),)
-        error = OSError(*arguments)
-        error.plugin = plugin  # type: ignore[attr-defined]
-        return error
-    cls = CLASSES.get(str(data.get("class")), Error)
-    return cls(str(data.get("what")), str(data.get("cause")), str(data.get("hint", "")), plugin=plugin)
 
 
 def is_object(annotation: Any) -> bool:

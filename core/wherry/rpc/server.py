@@ -16,12 +16,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import count, takewhile
 from typing import Any, BinaryIO, cast, get_args, get_origin
 
-from wherry.errors import Error, Invalid, PluginFault
+from wherry.errors import Error, Invalid, PluginFault, encode_error
 from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
 from wherry.kernel.policy import NORMAL, POLICIES
 from wherry.linux.framing import FrameError, Reader, send
 from wherry.rpc.client import CREDIT, positional
-from wherry.rpc.codec import FD_ANSWERS, decode, encode, encode_error, is_object
+from wherry.rpc.codec import FD_ANSWERS, decode, encode, is_object
 
 MOST_THREADS = 512
 """Requests of one connection at the same time; further ones wait in the socket."""

@@ -9,7 +9,6 @@ and {"z": 1} of the reader steer a stream. Errors keep their class; OSError keep
 from __future__ import annotations
 
 from wherry.rpc.client import ConnectionLost, Proxy, RpcChannel, make_proxy
-from wherry.rpc.codec import decode_error, encode_error
 from wherry.rpc.server import serve
 
-__all__ = ["ConnectionLost", "Proxy", "RpcChannel", "decode_error", "encode_error", "make_proxy", "serve"]
+__all__ = ["ConnectionLost", "Proxy", "RpcChannel", "make_proxy", "serve"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import wherry
-from wherry.errors import CLASSES, Error, Unavailable
+from wherry.errors import Unavailable, decode_error
 from wherry.linux import framing
 
 if TYPE_CHECKING:
@@ -105,9 +105,7 @@ def _greet(sock: socket.socket, config: str | os.PathLike[str] | None) -> bool:
             "restart it: wherry engine restart",
         )
     if error := answer.get("error"):
-        raise CLASSES.get(error.get("class", ""), Error)(
-            error.get("what", ""), error.get("cause", ""), error.get("hint", "")
-        )
+        raise decode_error(error)
     if answer.get("wherry") != 1:
         raise Unavailable("engine", "it answers in an unknown way", "see its log")
     return True

@@ -20,6 +20,7 @@ from typing import Any
 
 import wherry
 from wherry.api import Connection, Denied, Engine, Error, FailedPrecondition, Frontend, NotFound
+from wherry.errors import encode_error
 from wherry.kernel.log import logger as log
 from wherry.linux import framing
 
@@ -227,8 +228,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _error(error: Error) -> dict[str, Any]:
     """One frame that both kinds of client understand: text and exit code for the command line, the class for others."""
-    fields = {"class": type(error).__name__, "what": error.what, "cause": error.cause, "hint": error.hint}
-    return {"err": f"wherry: {error}\n", "error": fields, "exit": error.exit_code}
+    return {"err": f"wherry: {error}\n", "error": encode_error(error), "exit": error.exit_code}
 
 
 @contextlib.contextmanager

@@ -429,13 +429,9 @@ class ShimClient:
 
 def _value(answer: dict[str, Any]) -> Any:
     """What an answer holds; the error it holds is raised."""
-    record = answer.get("error")
-    if record is None:
-        return answer.get("ok")
-    if record.get("errno"):
-        raise OSError(record["errno"], record["cause"] or os.strerror(record["errno"]), record["what"])
-    cls = errors.CLASSES.get(record["class"], errors.Error)
-    raise cls(record["what"], record["cause"], record.get("hint", ""))
+    if (error := answer.get("error")) is not None:
+        raise errors.decode_error(error)
+    return answer.get("ok")
 
 
 __all__ = ["ShimClient", "encode_plan", "launch", "start_shim"]

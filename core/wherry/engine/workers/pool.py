@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wherry.api import ApartLayer, Descriptor, Digest, Error, IdMap, Mount, Unavailable
+from wherry.api import ApartLayer, Descriptor, Digest, IdMap, Mount, Unavailable
 from wherry.engine.workers.zygote import Zygote
-from wherry.errors import CLASSES
+from wherry.errors import decode_error
 from wherry.spec.distribution import LAYER
 
 _NICE = 5  # of what nobody waits for
@@ -122,10 +122,7 @@ class WorkerPool:
             raise Unavailable(f"worker ({job})", "it ended without an answer", "see the engine's log") from None
         if "ok" in answer:
             return answer["ok"]
-        if "errno" in answer:
-            raise OSError(answer["errno"], answer["text"], answer["path"] or None)
-        name, what, cause, hint = answer["error"]
-        raise CLASSES.get(name, Error)(what, cause, hint)
+        raise decode_error(answer["error"])
 
     def _ask(self, request: bytes, stream: BinaryIO | None, other: BinaryIO | None) -> bytes:
         """Starts a worker, gives it the request and answers what it wrote before it ended."""
