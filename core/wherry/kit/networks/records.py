@@ -82,4 +82,4 @@ class AttachmentFiles:
         return found
 
 
-__all__ = ["AttachmentFiles", "Key", "need_id", "plain", "restore"]
+__all__ = ["AttachmentFiles", "Key", "need_id", "plain"]
