@@ -330,7 +330,7 @@ def test_mtu(engine: Engine) -> None:
         ({"subnets": ("10.85.0.0/24",), "gateways": ("10.85.0.255",)}, "not the address of a host"),
         ({"subnets": ("10.85.0.0/24",), "ip_ranges": ("10.86.0.0/25",)}, "none of the subnets"),
         ({"subnets": ("10.85.0.0/31",)}, "no room"),
-        ({"options": {"mtuu": "1400"}}, "did you mean mtu"),
+        ({"options": {"mtuu": "1400"}}, 'did you mean "mtu"'),
         ({"options": {"mtu": "12"}}, "68 to 65535"),
     ],
 )  # fmt: skip

@@ -69,7 +69,8 @@ class Capabilities:
     A snapshotter may provide "mounts", "remap-ids", "block", "apply", "diff", "rebase", "userxattr", "quota", "shared-lower";
     an isolation "exec", "exec-start" (``exec`` can start at once), "pause", "checkpoint", "netns", "rootless"; a network "networks"
     (it makes some at a user's wish), "ports", "publish" (ports of a sandbox that is attached already), "dns", "reserve-netns",
-    "rootless". A variant stands when every flag in ``requires[kind]`` is provided by that kind's driver.
+    "rootless", "host-netns" (its containers are in the host's network), "loopback-only" (they have no other interface). A variant
+    stands when every flag in ``requires[kind]`` is provided by that kind's driver.
     """
 
     provides: frozenset[str] = frozenset()

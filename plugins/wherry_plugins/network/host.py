@@ -30,5 +30,5 @@ def wherry_network() -> Registration[HostConfig, Network]:
         id="host",
         config=HostConfig,
         init=HostNetwork,
-        capabilities=lambda config, context: Capabilities(frozenset({"rootless"})),
+        capabilities=lambda config, context: Capabilities(frozenset({"rootless", "host-netns"})),
     )

@@ -30,5 +30,5 @@ def wherry_network() -> Registration[NoneConfig, Network]:
         id="none",
         config=NoneConfig,
         init=NoneNetwork,
-        capabilities=lambda config, context: Capabilities(frozenset({"rootless"})),
+        capabilities=lambda config, context: Capabilities(frozenset({"rootless", "loopback-only"})),
     )

@@ -118,7 +118,7 @@ class Attacher:
         begun: list[SandboxEndpoint] = []
         undo.add("sandbox", lambda: self._leave(record, begun))
         if kept := state.attached.get(record.id):
-            host = kept[0].driver == "host"
+            host = self.can(kept[0].driver, "host-netns")
             return EndpointSet("host" if host else "own", self._creation.hostname(created, host), kept=kept)
         net = EndpointSet()
         for join, ports in self._shares(created):
@@ -148,8 +148,11 @@ class Attacher:
 
     def publishes(self, network: str, driver_id: str, driver: Network, flag: str = "ports") -> bool:
         """Whether ports can be published by a network; with the flag "publish", once the container is in it."""
-        can = flag in self._state.kernel.capabilities("network", driver_id).provides
-        return can and not driver.inspect(network)[0].internal
+        return self.can(driver_id, flag) and not driver.inspect(network)[0].internal
+
+    def can(self, driver_id: str, flag: str) -> bool:
+        """Whether a network driver has a capability."""
+        return flag in self._state.kernel.capabilities("network", driver_id).provides
 
     def seat(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import cast
 
@@ -39,7 +40,7 @@ class Connector:
         with record.lock:
             begun = self._begun(record)
             name, driver_id, _driver = self._state.find_network(join.network, begun.drivers)
-            if driver_id == "none":
+            if self._attaching.can(driver_id, "loopback-only"):
                 raise Invalid(
                     f'network "{name}"', "has nothing to give", "wherry network disconnect takes a network away"
                 )
@@ -80,9 +81,16 @@ class Connector:
             raise FailedPrecondition(what, "is in the network of another container", "do it with that one")
         request = state.request_of(record)
         begun = ContainerDraft(record, request, state.drivers(record), "")
-        if any(place.driver == "host" for place in state.attached.get(record.id, ())) or request.network == "host":
+        if self._in_hosts_network(begun):
             raise FailedPrecondition(what, "is in the host's network", "start it with another --network")
         return begun
+
+    def _in_hosts_network(self, begun: ContainerDraft) -> bool:
+        drivers = [place.driver for place in self._state.attached.get(begun.record.id, ())]
+        for join in () if drivers else joins(begun.request):
+            with suppress(NotFound):  # a network that is gone can still be taken from the request
+                drivers.append(self._state.find_network(join.network, begun.drivers)[1])
+        return any(self._attaching.can(driver, "host-netns") for driver in drivers)
 
     def _named(self, join: EndpointConfig, begun: ContainerDraft) -> str:
         return self._state.find_network(join.network, begun.drivers)[0] if not join.network else join.network
