@@ -13,6 +13,7 @@ from wherry.engine.containers import bundles, hostfiles, names, signals
 from wherry.engine.containers.records import ContainerRecord, pack_request, unpack_record, unpack_request
 from wherry.engine.networks.endpoints import SandboxEndpoint
 from wherry.engine.shim.acks import Acks
+from wherry.engine.shim.facade import for_drivers
 from wherry.engine.state.database import EngineDatabase
 from wherry.engine.state.events import EventBus
 from wherry.engine.state.leases import Leases
@@ -209,3 +210,15 @@ def test_host_files(tmp_path: Path) -> None:
     for bad in ({"extra_hosts": ("db",)}, {"extra_hosts": ("db:x",)}, {"dns": ("resolver",)}):
         with pytest.raises(Invalid):
             hostfiles.make(RunRequest(image="x", **bad), hostname="h")  # type: ignore[arg-type]
+
+
+def test_a_driver_cannot_quit_the_shim() -> None:
+    class Whole:
+        def __getattr__(self, name: str) -> object:
+            return lambda *_arguments: name
+
+    shim = for_drivers(Whole())  # type: ignore[arg-type]
+    assert shim.list("c") == "list"
+    for name in ("quit", "replace", "ack", "ack_soon", "engine", "events", "close"):
+        assert not hasattr(shim, name)
+        assert hasattr(Whole(), name)

@@ -207,6 +207,7 @@ def _state(
 ) -> State:
     from wherry.engine.images.images import Images
     from wherry.engine.shim.client import start_shim
+    from wherry.engine.shim.facade import for_drivers
     from wherry.engine.workers.pool import WorkerPool
     from wherry.kernel import Kernel
 
@@ -219,7 +220,7 @@ def _state(
     def publish(event: Event) -> None:
         database.publish(event)
 
-    kernel = Kernel(loaded, root=root, run=run, shim=shim, workers=WorkerPool(run), publish=publish)
+    kernel = Kernel(loaded, root=root, run=run, shim=for_drivers(shim), workers=WorkerPool(run), publish=publish)
     stack.callback(kernel.close)
     leases.holding = kernel.holding
     bus.notify = kernel.notify
