@@ -4,17 +4,20 @@ what came of it. Each with a twin that lacks the one step."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.fakes import CHAIN, World, engine
-from wherry.api import FailedPrecondition, InUse, NotFound, RunRequest, Stdio, Unavailable
+from wherry.api import AlreadyExists, FailedPrecondition, InUse, NotFound, RunRequest, Stdio, Unavailable
 from wherry.engine.assembly import Parts
 from wherry.engine.containers.containers import Containers
 from wherry.engine.containers.create import Creator
+from wherry.engine.containers.index import ContainerIndex
 
 BOUND = 30.0
 REQUEST = RunRequest(image="x", name="one", command=("sleep",))
@@ -233,3 +236,50 @@ def test_what_came_to_nothing_is_gone_for_who_waited(world: World, parts: Parts)
     waiting.join(BOUND)
     assert not waiting.is_alive()
     nothing_is_left(world, parts)
+
+
+# create beside rename
+
+
+def create_beside_a_rename(parts: Parts) -> None:
+    """While the new name is not written down yet, the old one is still taken."""
+    parts.lifecycle.create(REQUEST)
+    renaming = threading.Thread(target=parts.changing.rename, args=("one", "two"), daemon=True)
+    with parts.state.database.transaction(durable=False):
+        renaming.start()
+        until_found(parts, "two")
+        with pytest.raises(AlreadyExists):
+            parts.lifecycle.create(REQUEST)
+    renaming.join(BOUND)
+    assert not renaming.is_alive()
+    assert parts.state.registry.find("two").name == "two"
+    parts.lifecycle.create(REQUEST)
+    names = parts.state.database.all("SELECT name FROM containers ORDER BY name")
+    assert names == [("one",), ("two",)]
+
+
+def until_found(parts: Parts, name: str) -> None:
+    deadline = time.monotonic() + BOUND
+    while time.monotonic() < deadline:
+        with suppress(NotFound):
+            parts.state.registry.find(name)
+            return
+        time.sleep(0.001)
+    raise AssertionError("it was never found")
+
+
+def test_a_name_is_free_once_the_new_one_is_written(parts: Parts) -> None:
+    create_beside_a_rename(parts)
+
+
+def test_twin_a_name_that_is_free_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def renamed(index: ContainerIndex, record: Any, name: str) -> Iterator[None]:
+        del index._names[record.name]
+        record.apply({"name": name})
+        index._names[name] = record
+        yield
+
+    monkeypatch.setattr(ContainerIndex, "renamed", renamed)
+    with pytest.raises(Unavailable, match="UNIQUE"):
+        create_beside_a_rename(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from wherry.api import AlreadyExists, Invalid, NotFound
 from wherry.engine.containers.names import random_name
@@ -40,8 +41,10 @@ class ContainerIndex:
             self._names[record.name] = record
             self._records[record.id] = record
 
-    def rename(self, record: ContainerRecord, name: str) -> None:
-        """Gives it another name, in memory. AlreadyExists when the name is taken, by the container itself too."""
+    @contextmanager
+    def renamed(self, record: ContainerRecord, name: str) -> Iterator[None]:
+        """Both names are the container's while the block writes the new one down; then the old one is free, or the new one is where
+        the block raises. AlreadyExists when the name is taken, by the container itself too."""
         with self._lock:
             if (other := self._names.get(name)) is not None:
                 raise AlreadyExists(
@@ -49,9 +52,15 @@ class ContainerIndex:
                     "is its own already" if other is record else f"in use by container {other.id[:12]}",
                     "" if other is record else "remove that container, or choose another name",
                 )
-            del self._names[record.name]
-            record.apply({"name": name})
             self._names[name] = record
+        free = name
+        try:
+            yield
+            free = record.name
+            record.apply({"name": name})
+        finally:
+            with self._lock:
+                del self._names[free]
 
     def drop(self, record: ContainerRecord, *, remember: bool = True) -> None:
         """Takes a record out; ``grave`` still finds it for a while. Nothing happens when it is gone."""

@@ -39,17 +39,12 @@ class Updater:
         with record.lock:
             self._must_be_there(record)
             before, request = record.name, attrs.evolve(state.request_of(record), name=name)
-            state.registry.rename(record, name)
-            try:
-                with state.database.transaction() as tx:
-                    tx.execute(
-                        "UPDATE containers SET name = ?, data = ?, request = ? WHERE id = ?",
-                        (name, record.pack(), pack_request(request), record.id),
-                    )
-                    tx.event("container.renamed", record.id, attributes(record, old_name=before))
-            except BaseException:
-                state.registry.rename(record, before)
-                raise
+            with state.registry.renamed(record, name), state.database.transaction() as tx:
+                tx.execute(
+                    "UPDATE containers SET name = ?, data = ?, request = ? WHERE id = ?",
+                    (name, record.pack(name=name), pack_request(request), record.id),
+                )
+                tx.event("container.renamed", record.id, attributes(record, name=name, old_name=before))
             record.request = request
             return record.view()
 
