@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from wherry.api import Capabilities, Context, Network, Registration, hookimpl
-from wherry_plugins.network import SingleNetwork
+from wherry.kit.networks.single import SingleNetwork
 
 
 @frozen

@@ -22,9 +22,14 @@ Key = tuple[str, str]
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 
 
+def is_id(sandbox_id: str) -> bool:
+    """Whether it is a sandbox id, and so a name of a file."""
+    return _ID.match(sandbox_id) is not None
+
+
 def need_id(sandbox_id: str) -> None:
-    """Invalid for what is no sandbox id, and no name of a file either."""
-    if not _ID.match(sandbox_id):
+    """Invalid for what is no sandbox id."""
+    if not is_id(sandbox_id):
         raise Invalid(f'sandbox "{sandbox_id}"', "not an id")
 
 
@@ -82,4 +87,4 @@ class AttachmentFiles:
         return found
 
 
-__all__ = ["AttachmentFiles", "Key", "need_id", "plain"]
+__all__ = ["AttachmentFiles", "Key", "is_id", "need_id", "plain"]
