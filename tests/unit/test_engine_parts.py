@@ -18,6 +18,7 @@ from wherry.engine.state.database import EngineDatabase
 from wherry.engine.state.events import EventBus
 from wherry.engine.state.leases import Leases
 from wherry.engine.state.ownership import DirectoryLock
+from wherry.kit.names import check_name
 
 
 def test_a_broken_database_is_unavailable(tmp_path: Path) -> None:
@@ -153,10 +154,10 @@ def test_names() -> None:
     seen = {names.random_name() for _ in range(200)}
     assert len(seen) > 150
     for name in seen:
-        names.check_name(name)
+        check_name(name, "container name")
     for bad in ("", "-a", "a b", "a/b", "x" * 129, "a\n"):
         with pytest.raises(Invalid):
-            names.check_name(bad)
+            check_name(bad, "container name")
     ids = {names.new_id() for _ in range(100)}
     assert all(len(id) == 64 and not id[:12].isdecimal() for id in ids)
 

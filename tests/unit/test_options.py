@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from wherry.api import Invalid, NetworkConfig
+from support.fakes import World, engine
+from wherry.api import Invalid, NetworkConfig, RunRequest
 from wherry.engine.containers import userns
 from wherry.errors import suggest
 from wherry.kit import options
+from wherry.kit.names import check_name, is_name
 from wherry_plugins.log.json_file import JsonFile, JsonFileConfig
 from wherry_plugins.log.none import NoneConfig, NoneLog
 from wherry_plugins.network.bridge.config import options_of
@@ -94,3 +96,25 @@ def test_suggestions() -> None:
     assert suggest("x", []) == "there is none"
     assert suggest("x", ["prepare"], otherwise="see there") == "see there"
     assert suggest("ab1", ["ab2", "ab3", "zz"], count=2) == 'did you mean "ab3" or "ab2"?'
+
+
+def test_names_and_labels_have_one_rule(tmp_path: Path) -> None:
+    parts = engine(tmp_path, World())
+    creations: tuple[Callable[[str, Given], object], ...] = (
+        lambda name, labels: parts.lifecycle.create(RunRequest("x", name=name, labels=labels)),
+        lambda name, labels: parts.networks.create(NetworkConfig(name, labels=labels), "none"),
+        lambda name, labels: parts.state.volumes.create(name, "fake", {}, labels),
+    )
+    for create in creations:
+        with pytest.raises(Invalid, match='label "": empty or too long'):
+            create("one", {"": "x"})
+    for create in creations[:2]:  # what a volume may be called is its driver's business
+        for name in ("-a", "a/b", "a\n", "x" * 129):
+            with pytest.raises(
+                Invalid, match=r'(?s)name ".*": not a letter or digit, followed by letters, digits, _, \. or -'
+            ):
+                create(name, {})
+    parts.close()
+    assert is_name("x" * 255, 255)
+    assert not is_name("x" * 256, 255)
+    assert check_name("a_B.c-1", "name") == "a_B.c-1"

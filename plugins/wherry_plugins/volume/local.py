@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -16,11 +15,12 @@ from contextlib import suppress
 
 from attrs import frozen
 
-from wherry.api import Context, Invalid, Labels, Mount, NotFound, Registration, Volume, VolumeDriver, hookimpl
+from wherry.api import Context, Labels, Mount, NotFound, Registration, Volume, VolumeDriver, hookimpl
 from wherry.kit.files import fsync_directory, remove
+from wherry.kit.names import check_name, is_name
 from wherry.kit.options import read_options
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}\Z")
+_LONGEST = 255  # as a name of a file
 
 
 @frozen
@@ -39,9 +39,7 @@ class LocalVolumes:
                     self._erase(name)
 
     def _path(self, name: str) -> str:
-        if not _NAME.match(name):
-            raise Invalid(f'volume "{name}"', 'not letters, digits, "_", "." and "-" with a letter or digit first')
-        return f"{self._root}/{name}"
+        return f"{self._root}/{check_name(name, 'volume name', _LONGEST)}"
 
     def create(self, name: str, options: Labels, labels: Labels) -> Volume:
         path = self._path(name)
@@ -101,7 +99,7 @@ class LocalVolumes:
 
     def list(self) -> Iterator[Volume]:
         for name in sorted(os.listdir(self._root)):
-            if _NAME.match(name):
+            if is_name(name, _LONGEST):
                 try:
                     yield self.get(name)
                 except NotFound:  # removed just now

@@ -12,11 +12,11 @@ from attrs import define, evolve
 
 from wherry.api import Exit, FailedPrecondition, Invalid, Kind, Mount, NotFound, RunRequest, SnapshotOptions
 from wherry.engine.containers import signals, specs, userns
-from wherry.engine.containers.names import check_name
 from wherry.engine.containers.records import ContainerRecord, pack_request
 from wherry.engine.containers.specs.builder import RESERVED, check_hostname
 from wherry.engine.state.state import State, attributes
 from wherry.engine.state.undo import Undo
+from wherry.kit.names import check_labels, check_name
 from wherry.linux.userns import confined
 from wherry.spec import runtime
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from wherry.kernel import Drivers
 
-_LABEL_LIMIT = 64 << 10
 _HEX = frozenset("0123456789abcdef")
 _DURABLE, _FLEETING = SnapshotOptions(), SnapshotOptions(durable=False)
 _ONCE = SnapshotOptions(durable=False, volatile=True)
@@ -146,14 +145,12 @@ class Creator:
     def _record(self, id: str, request: RunRequest, drivers: Drivers, lock: RLock) -> ContainerRecord:
         state = self._state
         if request.name:
-            check_name(request.name)
+            check_name(request.name, "container name")
         if request.hostname:
             check_hostname(request.hostname)
         if request.stop_signal:
             signals.parse(request.stop_signal)
-        for key in request.labels:
-            if not key or len(key) > _LABEL_LIMIT:
-                raise Invalid(f'label "{key[:40]}"', "empty or too long")
+        check_labels(request.labels)
         sandbox_id, network_driver = self._sandbox(request, drivers)
         log = request.log or state.settings.log or "none"
         if log != "none":

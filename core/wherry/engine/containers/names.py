@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-
-from wherry.api import Invalid
 
 #: Boats, rivers and what sails on them: a wherry is a light boat that carried passengers and goods.
 _FIRST = (
@@ -26,8 +23,6 @@ _SECOND = (
     "sloop", "spar", "sprit", "tern", "thames", "tiller", "trawler", "tug", "weir", "wharf", "yawl",
 )  # fmt: skip
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
-
 
 def new_id() -> str:
     """64 hex digits. The first twelve are never all decimal digits: such a short id would read as a number."""
@@ -40,13 +35,3 @@ def random_name(attempt: int = 0) -> str:
     """Two words; from the third attempt on with a number behind them."""
     name = f"{secrets.choice(_FIRST)}_{secrets.choice(_SECOND)}"
     return name if attempt < 3 else f"{name}{secrets.randbelow(10**attempt)}"
-
-
-def check_name(name: str, what: str = "container") -> str:
-    """The name itself. Invalid when it could not be a container's or a network's (the rule is Docker's)."""
-    if not _NAME.match(name):
-        raise Invalid(
-            f'{what} name "{name}"',
-            "not a letter or digit, followed by letters, digits, _, . or -, at most 128 in all",
-        )
-    return name

@@ -9,11 +9,11 @@ import attrs
 
 from wherry.api import Container, FailedPrecondition, Invalid, RunRequest
 from wherry.engine.containers.create import must_not_be_removing
-from wherry.engine.containers.names import check_name
 from wherry.engine.containers.records import ContainerRecord, pack_request
 from wherry.engine.containers.specs.resources import limits
 from wherry.engine.state.state import State, attributes
 from wherry.engine.state.undo import attempt
+from wherry.kit.names import check_name
 
 #: Fields of a request that ``update`` may give, each with the part of the OCI ``linux.resources`` that it belongs to.
 _LIMITS = {
@@ -35,7 +35,7 @@ class Updater:
         """It answers to the new name at once; to other containers, by the resolver of its networks, from its next start on."""
         state = self._state
         record = state.registry.find(container)
-        check_name(name)
+        check_name(name, "container name")
         with record.lock:
             self._must_be_there(record)
             before, request = record.name, attrs.evolve(state.request_of(record), name=name)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from attrs import evolve
 
 from wherry.api import AlreadyExists, Error, InUse, Invalid, Network, NetworkConfig, NetworkInfo, NotFound
-from wherry.engine.containers.names import check_name
 from wherry.engine.networks.endpoints import network_id
 from wherry.engine.state.state import State
 from wherry.kernel.log import logger as log
+from wherry.kit.names import check_labels, check_name
 
 
 class Networks:
@@ -21,7 +21,8 @@ class Networks:
         self._lock = threading.Lock()
 
     def create(self, config: NetworkConfig, driver: str) -> NetworkInfo:
-        check_name(config.name, what="network")
+        check_name(config.name, "network name")
+        check_labels(config.labels)
         driver = driver or self._default()
         with self._lock:  # names are unique over all drivers, and each knows only its own
             for info in self._all():

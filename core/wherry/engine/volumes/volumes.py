@@ -17,6 +17,7 @@ from wherry.engine.containers.specs.mounts import clean_target
 from wherry.engine.state.locks import KeyedLocks
 from wherry.engine.state.undo import Undo
 from wherry.kernel.log import logger as log
+from wherry.kit.names import check_labels
 
 if TYPE_CHECKING:
     from wherry.engine.containers.create import ReadyContainer
@@ -136,6 +137,7 @@ class Volumes:
 
     def create(self, name: str, driver: str, options: Mapping[str, str], labels: Mapping[str, str]) -> Volume:
         """A new volume, or the one of that name; "" has one made up."""
+        check_labels(labels)
         named = dict(labels) if name else {**labels, ANONYMOUS: ""}
         name = name or secrets.token_hex(32)
         with self._holding(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import evolve
@@ -12,14 +11,6 @@ from wherry.kit.networks import addresses as ip
 
 #: Whose addresses mean the machine itself or its link, whoever asks (RFC 1122, RFC 4291).
 _LOCAL = {4: ip.subnet("127.0.0.0/8"), 6: ip.subnet("fe80::/10")}
-
-
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
-
-
-def check_name(name: str) -> None:
-    if not _NAME.match(name):
-        raise Invalid(f'network "{name}"', "is not a name", "use letters and digits, and then also _ . and -")
 
 
 def check_addresses(config: NetworkConfig, request: AttachRequest) -> None:
@@ -108,4 +99,4 @@ def _ranges(config: NetworkConfig, subnets: Sequence[ip.Network]) -> tuple[str, 
     return config.ip_ranges
 
 
-__all__ = ["check_addresses", "check_name", "fill"]
+__all__ = ["check_addresses", "fill"]

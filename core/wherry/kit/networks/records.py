@@ -5,32 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
-from wherry.api import Invalid
 from wherry.linux.path import fsync_directory
 
 T = TypeVar("T")
 Key = tuple[str, str]
 """(network, sandbox id)."""
-
-_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
-
-
-def is_id(sandbox_id: str) -> bool:
-    """Whether it is a sandbox id, and so a name of a file."""
-    return _ID.match(sandbox_id) is not None
-
-
-def need_id(sandbox_id: str) -> None:
-    """Invalid for what is no sandbox id."""
-    if not is_id(sandbox_id):
-        raise Invalid(f'sandbox "{sandbox_id}"', "not an id")
 
 
 def plain(record: Any) -> dict[str, Any]:
@@ -87,4 +72,4 @@ class AttachmentFiles:
         return found
 
 
-__all__ = ["AttachmentFiles", "Key", "is_id", "need_id", "plain"]
+__all__ = ["AttachmentFiles", "Key", "plain"]

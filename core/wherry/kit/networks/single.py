@@ -25,7 +25,7 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.kit.codec import restore
-from wherry.kit.networks.records import is_id, need_id
+from wherry.kit.names import check_name, is_name
 
 
 class BuiltinNetwork:
@@ -85,7 +85,7 @@ class SingleNetwork(BuiltinNetwork):
 
     def reserve(self, request: AttachRequest) -> Reservation:
         self.own(request.network)
-        need_id(request.sandbox_id)
+        check_name(request.sandbox_id, "sandbox id")
         if request.ports:
             raise Invalid(
                 f"port {request.ports[0].container_port}/{request.ports[0].protocol}",
@@ -127,7 +127,7 @@ class SingleNetwork(BuiltinNetwork):
         return Attachment(reservation, mac="", addresses=(), gateways=())
 
     def detach(self, sandbox_id: str, network: str) -> None:
-        if network != self.name or not is_id(sandbox_id):
+        if network != self.name or not is_name(sandbox_id):
             return
         with self._lock:
             self._reserved.pop(sandbox_id, None)
@@ -136,7 +136,7 @@ class SingleNetwork(BuiltinNetwork):
 
     def check(self, sandbox_id: str, network: str) -> None:
         self.own(network)
-        if not is_id(sandbox_id) or not self._file(sandbox_id).exists():
+        if not is_name(sandbox_id) or not self._file(sandbox_id).exists():
             raise NotFound(f'sandbox "{sandbox_id}"', f'is not attached to network "{network}"')
         held = next((sandbox for sandbox in self._context.shim.sandboxes() if sandbox.id == sandbox_id), None)
         if held is None:

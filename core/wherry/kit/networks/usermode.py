@@ -29,10 +29,11 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.kit.codec import restore
+from wherry.kit.names import check_name
 from wherry.kit.networks import interfaces, netlink, sandboxes
 from wherry.kit.networks.netlink import Rtnl
 from wherry.kit.networks.ports import PortClaims
-from wherry.kit.networks.records import AttachmentFiles, Key, need_id, plain
+from wherry.kit.networks.records import AttachmentFiles, Key, plain
 from wherry.kit.networks.single import BuiltinNetwork
 from wherry.kit.networks.tap import Tap, TapProgram
 from wherry.kit.programs import Programs
@@ -109,7 +110,7 @@ class UserModeNetwork(BuiltinNetwork):
 
     def reserve(self, request: AttachRequest) -> Reservation:
         self.own(request.network)
-        need_id(request.sandbox_id)
+        check_name(request.sandbox_id, "sandbox id")
         self.judge(request)
         key = (self.name, request.sandbox_id)
         with self._lock:
@@ -129,7 +130,7 @@ class UserModeNetwork(BuiltinNetwork):
     def attach(self, reservation: Reservation, sandbox: Sandbox) -> Attachment:
         key = (reservation.request.network, sandbox.id)
         self.own(key[0])
-        need_id(sandbox.id)
+        check_name(sandbox.id, "sandbox id")
         sandboxes.refuse_hosts(sandbox)
         with self._turn(key):
             data = self._records.read(key)
@@ -182,7 +183,7 @@ class UserModeNetwork(BuiltinNetwork):
     def detach(self, sandbox_id: str, network: str) -> None:
         if network != self.name:
             return
-        need_id(sandbox_id)
+        check_name(sandbox_id, "sandbox id")
         key = (network, sandbox_id)
         with self._turn(key):
             data = self._records.read(key)
@@ -193,7 +194,7 @@ class UserModeNetwork(BuiltinNetwork):
 
     def check(self, sandbox_id: str, network: str) -> None:
         self.own(network)
-        need_id(sandbox_id)
+        check_name(sandbox_id, "sandbox id")
         what = f'sandbox "{sandbox_id}"'
         data = self._records.read((network, sandbox_id))
         if data is None or not data.get("attachment"):

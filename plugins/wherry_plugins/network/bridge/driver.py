@@ -22,10 +22,10 @@ from wherry.api import (
     Reservation,
     Sandbox,
 )
+from wherry.kit.names import check_name
 from wherry.kit.networks import addresses as ip
 from wherry.kit.networks import sandboxes
-from wherry.kit.networks.definition import check_addresses, check_name, fill
-from wherry.kit.networks.records import need_id
+from wherry.kit.networks.definition import check_addresses, fill
 from wherry.kit.networks.store import NetworkStore, StoredEndpoint, StoredNetwork
 from wherry_plugins.network.bridge.config import BridgeConfig, options_of
 from wherry_plugins.network.bridge.links import BridgeLinks, BridgeShape
@@ -81,7 +81,7 @@ class BridgeNetwork:
     # networks
 
     def create(self, config: NetworkConfig) -> NetworkConfig:
-        check_name(config.name)
+        check_name(config.name, "network name")
         options = options_of(config)
         with self._lock:
             if config.name == DEFAULT or self._store.network(config.name) is not None:
@@ -222,7 +222,7 @@ class BridgeNetwork:
         return place.reservation
 
     def _check(self, request: AttachRequest) -> None:
-        need_id(request.sandbox_id)
+        check_name(request.sandbox_id, "sandbox id")
         config = self._known(request.network).config
         if request.ports and config.internal:
             port = request.ports[0]

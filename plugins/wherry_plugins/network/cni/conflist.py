@@ -6,7 +6,6 @@ CNI specification 1.1, section 1, "Network configuration format".
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,11 +17,11 @@ from attrs import frozen
 
 from wherry.api import Invalid, NetworkConfig
 from wherry.kit import options
+from wherry.kit.names import check_name, is_name
 from wherry.kit.networks import addresses as ip
 
 #: Oldest first; earlier ones have another form of results.
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
 _OPTIONS: dict[str, options.Reader] = {"bridge": options.interface, "conflist": str, "mtu": options.mtu}
 
 
@@ -74,7 +73,7 @@ def parse(data: Any, source: str = "") -> Conflist:
     if "plugins" not in data and "type" in data:  # the form before lists
         data = {**{key: data[key] for key in ("cniVersion", "name") if key in data}, "plugins": [data]}
     name, plugins = data.get("name"), data.get("plugins")
-    if not isinstance(name, str) or not NAME.match(name):
+    if not isinstance(name, str) or not is_name(name):
         raise Invalid(what, f'has no usable name: "{name}"')
     if not isinstance(plugins, list) or not plugins:
         raise Invalid(what, "has no plugins")
@@ -162,9 +161,7 @@ def given(wish: NetworkConfig) -> tuple[NetworkConfig, Conflist] | None:
 
 def judge(wish: NetworkConfig) -> None:
     """Invalid for a name or an option that no network can have."""
-    what = f'network "{wish.name}"'
-    if not NAME.match(wish.name):
-        raise Invalid(what, "not a name", "use letters, digits, _ . and -")
+    check_name(wish.name, "network name")
     options.read_options(wish.options, _OPTIONS, 'the network driver "cni"')
 
 

@@ -30,12 +30,13 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.kit.codec import restore
+from wherry.kit.names import check_name, is_name
 from wherry.kit.networks import interfaces, sandboxes
 from wherry.kit.networks.addresses import Network
 from wherry.kit.networks.definition import fill
 from wherry.kit.networks.netlink import DELLINK, Rtnl, link
 from wherry.kit.networks.ports import PortClaims
-from wherry.kit.networks.records import AttachmentFiles, Key, need_id, plain
+from wherry.kit.networks.records import AttachmentFiles, Key, plain
 from wherry.kit.programs import Programs
 from wherry_plugins.network.cni import conflist as lists
 from wherry_plugins.network.cni.chain import AttachmentCall, Chain
@@ -99,7 +100,7 @@ class CniNetwork:
 
     def remove(self, name: str) -> None:
         with self._lock:
-            data = self._made.read((name, "")) if _is_name(name) else None
+            data = self._made.read((name, "")) if is_name(name) else None
             if data is None:
                 if (known := self._known(name)) is not None:
                     raise Invalid(f'network "{name}"', f'belongs to "{known.source}"', "remove that file")
@@ -139,7 +140,7 @@ class CniNetwork:
         return [(key, data) for key, data in self._records.all() if data["conflist"]["name"] == name]
 
     def _known(self, name: str) -> Conflist | None:
-        if _is_name(name) and (data := self._made.read((name, ""))) is not None:
+        if is_name(name) and (data := self._made.read((name, ""))) is not None:
             return lists.from_stored(data["conflist"])
         return next((each for each in lists.load(self._config.conf_dirs)[0] if each.name == name), None)
 
@@ -157,7 +158,7 @@ class CniNetwork:
     # reserve
 
     def reserve(self, request: AttachRequest) -> Reservation:
-        need_id(request.sandbox_id)
+        check_name(request.sandbox_id, "sandbox id")
         key = (request.network, request.sandbox_id)
         with self._lock:
             conflist = self._find(request.network)
@@ -213,8 +214,8 @@ class CniNetwork:
 
     def detach(self, sandbox_id: str, network: str) -> None:
         key = (network, sandbox_id)
-        need_id(sandbox_id)
-        if not _is_name(network):
+        check_name(sandbox_id, "sandbox id")
+        if not is_name(network):
             return
         with self._turn(key):
             data = self._records.read(key)
@@ -242,9 +243,9 @@ class CniNetwork:
 
     def check(self, sandbox_id: str, network: str) -> None:
         key = (network, sandbox_id)
-        need_id(sandbox_id)
+        check_name(sandbox_id, "sandbox id")
         with self._turn(key):
-            data = self._records.read(key) if _is_name(network) else None
+            data = self._records.read(key) if is_name(network) else None
             if data is None or not data.get("attachment"):
                 raise NotFound(f'sandbox "{sandbox_id}"', f'is not attached to network "{network}"')
             conflist = lists.from_stored(data["conflist"])
@@ -322,10 +323,6 @@ class CniNetwork:
 def _taken() -> Sequence[Network]:
     with Rtnl() as rtnl:
         return interfaces.taken(rtnl)
-
-
-def _is_name(name: str) -> bool:
-    return lists.NAME.match(name) is not None
 
 
 def _judge(request: AttachRequest, conflist: Conflist) -> None:

@@ -20,11 +20,11 @@ from wherry.api import (
     Sandbox,
 )
 from wherry.kit import options
+from wherry.kit.names import check_name
 from wherry.kit.networks import addresses as ip
 from wherry.kit.networks import interfaces, sandboxes
-from wherry.kit.networks.definition import check_addresses, check_name, fill
+from wherry.kit.networks.definition import check_addresses, fill
 from wherry.kit.networks.netlink import Rtnl
-from wherry.kit.networks.records import need_id
 from wherry.kit.networks.store import NetworkStore, StoredEndpoint
 from wherry_plugins.network.macvlan.links import MODES, MacvlanLinks, MacvlanShape
 
@@ -55,7 +55,7 @@ class MacvlanNetwork:
     # networks
 
     def create(self, config: NetworkConfig) -> NetworkConfig:
-        check_name(config.name)
+        check_name(config.name, "network name")
         self._shape(config)
         with self._lock:
             if self._store.network(config.name) is not None:
@@ -122,7 +122,7 @@ class MacvlanNetwork:
     # places
 
     def reserve(self, request: AttachRequest) -> Reservation:
-        need_id(request.sandbox_id)
+        check_name(request.sandbox_id, "sandbox id")
         config = self._known(request.network)
         if request.ports:
             port = request.ports[0]
