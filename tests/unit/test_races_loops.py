@@ -15,6 +15,7 @@ import pytest
 
 from wherry.api import Connection
 from wherry.client import hot
+from wherry.kit import threads
 from wherry.linux import framing
 from wherry.linux.loop import IN, Loop
 from wherry_plugins.frontend.cli import keys, server
@@ -193,18 +194,17 @@ def two_frames_at_once(monkeypatch: pytest.MonkeyPatch, patience: float, lock: A
     made: list[threading.Thread] = []
     second = threading.Event()
 
-    class Thread(threading.Thread):
-        def __init__(self, **kwargs: Any) -> None:
-            super().__init__(**kwargs)
-            made.append(self)
-            if len(made) == 2:
-                second.set()
-                return
+    def start(target: Callable[[], None], name: str) -> threading.Thread:
+        made.append(threads.start(target, name))
+        if len(made) == 2:
+            second.set()
+        else:
             other.start()
             second.wait(patience)
+        return made[-1]
 
     other = threading.Thread(target=session._enqueue, args=({},))
-    monkeypatch.setattr(sessions, "threading", SimpleNamespace(Thread=Thread))
+    monkeypatch.setattr(sessions, "threads", SimpleNamespace(start=start))
     session._enqueue({})
     other.join(BOUND)
     for _ in made:

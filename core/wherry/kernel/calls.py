@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _thread
 import itertools
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any
 
 from wherry.errors import DeadlineExceeded
+from wherry.kit import threads
 
 KEPT_IDLE = 16
 """Threads that wait for the next call; those beyond it end after their call."""
@@ -144,7 +144,7 @@ class _Worker:
         self.wake = _thread.allocate_lock()
         self.wake.acquire()
         self.job: _Job | None = None
-        threading.Thread(target=self.run, name=f"wherry-call-{number}", daemon=True).start()
+        threads.start(self.run, f"wherry-call-{number}")
 
     def run(self) -> None:
         wake, pool = self.wake.acquire, self.pool

@@ -55,8 +55,9 @@ class Reader:
         self._fds: list[int] = []
 
     def feed(self) -> bool:
-        """One recvmsg(2); False at end of stream. BlockingIOError where the socket is non-blocking and has nothing."""
-        data, ancillary, _flags, _address = self.socket.recvmsg(
+        """One recvmsg(2); False at end of stream. BlockingIOError where the socket is non-blocking and has nothing; FrameError where
+        descriptors were lost, as at RLIMIT_NOFILE: those of a later frame would be taken for them."""
+        data, ancillary, flags, _address = self.socket.recvmsg(
             1 << 16, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
         )
         for level, kind, payload in ancillary:
@@ -64,6 +65,8 @@ class Reader:
                 received = array.array("i")
                 received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
                 self._fds.extend(received)
+        if flags & socket.MSG_CTRUNC:
+            raise FrameError("descriptors were lost: this process has no room for more")
         self._buffer += data
         return bool(data)
 

@@ -16,9 +16,10 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import count, takewhile
 from typing import Any, BinaryIO, cast, get_args, get_origin
 
-from wherry.errors import Error, Invalid, PluginFault, encode_error
+from wherry.errors import Error, Invalid, PluginFault, Unavailable, encode_error
 from wherry.kernel.checks import attributes_of, hints_of, methods_of, owner_of
 from wherry.kernel.policy import NORMAL, POLICIES
+from wherry.kit import threads
 from wherry.linux.framing import FrameError, Reader, send
 from wherry.rpc.client import CREDIT, positional
 from wherry.rpc.codec import FD_ANSWERS, decode, encode, is_object
@@ -119,7 +120,7 @@ class _Server:
     def run(self) -> None:
         try:
             # Not on this thread: it must notice the end even while the reader is stuck in a socket that was closed under it.
-            threading.Thread(target=self._work, name="wherry-serve", daemon=True).start()
+            threads.start(self._work, "wherry-serve")
             self._over.wait()
         finally:
             self._end()
@@ -149,7 +150,11 @@ class _Server:
                 self._end()
                 return
             if short:
-                threading.Thread(target=self._work, name="wherry-serve", daemon=True).start()
+                try:
+                    threads.start(self._work, "wherry-serve")
+                except Unavailable:  # this one reads the next request when it has answered its own
+                    with self._counting:
+                        self._threads -= 1
             self._answer(*frame)
 
     def _next(self) -> tuple[dict[str, Any], list[int]] | None:

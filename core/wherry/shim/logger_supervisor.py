@@ -48,33 +48,70 @@ class LoggerSupervisor:
         self._closing = False
 
     def start(self) -> None:
-        """Forks a logger and gives it every stream there is."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._started = time.monotonic()
-        self.starts += 1
-        pid = os.fork()
-        if pid == 0:
-            keep = (2, theirs.fileno(), self.listener.fileno(), self.memory, self.ledger.fd)
-            process.close_others(keep)
-            logger.run(theirs, self.listener, self.memory, self.ledger.fd)
-        theirs.close()
-        self.adopt(pid, ours)
+        """Forks a logger and gives it every stream there is. Where that can't be done now, it is tried again: what containers write
+        waits in their pipes meanwhile."""
+        if self._closing:
+            return
+        try:
+            self._fork()
+        except OSError as error:  # EAGAIN, ENOMEM, EMFILE
+            os.write(2, f"logger: can't be started: {error}\n".encode())
+            self._failures += 1
+            self._start_later()
+            return
         for slot in self.dropped:
             self.slots.give(slot)
         self.dropped.clear()
         for streams in self.streams.values():
             self._add(streams)
 
+    def _fork(self) -> None:
+        """OSError, and then there is no logger."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self._started = time.monotonic()
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                keep = (2, theirs.fileno(), self.listener.fileno(), self.memory, self.ledger.fd)
+                process.close_others(keep)
+                logger.run(theirs, self.listener, self.memory, self.ledger.fd)
+        self.starts += 1
+        try:
+            self.adopt(pid, ours)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # it is our child, and nobody has waited for it
+            ours.close()
+            self.pid = 0
+            raise
+
+    def _start_later(self) -> None:
+        self.loop.later(min(1.0, 0.05 * 2 ** min(self._failures, 10)), self.start)
+
     def adopt(self, pid: int, sock: socket.socket) -> FrameChannel:
         """A logger that runs already; nothing happens when it has ended meanwhile, but for a new one."""
         self.pid = pid
-        self.channel = FrameChannel(self.loop, sock, self._frame, self._lost)
         try:
-            self._pidfd = pidfd.open(pid)
+            fd = pidfd.open(pid)
         except ProcessLookupError:
+            fd = -1
+        try:
+            self.channel = FrameChannel(self.loop, sock, self._frame, self._lost)
+            if fd >= 0:
+                self.loop.add(fd, IN, lambda _events: self._ended())
+        except BaseException:
+            if self.channel is not None:
+                channel, self.channel = self.channel, None
+                channel.close()
+            if fd >= 0:
+                os.close(fd)
+            raise
+        self._pidfd = fd
+        if fd < 0:
             self.loop.soon(self._ended)
-        else:
-            self.loop.add(self._pidfd, IN, lambda _events: self._ended())
         return self.channel
 
     def take_over(self) -> int:
@@ -160,7 +197,7 @@ class LoggerSupervisor:
             return
         self._failures = self._failures + 1 if time.monotonic() - self._started < 1.0 else 0
         if self._failures > 3:
-            self.loop.later(min(1.0, 0.05 * 2**self._failures), self.start)
+            self._start_later()
         else:
             self.start()
 

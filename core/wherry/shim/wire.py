@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -42,6 +43,10 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, KeyError | TypeError | ValueError | IndexError):
         return {"class": "Invalid", "what": "shim request", "cause": f"{type(error).__name__}: {error}", "hint": ""}
     return {"class": "Error", "what": "shim", "cause": f"{type(error).__name__}: {error}", "hint": ""}
+
+
+#: sendmsg(2), unix(7): the peer is there, and the kernel has no room now.
+_LATER = frozenset((errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS))
 
 
 class FrameChannel:
@@ -93,7 +98,9 @@ class FrameChannel:
             return self.socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return 0
-        except OSError:
+        except OSError as error:
+            if error.errno in _LATER:
+                return 0
             self._deaf = True
             return 0
 

@@ -71,8 +71,9 @@ class Execs:
             raise
         try:
             state.finishers.submit(self._tell, exec)  # who waits for the start does not wait for the event
-        except RuntimeError:  # the engine is closing
-            self._tell(exec)
+        except RuntimeError:  # the engine is closing; else one of the threads that there are will tell
+            if state.closing.is_set():
+                self._tell(exec)
         return exec.id
 
     def _tell(self, exec: Exec) -> None:

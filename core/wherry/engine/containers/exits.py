@@ -102,8 +102,10 @@ class ExitHandler:
 
         try:
             self._state.finishers.submit(guarded)
-        except RuntimeError:  # the engine is closing: the shim replays the event to the next one
-            log.debug("not finished: the engine closes")
+        except RuntimeError as error:
+            # The engine is closing, and the shim replays the event to the next one; or one more thread can't be started, and one of
+            # those that there are does the work.
+            log.debug("{} waits: {}", work.__name__, error)
 
     def _ack(self, sequence: int) -> None:
         try:

@@ -6,7 +6,6 @@ so on. Ports are published where that can be: by the first network whose driver 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -24,6 +23,7 @@ from wherry.api import (
     Port,
     Reservation,
     RunRequest,
+    Unavailable,
 )
 from wherry.engine.containers import bundles, hostfiles, userns
 from wherry.engine.containers.create import ContainerDraft, Creator, must_not_be_removing
@@ -32,6 +32,7 @@ from wherry.engine.containers.sandboxes import note_gone, take_down
 from wherry.engine.networks.endpoints import SandboxEndpoint, endpoint_of
 from wherry.engine.state.state import State
 from wherry.engine.state.undo import Undo, attempt
+from wherry.kit import threads
 
 
 @attrs.define
@@ -222,8 +223,11 @@ class Attacher:
             except BaseException as error:
                 failed.append(error)
 
-        thread = threading.Thread(target=work, name="wherry-attach", daemon=True)
-        thread.start()
+        try:
+            thread = threads.start(work, "wherry-attach")
+        except Unavailable:
+            attach()
+            return lambda: None
 
         def attached() -> None:
             thread.join()

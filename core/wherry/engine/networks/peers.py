@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from wherry.api import Event
+from wherry.api import Event, Unavailable
 from wherry.engine.containers import bundles
 from wherry.engine.containers.hostfiles import names_block, with_names
 from wherry.engine.networks.endpoints import SandboxEndpoint
 from wherry.kernel.log import logger as log
+from wherry.kit import threads
 
 if TYPE_CHECKING:
     from wherry.engine.containers.records import ContainerRecord
@@ -73,8 +74,8 @@ class Peers:
         with self._lock:
             self._heard.append(event)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="wherry-peers", daemon=True)
-                self._thread.start()
+                with suppress(Unavailable):  # the next event tries again
+                    self._thread = threads.start(self._work, "wherry-peers")
 
     def _work(self) -> None:
         while True:

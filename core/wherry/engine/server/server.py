@@ -14,14 +14,16 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import wherry
-from wherry.api import Connection, Denied, Engine, Error, FailedPrecondition, Frontend, NotFound
+from wherry.api import Connection, Denied, Engine, Error, FailedPrecondition, Frontend, NotFound, Unavailable
 from wherry.errors import encode_error
 from wherry.kernel.log import logger as log
+from wherry.kit import threads
 from wherry.linux import framing
 
 BACKLOG = 512
@@ -41,13 +43,19 @@ class ConnectionThreads:
         self.busy = 0
 
     def run(self, work: Callable[[], None]) -> None:
+        """Unavailable when no thread can be started."""
         with self._lock:
             self.busy += 1
             if self._idle > 0:
                 self._idle -= 1
                 self._work.put(work)
                 return
-        threading.Thread(target=self._loop, args=(work,), name="wherry-client", daemon=True).start()
+        try:
+            threads.start(self._loop, "wherry-client", (work,))
+        except Unavailable:
+            with self._lock:
+                self.busy -= 1
+            raise
 
     def _loop(self, work: Callable[[], None] | None) -> None:
         while work is not None:
@@ -121,7 +129,18 @@ class SocketServer:
                 log.warning("accept failed: {}", error)
                 time.sleep(0.05)
                 continue
-            self._threads.run(lambda client=client: self._client(client))  # type: ignore[misc]
+            try:
+                self._threads.run(partial(self._client, client))
+            except Unavailable as error:
+                self._turn_away(client, error)
+
+    @staticmethod
+    def _turn_away(client: socket.socket, error: Error) -> None:
+        """The one client for which there is no thread; the accept loop waits for nobody."""
+        log.warning("a client was turned away: {}", error)
+        with client, contextlib.suppress(OSError):
+            client.setblocking(False)
+            framing.send(client, _error(error))
 
     @property
     def clients(self) -> int:

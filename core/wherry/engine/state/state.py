@@ -74,6 +74,7 @@ class State:
         self.bundles = run / "bundles"
         self.cgroup = cgroup_parent(run)
         self.finishers = ThreadPoolExecutor(FINISHERS, "wherry-finish")
+        self.finishers.submit(int)  # with one thread at least, work that no new one can be started for waits its turn
         self.closing = threading.Event()
         #: Whether the shim goes with this engine, should no container be left.
         self.quit_shim = quit_shim or threading.Event()

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from wherry.errors import Unavailable
+from wherry.kit import threads
+
 _DELAY = 0.05  # seconds: so that the deletion of one container's directories does not delay the start of the next
 _ROUNDS = 20  # so often it looks by itself before it sleeps: while containers come and go, nobody has to wake it
 
@@ -29,8 +32,8 @@ class Trash:
         with self._condition:
             self._waiting.append(item)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"{self._name}-trash", daemon=True)
-                self._thread.start()
+                with suppress(Unavailable):  # the next one to come tries again, and so does ``empty``
+                    self._thread = threads.start(self._run, f"{self._name}-trash")
             elif self._asleep:
                 self._condition.notify_all()
 
@@ -38,6 +41,8 @@ class Trash:
         """Returns when all that was in it is deleted."""
         self._hurry.set()
         with self._condition:
+            if self._thread is None and self._waiting:
+                self._take()
             self._condition.wait_for(lambda: not self._waiting and not self._busy)
         self._hurry.clear()
 
@@ -60,16 +65,23 @@ class Trash:
                         self._asleep, idle = False, 0
                     continue
                 idle = 0
-                self._busy = True
-                batch, self._waiting = self._waiting, []
-            freed = 0
+                self._take()
+                self._condition.notify_all()
+
+    def _take(self) -> None:
+        """Deletes what waits now; the lock, which the caller has, is let go of meanwhile."""
+        self._busy = True
+        batch, self._waiting = self._waiting, []
+        self._condition.release()
+        freed = 0
+        try:
             for item in batch:
                 with suppress(Exception):  # the thread has to live: others wait for it, and cleanup tries again
                     freed += self._erase(item)
-            with self._condition:
-                self._freed += freed
-                self._busy = False
-                self._condition.notify_all()
+        finally:
+            self._condition.acquire()
+            self._freed += freed
+            self._busy = False
 
 
 __all__ = ["Trash"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from attrs import evolve
 
-from wherry.api import Stdio
+from wherry.api import Stdio, Unavailable
+from wherry.kit import threads
 from wherry_plugins.frontend.cli.command import option
 
 DEFAULT = b"\x10\x11"
@@ -64,8 +64,12 @@ def watched(streams: Stdio, keys: bytes, leave: Callable[[], None]) -> Iterator[
     reader, writer = os.pipe2(os.O_CLOEXEC)
     stop = os.eventfd(0, os.EFD_CLOEXEC)
     source = os.dup(streams.stdin)
-    thread = threading.Thread(target=_pump, args=(source, writer, stop, keys, leave), name="cli-keys", daemon=True)
-    thread.start()
+    try:
+        thread = threads.start(_pump, "cli-keys", (source, writer, stop, keys, leave))
+    except Unavailable:
+        for fd in (reader, writer, stop, source):
+            os.close(fd)
+        raise
     try:
         yield evolve(streams, stdin=reader)
     finally:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from wherry.api import Connection, Context, Engine
+from wherry.api import Connection, Context, Engine, Unavailable
+from wherry.kit import threads
 from wherry_plugins.frontend.cli.session import Session
 
 if TYPE_CHECKING:
     import socket
+
+_PAUSE = 0.05
 
 
 @frozen
@@ -76,7 +81,11 @@ class Multiplexer:
 
     def run(self) -> None:
         while not self.stopped:
-            self.turn()
+            try:
+                self.turn()
+            except Exception:  # of one client's, or the machine's: the others go on
+                sys.excepthook(*sys.exc_info())
+                time.sleep(_PAUSE)
 
     def turn(self) -> None:
         """Waits once and handles what came. What is told of a number that is watched only since then is told again if it holds."""
@@ -124,7 +133,8 @@ class CliFrontend:
     def serve(self, engine: Any) -> None:
         """Imports the commands in the background, then listens to clients until ``stop``."""
         self.engine = engine
-        threading.Thread(target=self._warm, name="cli-warm", daemon=True).start()
+        with contextlib.suppress(Unavailable):  # the first command imports them then
+            threads.start(self._warm, "cli-warm")
         self.hub.run()
 
     def _warm(self) -> None:

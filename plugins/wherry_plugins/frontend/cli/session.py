@@ -12,12 +12,12 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wherry.api import Connection, Engine, Error, Invalid, Unavailable
-from wherry.kit import framing
+from wherry.kit import framing, threads
 
 if TYPE_CHECKING:
     from wherry_plugins.frontend.cli.server import Multiplexer
@@ -265,8 +265,8 @@ class Session:
         self._steps.put(step)
         with self._starting:
             if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="cli-frames", daemon=True)
-                self._worker.start()
+                with suppress(Unavailable):  # the client's next frame tries again
+                    self._worker = threads.start(self._work, "cli-frames")
 
     def _work(self) -> None:
         while (step := self._steps.get()) is not None:
