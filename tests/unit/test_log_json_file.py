@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 from wherry.api import FailedPrecondition, Invalid, LogLine, LogSink
 from wherry.shim.logfile import LogFile
 from wherry_plugins.log.json_file import JsonFile, JsonFileConfig, parse_size
-from wherry_plugins.log.json_file.reading import parse_time
+from wherry_plugins.log.json_file.reading import Follower, parse_time
 from wherry_plugins.log.none import NoneConfig, NoneLog
 
 
@@ -91,6 +92,50 @@ def test_tail_counts_lines_not_pieces(driver: JsonFile) -> None:
     writer.write(b"one\n", b"tw", b"o\n", b"thr", b"ee")
     assert text(driver.read("c", tail=1)) == b"three"
     assert text(driver.read("c", tail=2)) == b"two\nthree"
+
+
+def test_tail_over_rotated_files(driver: JsonFile, tmp_path: Path) -> None:
+    writer = Writer(driver.sink("c", {"max-size": "4096", "max-file": "100"}))
+    lines = [b"line %05d\n" % number for number in range(1000)]
+    writer.write(*lines)
+    assert len(list(tmp_path.iterdir())) > 5
+    for count in (0, 1, 30, 700, 1000, 2000):
+        assert text(driver.read("c", tail=count)) == b"".join(lines[max(0, 1000 - count) :])
+    follower = driver.read("c", follow=True, tail=300)
+    assert b"".join(line.data for line in itertools.islice(follower, 300)) == b"".join(lines[-300:])
+    writer.write(b"more\n")
+    assert next(line for line in follower if line.data).data == b"more\n"
+    follower.close()  # type: ignore[attr-defined]
+
+
+def memory_of_the_tail(driver: JsonFile) -> int:
+    """The most bytes that are held while the last line of a log is read, which is 16 MiB long and has no end."""
+    writer = Writer(driver.sink("c", {}))
+    for _ in range(256):
+        writer.write(b"x" * (1 << 16))
+    tracemalloc.start()
+    try:
+        assert sum(len(line.data) for line in driver.read("c", tail=1)) == 16 << 20
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_line_without_an_end_is_not_held(driver: JsonFile) -> None:
+    assert memory_of_the_tail(driver) < 4 << 20
+
+
+def test_twin_that_holds_what_it_skips_to(driver: JsonFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip = Follower.skip_to_tail
+
+    def holding(self: Follower, count: int) -> None:
+        other = Follower(self._path)
+        self.held = list(other.records())  # type: ignore[attr-defined]
+        other.close()
+        skip(self, count)
+
+    monkeypatch.setattr(Follower, "skip_to_tail", holding)
+    assert memory_of_the_tail(driver) > 16 << 20
 
 
 def test_since_and_until(driver: JsonFile) -> None:

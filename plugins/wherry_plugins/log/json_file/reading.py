@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from io import FileIO
 
 from wherry.api import LogLine
@@ -59,9 +59,14 @@ class Follower:
 
     def records(self) -> Iterator[bytes]:
         """All that are there now."""
+        return (record for _file, _offset, record in self._placed())
+
+    def _placed(self) -> Iterator[tuple[FileIO, int, bytes]]:
+        """Each with its file and where it begins there."""
         while (file := self._open()) is not None:
             current = self._is_current(file)  # asked before reading: a file that was rotated away is complete
-            yield from self._lines(file)
+            for offset, record in self._lines(file):
+                yield file, offset, record
             if current:
                 return
             self._read[_identity(file)] = file
@@ -105,14 +110,16 @@ class Follower:
         return _identity(file) == (info.st_dev, info.st_ino)
 
     @staticmethod
-    def _lines(file: FileIO) -> Iterator[bytes]:
+    def _lines(file: FileIO) -> Iterator[tuple[int, bytes]]:
         size = os.fstat(file.fileno()).st_size
         if size < file.tell():
             file.seek(size)
-        rest = b""
+        rest, offset = b"", file.tell()
         while data := file.read(_BLOCK):
             *lines, rest = (rest + data).split(b"\n")
-            yield from lines
+            for line in lines:
+                yield offset, line
+                offset += len(line) + 1
         # an unfinished record is read again as a whole: it may be cut back and written anew until then
         file.seek(-len(rest), os.SEEK_CUR)
 
@@ -122,18 +129,31 @@ class Follower:
         self._read.clear()
         self._file = None
 
-    def skip_to_tail(self, count: int) -> list[bytes]:
-        """The records of the last count lines that are there now; what comes later is left for ``records``."""
-        kept: deque[list[bytes]] = deque(maxlen=max(count, 1))
-        line: list[bytes] = []
-        for record in self.records():
-            line.append(record)
-            if b'\\n","stream"' in record:
-                kept.append(line)
-                line = []
-        if line:
-            kept.append(line)
-        return [record for part in kept for record in part] if count else []
+    def skip_to_tail(self, count: int) -> None:
+        """``records`` goes on with the last count lines that are there now. Remembers where they begin, not what they say: a line
+        without an end may be as long as the log."""
+        begins: deque[tuple[FileIO, int]] = deque(maxlen=max(count, 1))
+        files: list[FileIO] = []
+        fresh = True
+        for file, offset, record in self._placed():
+            if fresh:
+                begins.append((file, offset))
+            if file not in files[-1:]:
+                files.append(file)
+            fresh = b'\\n","stream"' in record
+        if not count or not begins:
+            return
+        first, offset = begins[0]
+        again = files[files.index(first) :]
+        self._read = {identity: file for identity, file in self._read.items() if file not in again}
+        for other in {*again[1:], self._file} - {first, None}:
+            if other is not None:
+                other.close()
+        self._file = first
+        if not first.closed:
+            first.seek(offset)
+        else:  # rotated away meanwhile, with what it said
+            self._file = None
 
 
 def _identity(file: FileIO) -> tuple[int, int]:
@@ -145,10 +165,11 @@ def read(path: str, *, follow: bool, since: int, until: int, tail: int) -> Itera
     """See wherry.api.LogDriver.read."""
     follower = Follower(path)
     try:
-        records: Iterable[bytes] = follower.skip_to_tail(tail) if tail >= 0 else follower.records()
+        if tail >= 0:
+            follower.skip_to_tail(tail)
         quiet = time.monotonic()
         while True:
-            for record in records:
+            for record in follower.records():
                 line = decode(record)
                 if line is None or line.time < since:
                     continue
@@ -162,6 +183,5 @@ def read(path: str, *, follow: bool, since: int, until: int, tail: int) -> Itera
                 yield _IDLE
                 quiet = time.monotonic()
             time.sleep(_POLL)
-            records = follower.records()
     finally:
         follower.close()
