@@ -6,8 +6,10 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attrs import evolve
 
 from support.engines import clear, engine_of_a_module
 from support.running import HOST, execute, run, sh, sleeper, until, until_it_listens
@@ -25,6 +27,7 @@ from wherry.api import (
     RunRequest,
     Stdio,
 )
+from wherry.engine.containers.specs import mounts
 from wherry.linux import mount
 from wherry.linux.cgroup import detect
 from wherry.linux.userns import confined
@@ -160,6 +163,28 @@ def test_tmpfs_and_read_only(engine: Engine) -> None:
     mount = next(line for line in said.out.splitlines() if " /t tmpfs" in line)
     assert {"nosuid", "nodev", "noexec", "size=1024k"} <= set(mount.split()[3].split(","))
     assert sh(engine, "echo b > /b; cat /b").out == "b\n"
+
+
+def files_it_can_write(engine: Engine, **request: Any) -> str:
+    """Which of its files under /etc a container can write. The engine can write them all, and the container sees it."""
+    id = sleeper(engine, **request)
+    path = engine.run_directory / "bundles" / id / "hosts"  # type: ignore[attr-defined]
+    path.write_text("192.0.2.1 engine\n")
+    script = "for name in hosts hostname resolv.conf; do echo x >> /etc/$name && echo $name; done; cat /etc/hosts"
+    said = execute(engine, id, "/bin/sh", "-c", script).out
+    assert "192.0.2.1 engine\n" in said
+    return said.partition("192")[0]
+
+
+def test_a_read_only_container_does_not_write_its_files_under_etc(engine: Engine) -> None:
+    assert files_it_can_write(engine, read_only=True) == ""
+    assert files_it_can_write(engine, read_only=False) == "hosts\nhostname\nresolv.conf\n"
+
+
+def test_twin_the_files_are_mounted_as_for_any_container(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = mounts.all_mounts
+    monkeypatch.setattr(mounts, "all_mounts", lambda request, *rest: real(evolve(request, read_only=False), *rest))
+    assert files_it_can_write(engine, read_only=True, labels={"compiled": "anew"})
 
 
 @pytest.mark.parametrize("twin", [False, True])

@@ -168,8 +168,10 @@ def all_mounts(
             mount["options"] = [option for option in mount["options"] if option != "ro"] + ["rw"]
         result.append(mount)
     if files is not None:
+        # The engine writes them by another mount, so these can be as the root is.
+        options = ["rbind", "rprivate", *(("ro",) if request.read_only else ())]
         result.extend(
-            {"destination": target, "type": "bind", "source": str(files / name), "options": ["rbind", "rprivate"]}
+            {"destination": target, "type": "bind", "source": str(files / name), "options": list(options)}
             for name in ("resolv.conf", "hostname", "hosts")
             if (target := "/etc/" + name) not in taken
         )
