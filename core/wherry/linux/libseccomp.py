@@ -139,7 +139,8 @@ class SeccompFilter:
             return False
         array = (ArgCmp * max(1, len(args)))(*(ArgCmp(*arg) for arg in args))
         result = library().seccomp_rule_add_array(self._context, action, number, len(args), array)
-        # EEXIST: the same rule twice; EACCES: it says what the default says; EDOM: no such call on one of the architectures
+        # EEXIST: the same rule twice, the caller has refused two that contradict;
+        # EACCES: it says what the default says; EDOM: no such call on one of the architectures
         if -result not in (errno.EEXIST, errno.EACCES, errno.EDOM):
             _check(result, name)
         return True

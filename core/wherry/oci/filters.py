@@ -1,7 +1,8 @@
 """Seccomp profiles, in the OCI runtime-spec's form or in Docker's, compiled to BPF for the capabilities at hand.
 
 Docker's form (its default.json) differs by "archMap", and by "includes" and "excludes" of each rule: "caps", "arches" (Go names) and
-"minKernel". ``seccomp_default.json`` is Docker's default profile. What a profile compiles to is cached by its text, the
+"minKernel". ``seccomp_default.json`` is Docker's default profile, but for families of sockets above 63: the kernel looks at 32 bits of
+what a filter sees all 64 of, so that any of these could be AF_ALG or AF_VSOCK. What a profile compiles to is cached by its text, the
 capabilities, the machine and the version of libseccomp, in memory and as files.
 """
 
@@ -32,7 +33,7 @@ _AUDIT_ARCH = {
     "arm64": (0xC00000B7, 0x40000028),
 }
 _KERNEL = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
-_FORMAT = "3"  # of the cache: how rules become a filter
+_FORMAT = "4"  # of the cache: how rules become a filter
 
 
 def default_profile() -> str:
@@ -110,6 +111,7 @@ def compile_profile(document: Mapping[str, Any], capabilities: int) -> bytes:
         for name in _architectures(document):
             result.add_architecture(name)
         result.optimize()
+        said: dict[tuple[str, tuple[tuple[int, int, int, int], ...]], int] = {}
         for index, rule in enumerate(_list(document, "syscalls")):
             where = f"syscalls/{index}"
             if not isinstance(rule, Mapping):
@@ -121,6 +123,10 @@ def compile_profile(document: Mapping[str, Any], capabilities: int) -> bytes:
                 continue
             args = _arguments(rule, where)
             for name in _names(rule, where):
+                if said.setdefault((name, args), value) != value:
+                    raise SpecError(
+                        "seccomp profile", f"{where}: another rule says otherwise of {name}", "leave one of the two out"
+                    )
                 _add(result, value, name, args)
         return bpf.compressed(result.export(), _AUDIT_ARCH.get(syscall.MACHINE, ()))
 
