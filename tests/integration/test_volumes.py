@@ -24,6 +24,7 @@ from wherry.api import Bind, Engine, InUse, Invalid, NotFound, RunRequest
 from wherry.engine.state.locks import KeyedLocks
 from wherry.engine.state.undo import Undo
 from wherry.engine.volumes.volumes import Volumes
+from wherry.layers.paths import COPYING
 from wherry_plugins.volume import local
 from wherry_plugins.volume.local import LocalConfig, LocalVolumes
 
@@ -179,6 +180,18 @@ def test_one_that_holds_something_stays_as_it_is(engine: Engine, tmp_path: Path)
     image = redis_like(tmp_path / "image.tar")
     Path(engine.create_volume("data").mountpoint, "mine").write_text("mine")
     assert run(engine, "sh", "-c", "echo /data/*", image=image, mounts=(volume("data", "/data"),)).out == "/data/mine\n"
+
+
+@pytest.mark.parametrize(("options", "wanted"), [((), ["first", "link"]), (("nocopy",), [])])
+def test_a_copy_that_was_cut_off_is_not_taken_for_the_whole(
+    engine: Engine, tmp_path: Path, options: tuple[str, ...], wanted: list[str]
+) -> None:
+    image = redis_like(tmp_path / "image.tar")
+    left = Path(engine.create_volume("data").mountpoint, COPYING)
+    left.mkdir()
+    (left / "half").touch()
+    done = run(engine, "sh", "-c", "true", image=image, mounts=(volume("data", "/data", *options),))
+    assert sorted(os.listdir(left.parent)) == wanted, done
 
 
 def test_a_failed_create_leaves_no_volume(engine: Engine) -> None:

@@ -68,7 +68,8 @@ class Workers(Protocol):
 
     def populate(self, volume: tuple[Mount, ...], mounts: tuple[Mount, ...], path: str, spool: BinaryIO) -> int:
         """Copies what the tree of mounts has at path into a volume that is empty, with owners, modes and attributes, those of the
-        directory itself too; spool is an empty file for the time of it. The number of entries, 0 when there was nothing to do."""
+        directory itself too; spool is an empty file for the time of it. Should it be cut off, the next one takes away or finishes
+        what it left; path "" does no more than that. The number of entries, 0 when there was nothing to do."""
         ...
 
     def copy(

@@ -142,11 +142,7 @@ class TreeCopy:
         return os.pwrite(new, os.pread(old, min(size, 1 << 20), offset), offset)
 
     def _finish(self, old: int, new: int, found: os.stat_result) -> None:
-        os.fchown(new, _mapped(found.st_uid, self._uids), _mapped(found.st_gid, self._gids))
-        for name in os.listxattr(old):
-            os.setxattr(new, name, os.getxattr(old, name))
-        os.fchmod(new, stat.S_IMODE(found.st_mode))  # after the owner, which clears set-id bits
-        os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
+        copy_attributes(old, new, found, _mapped(found.st_uid, self._uids), _mapped(found.st_gid, self._gids))
 
     def _finish_name(self, source: int, target: int, name: str, found: os.stat_result) -> None:
         """For what can't be opened. xattrs from the working directory: there is no call by directory and name before Linux 6.13."""
@@ -162,6 +158,15 @@ class TreeCopy:
         if not stat.S_ISLNK(found.st_mode):
             os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+
+
+def copy_attributes(old: int, new: int, found: os.stat_result, uid: int, gid: int) -> None:
+    """Owner, xattrs, mode and times of a file or directory that is open as old; found is what fstat(2) says of it."""
+    os.fchown(new, uid, gid)
+    for name in os.listxattr(old):
+        os.setxattr(new, name, os.getxattr(old, name))
+    os.fchmod(new, stat.S_IMODE(found.st_mode))  # after the owner, which clears set-id bits
+    os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _mapped(id: int, ranges: Sequence[Range]) -> int:

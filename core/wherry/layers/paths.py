@@ -15,12 +15,19 @@ from collections import OrderedDict
 from wherry.errors import Invalid
 from wherry.linux.path import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at
 
+#: Directories in a volume that is being filled, see ``wherry.layers.copyup``: before all is on the disk, and then.
+COPYING, COPIED = ".wherry-copying", ".wherry-copied"
 LINKS_MAX = 255  # as other runtimes have it; the kernel's own limit is 40
 _PLAIN = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _CACHED = 64
 _PART_MAX = 255
 _EMPTY = frozenset((b"", b".", b".."))
+
+
+def begun(volume: str) -> bool:
+    """Whether a copy-up was begun in a volume, given by the path of its directory, and not finished."""
+    return any(os.path.lexists(f"{volume}/{name}") for name in (COPYING, COPIED))
 
 
 def clean(name: bytes) -> tuple[bytes, ...]:

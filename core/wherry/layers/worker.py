@@ -44,7 +44,7 @@ def main() -> None:
 
 def load() -> None:
     """Imports what any job needs, and what the libraries need only when they are used."""
-    from wherry.layers import apply, compression, copying, describe, diff, listing, usage  # noqa: F401
+    from wherry.layers import apply, compression, copying, copyup, describe, diff, listing, usage  # noqa: F401
 
     compression.preload()
 
@@ -154,29 +154,11 @@ def _usage(_request: Mapping[str, Any]) -> Job:
 
 def _populate(request: Mapping[str, Any]) -> Job:
     """What an image has at a path, into a volume: written as a layer to the stream, a file, and unpacked from there."""
-    from wherry.layers.apply import apply
-    from wherry.layers.diff import diff
-    from wherry.linux.path import open_in, syncfs
+    from wherry.layers.copyup import copy_up
 
     path, devices = request["path"], request["devices"]
     stream = open(STREAM, "r+b", buffering=1 << 20)  # noqa: SIM115 - a descriptor, for the life of the process
-
-    def job(roots: Sequence[int]) -> object:
-        image, volume, empty = roots
-        if os.listdir(volume):
-            return 0
-        try:
-            source = open_in(image, path, os.O_RDONLY | os.O_DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError):
-            return 0
-        diff(empty, source, stream.write)
-        stream.flush()
-        stream.seek(0)
-        done = apply(volume, stream, devices=devices)
-        syncfs(volume)
-        return done.entries
-
-    return job
+    return lambda roots: copy_up(roots[0], path, roots[1], roots[2], stream, devices=devices)
 
 
 def _copy(request: Mapping[str, Any]) -> Job:

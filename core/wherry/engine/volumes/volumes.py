@@ -18,6 +18,7 @@ from wherry.engine.state.locks import KeyedLocks
 from wherry.engine.state.undo import Undo
 from wherry.kernel.log import logger as log
 from wherry.kit.names import check_labels
+from wherry.layers.paths import begun
 
 if TYPE_CHECKING:
     from wherry.engine.containers.create import ReadyContainer
@@ -95,16 +96,18 @@ class Volumes:
 
     def _fill(self, created: ReadyContainer, use: MountedVolume, mounts: tuple[Mount, ...]) -> None:
         """With what the image has at its place, as docker; one that holds something already stays as it is."""
-        if NO_COPY in use.options or len(mounts) != 1 or "bind" not in (mounts[0].type, *mounts[0].options):
+        if len(mounts) != 1 or "bind" not in (mounts[0].type, *mounts[0].options):
             return
         with os.scandir(mounts[0].source) as entries:
-            if next(entries, None) is not None:
-                return
+            empty = next(entries, None) is None
+        path = "" if NO_COPY in use.options else use.target
+        if not (path and empty) and not begun(mounts[0].source):
+            return
         (self._state.root / "tmp").mkdir(mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._state.root / "tmp") as spool:
             # Whatever ids the container sees: a volume has those of the image, as its layers have.
             image = tuple(attrs.evolve(mount, idmap=IdMap()) for mount in created.mounts)
-            self._state.kernel.workers.populate(mounts, image, use.target, spool)
+            self._state.kernel.workers.populate(mounts, image, path, spool)
 
     def _take_back(self, record: ContainerRecord, use: MountedVolume) -> None:
         with self._holding(use.name):
