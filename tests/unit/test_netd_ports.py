@@ -15,6 +15,7 @@ import pytest
 
 from support.loops import BOUND, Running, bound, until
 from wherry_plugins.network.bridge.netd import tcp, udp
+from wherry_plugins.network.bridge.netd.shares import Shares
 
 
 @pytest.fixture
@@ -26,17 +27,26 @@ def running() -> Iterator[Running]:
 
 @contextlib.contextmanager
 def published(
-    running: Running, target: socket.socket, address: str = "127.0.0.1", cls: Any = tcp.TcpPort
+    running: Running,
+    target: socket.socket,
+    address: str = "127.0.0.1",
+    cls: Any = tcp.TcpPort,
+    shares: Shares | None = None,
+    sandbox: str = "web",
 ) -> Iterator[Any]:
-    """A port in front of a socket."""
+    """A port in front of a socket, which has given back what it took when it is closed."""
+    shares = shares or Shares(100, 100, 1)
     listener = bound(socket.SOCK_STREAM if cls is tcp.TcpPort else socket.SOCK_DGRAM, address)
     where = target.getsockname()[:2]
-    port = running.do(lambda: cls(running.loop, listener.detach(), lambda _version: where, lambda _address: False))
+    port = running.do(
+        lambda: cls(running.loop, listener.detach(), lambda _version: where, lambda _address: False, shares, sandbox)
+    )
     try:
         yield port
     finally:
         running.do(port.close)
         target.close()
+        assert shares.total == 0 or cls is tcp.TcpPort
 
 
 @contextlib.contextmanager
@@ -238,12 +248,11 @@ def test_many_connections_and_one_that_takes_all_it_can(running: Running) -> Non
             thread.join(BOUND)
 
 
-def test_there_is_a_most(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "MOST_OF_ONE", 2)
+def test_there_is_a_most(running: Running) -> None:
     server = bound(socket.SOCK_STREAM)
     server.listen(10)
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(published(running, server))
+        port = stack.enter_context(published(running, server, shares=Shares(100, 2, 1)))
         clients = [stack.enter_context(socket.create_connection(port.socket.getsockname(), BOUND)) for _ in range(3)]
         inners = [stack.enter_context(server.accept()[0]) for _ in range(2)]
         until(lambda: port.full() and port._waiting)
@@ -253,7 +262,39 @@ def test_there_is_a_most(running: Running, monkeypatch: pytest.MonkeyPatch) -> N
         third = stack.enter_context(server.accept()[0])
         clients[2].sendall(b"x")
         assert third.recv(1) == b"x"
-    assert tcp.TcpPort.count == 0
+
+
+def second_of_two_is_carried(running: Running, shares: Shares) -> bool:
+    """Whether a sandbox has a connection while another one has taken all that it can get, by two ports."""
+    with contextlib.ExitStack() as stack:
+        servers = [bound(socket.SOCK_STREAM) for _ in range(3)]
+        for server in servers:
+            server.listen(50)
+        greedy = [stack.enter_context(published(running, server, shares=shares, sandbox="a")) for server in servers[:2]]
+        other = stack.enter_context(published(running, servers[2], shares=shares, sandbox="b"))
+        for port in greedy:
+            for _ in range(20):
+                stack.enter_context(socket.create_connection(port.socket.getsockname(), BOUND))
+        until(lambda: all(port.full() and port._waiting for port in greedy))
+        assert shares.held["a"] == sum(len(port.connections) for port in greedy) < 20
+        stack.enter_context(socket.create_connection(other.socket.getsockname(), BOUND))
+        servers[2].settimeout(1)
+        try:
+            stack.enter_context(servers[2].accept()[0])
+        except TimeoutError:
+            return False
+        return True
+
+
+def test_one_sandbox_does_not_take_the_room_of_another(running: Running) -> None:
+    shares = Shares(8, 8, 1)
+    assert second_of_two_is_carried(running, shares)
+    assert shares.total == 0
+    assert shares.held == {}
+
+
+def test_twin_without_a_share_that_is_always_there(running: Running) -> None:
+    assert not second_of_two_is_carried(running, Shares(8, 8, 0))
 
 
 class Datagrams:
@@ -299,9 +340,9 @@ def test_the_largest_datagram(running: Running) -> None:
 
 
 def test_sessions_are_bounded_and_end(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(udp, "MOST", 3)
     server = Datagrams()
-    with published(running, server.socket, "127.0.0.1", udp.UdpPort) as port, contextlib.ExitStack() as stack:
+    shares = Shares(100, 3, 1)
+    with published(running, server.socket, "127.0.0.1", udp.UdpPort, shares) as port, contextlib.ExitStack() as stack:
         socks = [stack.enter_context(bound(socket.SOCK_DGRAM)) for _number in range(5)]
         for sock in socks:
             sock.sendto(b"x", port.socket.getsockname())

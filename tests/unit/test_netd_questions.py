@@ -238,7 +238,7 @@ def test_nobody_answers(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(upstream, "PATIENCE", 0.05)
     asking.serve(failing, silent)
     assert asking.found() == ("SERVFAIL", [])
-    assert asking.upstream.asking == {}
+    assert asking.upstream.asking.total == 0
 
 
 def forged(server: Server, data: bytes, address: Any) -> None:
@@ -264,7 +264,7 @@ def test_the_one_who_asked_is_gone(asking: Asking) -> None:
     asking._running.do(lambda: [one.close() for one in asking.resolvers])
     asking._running.do(lambda: question._done(b"too late"))
     assert not asking.upstream.questions
-    assert not asking.upstream.asking
+    assert asking.upstream.asking.held == {}
 
 
 def test_answers_that_are_forged(asking: Asking) -> None:
@@ -278,14 +278,14 @@ def test_twin_any_answer_will_do(asking: Asking, monkeypatch: pytest.MonkeyPatch
     assert asking.found() == ("NOERROR", ["203.0.113.66"])
 
 
-def test_questions_on_their_way_are_counted(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_on_their_way_are_counted(asking: Asking) -> None:
     asking.serve(silent)
-    monkeypatch.setattr(upstream, "MOST_OF_ONE", 3)
+    asking.upstream.asking.of_one = asking.upstream.asking.always = 3
     with contextlib.ExitStack() as stack:
         for number in range(3):
             sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             sock.sendto(DNSRecord.question("example.com").pack(), asking.udp)
-            until(lambda number=number: asking.upstream.asking["web"] == number + 1)  # type: ignore[misc]
+            until(lambda number=number: asking.upstream.asking.held["web"] == number + 1)  # type: ignore[misc]
         assert asking.found() == ("SERVFAIL", [])
         assert asking.found("web") == ("NOERROR", ["10.1.0.2"])  # names cost nothing outside
 

@@ -16,12 +16,13 @@ import sys
 
 from wherry.kit import framing
 from wherry.kit.loop import IN
-from wherry_plugins.network.bridge.netd import conntrack, forwarding, rules
+from wherry_plugins.network.bridge.netd import conntrack, forwarding, rules, tcp, udp
 from wherry_plugins.network.bridge.netd.dns import Answers
 from wherry_plugins.network.bridge.netd.libnftables import NftError
 from wherry_plugins.network.bridge.netd.names import Names
 from wherry_plugins.network.bridge.netd.resolver import Resolver
 from wherry_plugins.network.bridge.netd.ruleset import Ruleset
+from wherry_plugins.network.bridge.netd.shares import Shares
 from wherry_plugins.network.bridge.netd.state import Endpoint, Network
 from wherry_plugins.network.bridge.netd.tcp import TcpPort
 from wherry_plugins.network.bridge.netd.udp import UdpPort
@@ -68,6 +69,8 @@ class NetdServer:
         self._ruleset = Ruleset(loop, table)
         self._names = Names()
         self._upstream = Upstream(loop)
+        self._connections = Shares(tcp.MOST, tcp.MOST_OF_ONE, tcp.ALWAYS)
+        self._senders = Shares(udp.MOST, udp.MOST_OF_ONE, udp.ALWAYS)
         self._answers = Answers(self._names, self._upstream)
         self._networks: dict[str, Network] = {}
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
@@ -231,8 +234,9 @@ class NetdServer:
             now = self._endpoints.get(key, endpoint)
             return now.address(version) or now.address(10 - version), port.container_port
 
-        cls = UdpPort if port.protocol == "udp" else TcpPort
-        return cls(self._loop, fd, target, self._names.internal)
+        if port.protocol == "udp":
+            return UdpPort(self._loop, fd, target, self._names.internal, self._senders, endpoint.sandbox)
+        return TcpPort(self._loop, fd, target, self._names.internal, self._connections, endpoint.sandbox)
 
     def _forget(self, message: dict[str, Any], _fds: list[int]) -> tuple[Any, list[int]]:
         key = (message["sandbox"], message["network"])

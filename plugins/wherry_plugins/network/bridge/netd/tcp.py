@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wherry.kit.loop import Loop, Timer
+    from wherry_plugins.network.bridge.netd.shares import Shares
 
     Target = Callable[[int], tuple[str, int]]
 
-#: Connections of all ports, and of one: more wait in the kernel's queue until others end.
-MOST, MOST_OF_ONE = 4096, 2048
+#: Connections of all sandboxes, and of one (``Shares``): more wait in the kernel's queue until others end.
+MOST, MOST_OF_ONE, ALWAYS = 4096, 2048, 64
 _PATIENCE = 10.0  # seconds that a container has to accept
 _PIECE = 1 << 18  # the size of a pipe, too
 _ROUND = 4  # pieces a turn: then other connections have theirs
@@ -38,16 +39,18 @@ _RESET = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST
 class TcpPort:
     """Takes over a bound socket. target: (address, port) of the container for an IP version."""
 
-    count = 0  # connections of all ports
-
-    def __init__(self, loop: Loop, fd: int, target: Target, refused: Callable[[str], bool]) -> None:
-        """refused: whether somebody with that address may not come in."""
+    def __init__(
+        self, loop: Loop, fd: int, target: Target, refused: Callable[[str], bool], shares: Shares, sandbox: str
+    ) -> None:
+        """refused: whether somebody with that address may not come in. shares: of connections, of all ports."""
         self.loop = loop
         self.socket = socket.socket(fileno=fd)
         self.socket.setblocking(False)
         self.socket.listen(_BACKLOG)
         self.target = target
         self._refused = refused
+        self.shares = shares
+        self.sandbox = sandbox
         self.connections: set[TcpConnection] = set()
         self._waiting = False
         self.closed = False
@@ -73,7 +76,7 @@ class TcpPort:
             TcpConnection(self, sock)
 
     def full(self) -> bool:
-        return TcpPort.count >= MOST or len(self.connections) >= MOST_OF_ONE
+        return not self.shares.free(self.sandbox)
 
     def _pause(self) -> None:
         """Accepts nothing until there is room again."""
@@ -181,7 +184,7 @@ class TcpConnection:
         self._closed = False
         self._timer: Timer | None = None
         port.connections.add(self)
-        TcpPort.count += 1
+        port.shares.take(port.sandbox)
         try:
             self._connect(6 if client.family == socket.AF_INET6 else 4)
         except OSError:
@@ -282,7 +285,7 @@ class TcpConnection:
         if self._timer is not None:
             self._timer.cancel()
         self._port.connections.discard(self)
-        TcpPort.count -= 1
+        self._port.shares.give(self._port.sandbox)
 
 
 def _reset(sock: socket.socket) -> None:

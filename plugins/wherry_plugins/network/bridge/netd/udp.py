@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from wherry.kit.loop import Loop
+    from wherry_plugins.network.bridge.netd.shares import Shares
 
     Target = Callable[[int], tuple[str, int]]
     Key = tuple[Any, bytes]
 
-#: Senders of one port; with one more, the one that has been silent for longest is forgotten.
-MOST = 1024
+#: Senders of all sandboxes, and of one (``Shares``); with one more, that of its port that has been silent for longest is forgotten.
+MOST, MOST_OF_ONE, ALWAYS = 4096, 1024, 64
 SILENCE = 60.0  # seconds until a session ends, as the kernel's own connection tracking has it, and a look at them all
 _LARGEST = 65535
 _ROUND = 32
@@ -30,13 +31,17 @@ _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 49, 50
 class UdpPort:
     """Takes over a bound socket. target: (address, port) of the container for an IP version."""
 
-    def __init__(self, loop: Loop, fd: int, target: Target, refused: Callable[[str], bool]) -> None:
-        """refused: whether somebody with that address may not come in."""
+    def __init__(
+        self, loop: Loop, fd: int, target: Target, refused: Callable[[str], bool], shares: Shares, sandbox: str
+    ) -> None:
+        """refused: whether somebody with that address may not come in. shares: of senders, of all ports."""
         self.loop = loop
         self.socket = sock = socket.socket(fileno=fd)
         sock.setblocking(False)
         self.target = target
         self._refused = refused
+        self.shares = shares
+        self.sandbox = sandbox
         self.sessions: dict[Key, Session] = {}  # the one that was used last is last
         self.closed = False
         self._version = 6 if sock.family == socket.AF_INET6 else 4
@@ -60,12 +65,15 @@ class UdpPort:
             if session is None:
                 if self._refused(address[0]):
                     continue
+                if not self.shares.free(self.sandbox):
+                    if not self.sessions:
+                        continue
+                    next(iter(self.sessions.values())).close()
                 try:
                     session = Session(self, key)
                 except OSError:
                     continue
-                while len(self.sessions) >= MOST:
-                    next(iter(self.sessions.values())).close()
+                self.shares.take(self.sandbox)
             self.sessions[key] = session
             session.take(data)
 
@@ -146,5 +154,6 @@ class Session:
         if self._port.sessions.get(self._key) is self:
             del self._port.sessions[self._key]
         if self._socket.fileno() >= 0:
+            self._port.shares.give(self._port.sandbox)
             self._port.loop.remove(self._socket.fileno())
             self._socket.close()

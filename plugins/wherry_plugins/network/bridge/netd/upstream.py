@@ -10,9 +10,9 @@ import errno
 import os
 import socket
 import struct
-from collections import Counter
 
 from wherry.kit.loop import IN, OUT
+from wherry_plugins.network.bridge.netd.shares import Shares
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 PORT = 53
 PATIENCE = 2.0  # seconds a server has by UDP
 PATIENCE_TCP = 5.0
-#: Questions on their way, of all and of one container: more than that are answered with SERVFAIL.
-MOST, MOST_OF_ONE = 1024, 128
+#: Questions on their way, of all and of one sandbox (``Shares``): more than that are answered with SERVFAIL.
+MOST, MOST_OF_ONE, ALWAYS = 1024, 128, 16
 _SERVERS = 3  # as resolv.conf(5) has it
 _SERVFAIL = 2
 _NEXT = frozenset({1, 2, 4, 5})  # FORMERR, SERVFAIL, NOTIMP, REFUSED: another server may do better
@@ -36,14 +36,14 @@ _LARGEST = 65535
 class Upstream:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
-        self.asking: Counter[str] = Counter()
+        self.asking = Shares(MOST, MOST_OF_ONE, ALWAYS)
         self.questions: set[Question] = set()
 
     def ask(
         self, data: bytes, end: int, servers: tuple[str, ...], sandbox: str, tcp: bool, reply: Callable[[bytes], None]
     ) -> None:
         """reply is called once. end: where the question in data ends."""
-        if self.asking.total() >= MOST or self.asking[sandbox] >= MOST_OF_ONE:
+        if not self.asking.take(sandbox):
             reply(_failure(data, end))
             return
         Question(self, data, end, servers[:_SERVERS], sandbox, tcp, reply).next()
@@ -74,7 +74,6 @@ class Question:
         self._out = b""
         self._in = bytearray()
         self._timer: Timer | None = None
-        upstream.asking[sandbox] += 1
         upstream.questions.add(self)
 
     def next(self) -> None:
@@ -172,11 +171,9 @@ class Question:
 
     def drop(self) -> None:
         self._close()
-        self._upstream.questions.discard(self)
-        asking = self._upstream.asking
-        asking[self._sandbox] -= 1
-        if asking[self._sandbox] <= 0:
-            del asking[self._sandbox]
+        if self in self._upstream.questions:
+            self._upstream.questions.remove(self)
+            self._upstream.asking.give(self._sandbox)
 
     def _close(self) -> None:
         sock, self._socket = self._socket, None
