@@ -300,7 +300,7 @@ def test_its_process_loads_no_more_than_it_uses() -> None:
     }
     assert {name.partition(".")[0] for name in found} & heavy == set()
     parts = {name.removeprefix("wherry.linux.") for name in found if name.startswith("wherry.linux.")}
-    assert parts <= {"caps", "framing", "loop", "pidfd", "process", "syscall"}
+    assert parts <= {"caps", "channel", "framing", "loop", "pidfd", "process", "syscall"}
     kit = {name.removeprefix("wherry.kit.") for name in found if name.startswith("wherry.kit.")}
     assert kit <= {"framing", "loop", "networks", "networks.netlink", "processes"}
     assert {name for name in found if name.startswith("wherry.")} == {

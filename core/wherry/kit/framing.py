@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wherry.linux.channel import FrameChannel
 from wherry.linux.framing import FrameError, Reader, encode, send
 
-__all__ = ["FrameError", "Reader", "encode", "send"]
+__all__ = ["FrameChannel", "FrameError", "Reader", "encode", "send"]

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from wherry.shim.wire import FrameChannel
+    from wherry.linux.channel import FrameChannel
 
 
 class Events:

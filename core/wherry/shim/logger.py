@@ -16,6 +16,7 @@ import signal
 import socket
 
 from wherry.linux import process
+from wherry.linux.channel import FrameChannel
 from wherry.linux.loop import IN, Loop
 from wherry.shim import pipes, wire
 from wherry.shim.arena import Arena
@@ -23,7 +24,6 @@ from wherry.shim.input import Input
 from wherry.shim.logfile import LogFile
 from wherry.shim.output import Output
 from wherry.shim.streams import TaskStreams
-from wherry.shim.wire import FrameChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

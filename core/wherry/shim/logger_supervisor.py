@@ -9,10 +9,10 @@ import socket
 import time
 
 from wherry.linux import framing, pidfd, process
+from wherry.linux.channel import FrameChannel
 from wherry.linux.loop import IN
 from wherry.shim import arena, logger, wire
 from wherry.shim.streams import TaskStreams
-from wherry.shim.wire import FrameChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

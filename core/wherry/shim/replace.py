@@ -22,9 +22,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from wherry.linux.channel import FrameChannel
     from wherry.shim.boot import ShimOptions
     from wherry.shim.server import Reply, Shim
-    from wherry.shim.wire import FrameChannel
 
 
 def _channel(channel: FrameChannel) -> dict[str, Any]:

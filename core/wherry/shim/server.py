@@ -14,6 +14,7 @@ import termios
 import time
 
 from wherry.linux import pidfd
+from wherry.linux.channel import FrameChannel
 from wherry.linux.loop import IN, Loop
 from wherry.shim import wire
 from wherry.shim.engine_supervisor import EngineSupervisor
@@ -24,7 +25,7 @@ from wherry.shim.prefork import PreforkPool
 from wherry.shim.reaper import Reaper
 from wherry.shim.sandboxes import Sandboxes, end_pause, note
 from wherry.shim.tasks import Tasks
-from wherry.shim.wire import Fault, FrameChannel, describe
+from wherry.shim.wire import Fault, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class Shim:
     def _accept(self, _events: int) -> None:
         try:
             sock, _address = self.listener.accept()
-        except OSError:
-            return
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # what else it may be, as EMFILE, lasts: the loop lets this handler rest
         _pid, uid, _gid = wire.peer(sock)
         if uid not in (0, os.geteuid()):
             sock.close()

@@ -57,8 +57,8 @@ class Resolver:
     def _accept(self, _events: int) -> None:
         try:
             sock, _address = self.socket.accept()
-        except OSError:
-            return
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # what else it may be, as EMFILE, lasts: the loop lets this handler rest
         if len(self.streams) >= MOST_STREAMS:
             sock.close()
         else:

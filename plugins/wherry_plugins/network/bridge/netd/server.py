@@ -86,14 +86,12 @@ class NetdServer:
     def _accept(self, _events: int) -> None:
         try:
             sock, _address = self._listener.accept()
-        except OSError:
-            return
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # what else it may be, as EMFILE, lasts: the loop lets this handler rest
         _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (0, os.geteuid()):
             sock.close()
             return
-        sock.setblocking(True)
-        sock.settimeout(10)  # an engine that takes no answer for so long is none
         self._engines.add(EngineConnection(self, self._loop, sock))
 
     def gone(self, engine: EngineConnection) -> None:
@@ -307,26 +305,13 @@ _OPS = {
 
 
 class EngineConnection:
-    """A connection of one."""
+    """A connection of one. An engine that takes no answers is dropped when too much waits for it; nobody else waits."""
 
     def __init__(self, server: NetdServer, loop: Loop, sock: socket.socket) -> None:
         self._server = server
-        self._loop = loop
-        self._socket = sock
-        self._reader = framing.Reader(sock)
-        loop.add(sock.fileno(), IN, self._readable)
+        self._channel = framing.FrameChannel(loop, sock, self._answer, self._gone)
 
-    def _readable(self, _events: int) -> None:
-        try:
-            if not self._reader.feed():
-                self.close()
-                return
-            while (frame := self._reader.pop()) is not None:
-                self._answer(*frame)
-        except (OSError, framing.FrameError):
-            self.close()
-
-    def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
+    def _answer(self, channel: framing.FrameChannel, message: dict[str, Any], fds: list[int]) -> None:
         lent: list[int] = []
         try:
             value, lent = self._server.answer(message, fds)
@@ -338,10 +323,11 @@ class EngineConnection:
         finally:
             for fd in fds:
                 os.close(fd)
-        framing.send(self._socket, answer, lent)
+        channel.send(answer, lent)
+
+    def _gone(self, _channel: framing.FrameChannel) -> None:
+        self._server.gone(self)
 
     def close(self) -> None:
-        self._loop.remove(self._socket.fileno())
-        self._reader.close()
-        self._socket.close()
-        self._server.gone(self)
+        self._channel.drain()
+        self._channel.close()
