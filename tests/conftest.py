@@ -104,18 +104,18 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
+_LATE = "the time for this run is over"
+
+
 # -- bounds of a run -------------------------------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """$WHERRY_TESTS_UNTIL, in seconds since the epoch: what has not begun by then is listed as not run.
-
-    A machine that is slow for once then has a result that says what it is about, instead of none.
-    """
+    """$WHERRY_TESTS_UNTIL, in seconds since the epoch: what has not begun by then is listed as not run, and the run has failed."""
     until = os.environ.get("WHERRY_TESTS_UNTIL")
     if until and time.time() > float(until):
-        pytest.skip("the time for this run is over")
+        pytest.skip(_LATE)
 
 
 # -- leaks -----------------------------------------------------------------------------------------------------------------
@@ -159,6 +159,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Cgroups and loop devices belong to the machine, so they are looked at when all test processes are done."""
     before = session.config.stash.get(_before, None)
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if before is not None and reporter and any(_LATE in str(one.longrepr) for one in reporter.stats.get("skipped", [])):
+        session.exitstatus = max(int(exitstatus), int(pytest.ExitCode.TESTS_FAILED))
     if before is None or isolation.refused():
         return
     found = leaks.settled(before, leaks.SHARED)
@@ -178,6 +181,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for report in sorted(skipped, key=lambda report: str(report.nodeid)):
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             terminalreporter.line(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}")
+    if os.environ.get("WHERRY_TESTS_AGAIN") and (passed := terminalreporter.stats.get("passed")):
+        terminalreporter.section("flaky: failed before, and passed now")
+        for report in passed:
+            terminalreporter.line(report.nodeid)
     if found := config.stash.get(_shared_leaks, []):
         terminalreporter.section("left on the machine")
         for line in found:
