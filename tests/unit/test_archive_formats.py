@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,13 +202,49 @@ HOSTILE = {
 }
 
 
+#: Why each is refused.
+REASONS = {
+    "no archive": "a checksum that is no number",
+    "empty": "neither an OCI archive nor one of docker save",
+    "neither form": "neither an OCI archive nor one of docker save",
+    "cut": "is cut short",
+    "index of 5 MiB": "larger than 4 MiB",
+    "index is no JSON": "is not JSON: Expecting",
+    "index is a list": "is not a JSON object",
+    "index with layers": "is ambiguous",
+    "index twice": "a key is given twice",
+    "nested without end": "nested too deeply",
+    "NaN": "NaN is no JSON value",
+    "lone surrogate": "is not UTF-8",
+    "digest with a path": "64 lower-case hex digits",
+    "digest in capitals": "64 lower-case hex digits",
+    "unknown algorithm": "has the digest 'md5:",
+    "negative size": "a number of 0 or more",
+    "size as text": "a number of 0 or more",
+    "size as bool": "a number of 0 or more",
+    "number of 10^6 digits": "is not JSON",
+    "layout of version 2": 'version "2.0.0", not 1',
+    "layout is no object": "oci-layout: is not a JSON object",
+    "not UTF-8": "is not UTF-8",
+    "docker: no object": "manifest.json: is not a list of objects",
+    "docker: list of text": "manifest.json: is not a list of objects",
+    "docker: no config": 'no member "c.json"',
+    "docker: no layer": 'no member "x/layer.tar"',
+    "docker: config elsewhere": 'no member "../../etc/passwd"',
+    "docker: links in a circle": 'no member "c.json"',
+    "docker: more layers than diff-ids": "2 layers and 1 diff-ids",
+    "docker: config of 5 MiB": "larger than 4 MiB",
+    "docker: tags as text": "has to be a list of strings",
+}
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress])
 def test_damage_is_told_of_the_archive(transport: ArchiveTransport, tmp_path: Path, pack: Any) -> None:
     packed = pack(docker())
     for wrong, word in (
         (packed[: len(packed) // 2], "cut short"),
-        (packed[:20] + bytes([packed[20] ^ 0xFF]) + packed[21:], ""),
-        (pack(b"no tar at all " * 100), ""),
+        (packed[:20] + bytes([packed[20] ^ 0xFF]) + packed[21:], "data is damaged"),
+        (pack(b"no tar at all " * 100), "a checksum that is no number"),
     ):
         reference = put(tmp_path, wrong)
         with pytest.raises(Invalid, match=f'archive "{reference}": .*{word}'):
@@ -216,7 +253,8 @@ def test_damage_is_told_of_the_archive(transport: ArchiveTransport, tmp_path: Pa
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_archives_are_typed_errors(transport: ArchiveTransport, tmp_path: Path, case: str) -> None:
-    with pytest.raises((Invalid, NotFound)):
+    assert set(REASONS) == set(HOSTILE)
+    with pytest.raises((Invalid, NotFound), match=re.escape(REASONS[case])):
         transport.resolve(put(tmp_path, HOSTILE[case]), "")
 
 

@@ -164,9 +164,13 @@ def test_every_step_class_has_its_executor() -> None:
 
 
 def test_bind_refuses_what_is_no_plan() -> None:
-    for bad in ([["nonsense"]], [["filter", "***", 0]], [["filter", "AAAA", 0]]):
-        with pytest.raises(ValueError, match=r"."):
-            bind(bad)
+    for bad, why in (
+        (["nonsense"], 'no such step "nonsense"'),
+        (["filter", "***", 0], "0 bytes are no BPF program"),
+        (["filter", "AAAA", 0], "3 bytes are no BPF program"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            bind([bad])
 
 
 def test_environment_without_equals_is_dropped() -> None:
