@@ -80,7 +80,8 @@ def test_the_engine_accepts_after_a_client_that_had_no_thread(tmp_path: Path, mo
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_twin_without_the_turning_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ends(_client: socket.socket, error: Exception) -> None:
+    def ends(client: socket.socket, error: Exception) -> None:
+        client.close()
         raise error
 
     monkeypatch.setattr(SocketServer, "_turn_away", staticmethod(ends))
