@@ -119,7 +119,7 @@ def test_one_that_the_shim_has_lost(made: Shimmed, programs: Programs) -> None:
     task = programs.start("one", sh("sleep 1000"))
     other = Programs(made.client, "network.other")
     other.end("one", task.pid, task.start_time + 1)
-    eventually(lambda: not alive(task.pid))  # its mark is in its environment; that goes a moment before the process does
+    eventually(lambda: not alive(task.pid))  # by its environment, which goes a moment before the process does
     stranger = made.client.spawn("c", "", module.Plan(how="spawn", argv=sh("exec sleep 1000")), module.Stdio())
     other.end("gone", stranger.pid, stranger.start_time + 1)
     assert alive(stranger.pid), "another process has that pid"
